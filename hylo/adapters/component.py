@@ -1,0 +1,106 @@
+"""What a component of a method is, and the host it is built on.
+
+A component is a small `nn.Module` that owns the trainable tensors of one idea and knows how to enter a base model and
+leave it again without a trace. Its config, in the same file, is a dataclass registered as `component`.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hylo.adapters.positions import Positions
+from hylo.schema import bounded
+
+SEPARATOR = "/"
+"""Stands for the dot of a module path where torch allows no dot (keys of ModuleDict and ParameterDict)."""
+
+
+class Component(nn.Module, ABC):
+    """The trainable tensors of one idea. Only its own parameters are trained."""
+
+    @abstractmethod
+    def attach(self, model: PreTrainedModel) -> None:
+        """Enter the base model: from now on its forward pass uses this component."""
+
+    @abstractmethod
+    def detach(self, model: PreTrainedModel) -> None:
+        """Leave the base model as it was before `attach`, bit for bit."""
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        """Trainable tensors by their names in a saved adapter. Frozen tensors of the base model are not among them."""
+        return {
+            name.replace(SEPARATOR, "."): parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
+
+
+@dataclass
+class Host:
+    """What a component is built on: a base model, its positions, the run's length and seed."""
+
+    model: PreTrainedModel
+    context_length: int
+    """Tokens a window; the default P_max of position buckets."""
+    seed: int
+    positions: Positions = field(default_factory=Positions)
+    components: dict[str, Component] = field(default_factory=dict)
+    """Components built so far, by slot. Those that a config `requires` come before it."""
+
+    def parameter(self, name: str, shape: tuple[int, ...], init: Callable[[Tensor, torch.Generator], object]) -> nn.Parameter:
+        """A float32 parameter on the model's device, drawn from a generator of its own.
+
+        The generator depends on the seed and the name alone, so two methods that share a tensor's name and shape start
+        from the same draws, whatever else they contain (own design).
+        """
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        tensor = torch.empty(shape, dtype=torch.float32)
+        init(tensor, generator)
+        return nn.Parameter(tensor.to(self.model.device))
+
+
+@dataclass(kw_only=True, slots=True)
+class ComponentConfig(ABC):
+    """Settings of one component. Subclasses add their own fields."""
+
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Slots of the method that must be filled for this component to mean anything."""
+    exclusive: ClassVar[bool] = False
+    """True where the component makes sense only as the whole method."""
+
+    learning_rate_multiplier: float = bounded(1.0, gt=0)
+    """Times trainer.learning_rate, for this component's tensors."""
+
+    @abstractmethod
+    def problems(self, key: str, host: Host) -> Iterator[str]:
+        """Settings that cannot work on this model, as text. `host.model` may be on the meta device."""
+
+    @abstractmethod
+    def build(self, host: Host) -> Component:
+        """The component with its tensors at step 0, not yet attached."""
+
+    @abstractmethod
+    def parameter_count(self, host: Host) -> int:
+        """Number of trainable scalars by the closed formula, without building anything."""
+
+
+def zeros(tensor: Tensor, generator: torch.Generator) -> None:
+    """Initialiser: all zero."""
+    tensor.zero_()
+
+
+def constant(value: float) -> Callable[[Tensor, torch.Generator], object]:
+    """Initialiser: every entry the same."""
+    return lambda tensor, generator: tensor.fill_(value)
+
+
+def normal(std: float) -> Callable[[Tensor, torch.Generator], object]:
+    """Initialiser: N(0, std^2)."""
+    return lambda tensor, generator: tensor.normal_(0.0, std, generator=generator)

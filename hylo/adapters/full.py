@@ -1,0 +1,55 @@
+"""Full fine-tuning: every parameter of the base model is trained. The upper arm of a comparison, not an adapter.
+
+The weights are copied when it attaches and copied back when it detaches, so the base model is shared by a sweep's
+cells like under any other method.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from transformers import PreTrainedModel
+
+from hylo.adapters.component import SEPARATOR, Component, ComponentConfig, Host
+from hylo.schema import register
+
+
+@register("component")
+@dataclass(kw_only=True, slots=True)
+class FullConfig(ComponentConfig):
+    """Nothing to choose but the learning-rate multiplier."""
+
+    exclusive: ClassVar[bool] = True
+
+    def problems(self, key: str, host: Host) -> Iterator[str]:
+        yield from ()
+
+    def build(self, host: Host) -> "Full":
+        return Full(host)
+
+    def parameter_count(self, host: Host) -> int:
+        return sum(parameter.numel() for parameter in host.model.parameters())
+
+
+class Full(Component):
+    """The base model's own parameters, tied ones once."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        for name, parameter in host.model.named_parameters():
+            self.register_parameter(name.replace(".", SEPARATOR), parameter)
+        self._untuned: dict[str, torch.Tensor] = {}
+
+    def attach(self, model: PreTrainedModel) -> None:
+        self._untuned = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+
+    @torch.no_grad()
+    def detach(self, model: PreTrainedModel) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(False).grad = None
+            parameter.copy_(self._untuned[name])
+        self._untuned = {}
+

@@ -1,0 +1,162 @@
+"""Low-rank update of linear layers: LoRA, rank-stabilized scaling, DoRA magnitude.
+
+    LoRA             y = W x + s B A x            s = alpha / r          arXiv 2106.09685, section 4.1
+    rank-stabilized                               s = alpha / sqrt(r)    arXiv 2312.03732, equation 3
+    DoRA             y = m (W + s B A) x / n      n = row norms of W + s B A, a constant in backward
+                                                                         arXiv 2402.09353, equation 5 and section 4.3
+
+A [r, in] starts Kaiming-uniform (as PEFT) or orthogonal, B [out, r] at zero, m [out] at the row norms of W: at step 0
+the layer is exactly the base layer. A position gate g(p), where one is set, multiplies the update (B A x) and leaves the
+norm n as it is, so that n stays one number a row. A bias of the base layer is neither scaled nor normalised.
+
+Shapes: B batch, T tokens, I in features, O out features, R rank.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hylo.adapters.component import SEPARATOR, Component, ComponentConfig, Host, zeros
+from hylo.errors import problem
+from hylo.models.architecture import default_targets, layer_shape, target_layers, weight_OI
+from hylo.schema import bounded, register
+
+
+class Scaling(Enum):
+    """The factor s of the update."""
+
+    standard = "alpha / rank"
+    rank_stabilized = "alpha / sqrt(rank)"
+
+
+class InitA(Enum):
+    """How the matrix A starts."""
+
+    kaiming = "Kaiming-uniform"
+    orthogonal = "orthogonal rows"
+
+
+@register("component")
+@dataclass(kw_only=True, slots=True)
+class LowRankConfig(ComponentConfig):
+    """Which layers get a low-rank update, and of what form."""
+
+    rank: int = bounded(8, ge=1)
+    """Rank r of the update; at most min(in, out) of every target layer."""
+    alpha: float = bounded(16.0, gt=0)
+    """Numerator of the scaling s."""
+    scaling: Scaling = Scaling.standard
+    """standard: s = alpha / r; rank_stabilized: s = alpha / sqrt(r)."""
+    magnitude: bool = False
+    """Train DoRA's magnitude m, one number an output feature."""
+    dropout: float = bounded(0.0, ge=0, lt=1)
+    """Probability with which an input of A is zeroed in training."""
+    init_a: InitA = InitA.kaiming
+    """kaiming (as PEFT) or orthogonal (as published)."""
+    target_modules: list[str] | None = None
+    """Names (or path endings) of the layers to adapt; [all-linear]: every linear layer but the output head; None: the
+    published choice for the architecture: q, k, v, o; on GPT-2 c_attn and both c_proj."""
+
+    @property
+    def scale(self) -> float:
+        """The factor s."""
+        return self.alpha / (self.rank if self.scaling is Scaling.standard else math.sqrt(self.rank))
+
+    def layers(self, host: Host) -> dict[str, nn.Module]:
+        """The target layers by path."""
+        return target_layers(host.model, self.target_modules or default_targets(host.model))
+
+    def problems(self, key: str, host: Host) -> Iterator[str]:
+        try:
+            layers = self.layers(host)
+        except ValueError as error:
+            yield problem(f"{key}.target_modules", self.target_modules, str(error), f"{key}.target_modules=[all-linear]")
+            return
+        path, limit = min(((path, min(layer_shape(layer))) for path, layer in layers.items()), key=lambda item: item[1])
+        if self.rank > limit:
+            shape = "{} -> {}".format(*layer_shape(layers[path]))
+            yield problem(
+                f"{key}.rank", self.rank, f"1 to {limit}, the smaller side of {path} ({shape})", f"{key}.rank={min(8, limit)}"
+            )
+
+    def build(self, host: Host) -> "LowRank":
+        return LowRank(self, host)
+
+    def parameter_count(self, host: Host) -> int:
+        shapes = [layer_shape(layer) for layer in self.layers(host).values()]
+        return sum(self.rank * (fan_in + fan_out) + self.magnitude * fan_out for fan_in, fan_out in shapes)
+
+
+class LowRankLayer(nn.Module):
+    """A linear layer (nn.Linear or GPT-2's Conv1D) with its low-rank update. `base` is frozen and shared."""
+
+    def __init__(self, base: nn.Module, config: LowRankConfig, A: nn.Parameter, B: nn.Parameter) -> None:
+        super().__init__()
+        self.base = base
+        self.scale = config.scale
+        self.dropout = config.dropout
+        self.A = A
+        self.B = B
+        self.gate: Callable[[], Tensor] | None = None
+        """Gives g(p), [B, T] or [1, T]; set by a component that scales the update by position."""
+        self.magnitude: nn.Parameter | None = None
+        if config.magnitude:
+            W_OI = weight_OI(base).detach().float()
+            self.register_buffer("weight_square_O", W_OI.square().sum(dim=1), persistent=False)
+            self.magnitude = nn.Parameter(self.weight_square_O.sqrt())
+
+    def forward(self, x_BTI: Tensor) -> Tensor:
+        y_BTO = self.base(x_BTI)
+        z_BTR = F.linear(F.dropout(x_BTI, self.dropout, self.training), self.A) * self.scale
+        if self.gate is not None:
+            z_BTR = z_BTR * self.gate().unsqueeze(-1).to(z_BTR.dtype)
+        update_BTO = F.linear(z_BTR, self.B)
+        if self.magnitude is None:
+            return y_BTO + update_BTO.to(y_BTO.dtype)
+        ratio_O = self.magnitude / self.row_norms()
+        if self.base.bias is None:
+            return (ratio_O * (y_BTO + update_BTO)).to(y_BTO.dtype)
+        return (ratio_O * (y_BTO - self.base.bias + update_BTO) + self.base.bias).to(y_BTO.dtype)
+
+    @torch.no_grad()
+    def row_norms(self) -> Tensor:
+        """Row norms of W + s B A, [O], without building the matrix: |w|^2 + 2 s (W A^T) . B + s^2 (B A A^T) . B."""
+        W_OI = weight_OI(self.base).to(self.A.dtype)
+        cross_O = ((W_OI @ self.A.T) * self.B).sum(dim=1)
+        update_square_O = ((self.B @ (self.A @ self.A.T)) * self.B).sum(dim=1)
+        square_O = self.weight_square_O + 2 * self.scale * cross_O + self.scale**2 * update_square_O
+        return square_O.clamp(min=torch.finfo(square_O.dtype).tiny).sqrt()
+
+
+class LowRank(Component):
+    """Low-rank updates of all target layers of a model."""
+
+    def __init__(self, config: LowRankConfig, host: Host) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict()
+        for path, base in config.layers(host).items():
+            fan_in, fan_out = layer_shape(base)
+            A = host.parameter(f"low_rank.{path}.A", (config.rank, fan_in), _init_a(config.init_a))
+            B = host.parameter(f"low_rank.{path}.B", (fan_out, config.rank), zeros)
+            self.layers[path.replace(".", SEPARATOR)] = LowRankLayer(base, config, A, B)
+
+    def attach(self, model: PreTrainedModel) -> None:
+        for path, layer in self.layers.items():
+            model.set_submodule(path.replace(SEPARATOR, "."), layer)
+
+    def detach(self, model: PreTrainedModel) -> None:
+        for path, layer in self.layers.items():
+            assert isinstance(layer, LowRankLayer)
+            model.set_submodule(path.replace(SEPARATOR, "."), layer.base)
+
+
+def _init_a(init: InitA) -> Callable[[Tensor, torch.Generator], object]:
+    if init is InitA.orthogonal:
+        return lambda tensor, generator: nn.init.orthogonal_(tensor, generator=generator)
+    return lambda tensor, generator: nn.init.kaiming_uniform_(tensor, a=math.sqrt(5), generator=generator)

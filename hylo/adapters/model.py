@@ -1,0 +1,157 @@
+"""A base model with the components of a method attached."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+import hylo.adapters
+from hylo.adapters.component import Component, ComponentConfig, Host
+from hylo.errors import ConfigError, RecordError, problem
+from hylo.schema import bound_problems, import_all, plain, registered
+
+import_all(hylo.adapters)
+
+WEIGHTS, SETTINGS = "adapter.safetensors", "adapter_config.json"
+
+Method = Mapping[str, ComponentConfig]
+"""The components of a method by slot (low_rank, position_bias, landmark, ...). Empty: the untuned model."""
+
+
+def method_problems(method: Method, host: Host, key: str = "method") -> Iterator[str]:
+    """Everything about a method that cannot work on this model, as text. The model may be on the meta device."""
+    for slot, config in method.items():
+        for needed in config.requires:
+            if needed not in method:
+                allowed = f"only together with {key}.{needed}"
+                yield problem(f"{key}.{slot}", _name(config), allowed, f"{key}.{slot}=null, or a method with {needed}")
+        if config.exclusive and len(method) > 1:
+            others = ", ".join(other for other in method if other != slot)
+            yield problem(f"{key}.{slot}", _name(config), "only as the whole method", f"remove {others}")
+        yield from config.problems(f"{key}.{slot}", host)
+
+
+class AdaptedModel(nn.Module):
+    """A base model with components attached, and nothing else trainable.
+
+    Arguments:
+        base: a causal language model of transformers. Its weights are frozen.
+        method: the components by slot. A component is built after those it requires.
+        context_length: tokens a window; the default end of position buckets.
+        seed: of the components' random starts.
+
+    Raises:
+        ConfigError: a setting is out of range or cannot work on this model.
+    """
+
+    def __init__(self, base: PreTrainedModel, method: Method, *, context_length: int, seed: int) -> None:
+        super().__init__()
+        host = Host(base, context_length, seed)
+        if problems := [*bound_problems(dict(method)), *method_problems(method, host)]:
+            raise ConfigError(*problems)
+        for parameter in base.parameters():
+            parameter.requires_grad_(False)
+        self.base = base
+        self.method = dict(sorted(method.items(), key=lambda item: len(item[1].requires)))
+        self.context_length = context_length
+        for slot, config in self.method.items():
+            host.components[slot] = config.build(host)
+        self.components = nn.ModuleDict(host.components)
+        self._positions = host.positions.follow(base)
+        for component in host.components.values():
+            component.attach(base)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.base(*args, **kwargs)
+
+    def tensors(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Trainable tensors by slot, then by name."""
+        return {slot: component.tensors() for slot, component in self._components()}
+
+    def parameter_counts(self) -> dict[str, Any]:
+        """Numbers of scalars: `trainable`, `total` (trainable and frozen), and trainable `by_component`."""
+        counts = {slot: sum(t.numel() for t in tensors.values()) for slot, tensors in self.tensors().items()}
+        total = sum(parameter.numel() for parameter in self.parameters())
+        return {"trainable": sum(counts.values()), "total": total, "by_component": counts}
+
+    def detach(self) -> PreTrainedModel:
+        """Take every component off and return the base model as it was."""
+        for _, component in reversed(list(self._components())):
+            component.detach(self.base)
+        self._positions.remove()
+        return self.base
+
+    def save(self, folder: Path) -> None:
+        """Write the trained tensors (safetensors) and the method that they belong to (JSON)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        flat = {f"{slot}.{name}": t.detach().contiguous().cpu() for slot, ts in self.tensors().items() for name, t in ts.items()}
+        save_file(flat, folder / WEIGHTS, metadata={"format": "pt"})
+        settings = {
+            "context_length": self.context_length,
+            "method": {slot: {"component": _name(config)} | plain(config) for slot, config in self.method.items()},
+        }
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Read trained tensors written by `save` into this model.
+
+        Raises:
+            RecordError: a tensor is missing, unknown, or of another shape.
+        """
+        saved = load_file(folder / WEIGHTS)
+        own = {f"{slot}.{name}": tensor for slot, ts in self.tensors().items() for name, tensor in ts.items()}
+        wrong = [name for name in own.keys() | saved.keys() if name not in own or name not in saved]
+        wrong += [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
+        if wrong:
+            raise RecordError(f"{folder / WEIGHTS} does not fit this method and model: {', '.join(sorted(wrong)[:5])}")
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+    def _components(self) -> Iterator[tuple[str, Component]]:
+        for slot, component in self.components.items():
+            assert isinstance(component, Component)
+            yield slot, component
+
+
+@contextmanager
+def adapted(base: PreTrainedModel, method: Method, *, context_length: int, seed: int) -> Iterator[AdaptedModel]:
+    """An `AdaptedModel` for the length of a block; the base model leaves it as it came."""
+    model = AdaptedModel(base, method, context_length=context_length, seed=seed)
+    try:
+        yield model
+    finally:
+        model.detach()
+
+
+def read_method(folder: Path) -> tuple[dict[str, ComponentConfig], int]:
+    """The method and context length of a saved adapter.
+
+    Raises:
+        RecordError: the settings are missing, damaged, or name an unknown component.
+    """
+    path = folder / SETTINGS
+    try:
+        settings = json.loads(path.read_text())
+        method = {slot: _component(dict(values)) for slot, values in settings["method"].items()}
+        return method, int(settings["context_length"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path} cannot be read as an adapter of hylo: {error!r}") from error
+
+
+def _component(values: dict[str, Any]) -> ComponentConfig:
+    schema = registered("component")[values.pop("component")]
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    assert isinstance(config, ComponentConfig)
+    return config
+
+
+def _name(config: ComponentConfig) -> str:
+    return type(config).__module__.rpartition(".")[2]

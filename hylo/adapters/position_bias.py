@@ -1,0 +1,74 @@
+"""Position bias: the low-rank update counts more or less depending on where the token stands.
+
+    y = W x + g(p) s B A x        g(p) = 1 + tanh(b[bucket(p)])
+
+One vector b [num_buckets] is shared by all adapted layers and starts at zero, so g = 1 at step 0. Own design after the
+published HyLoRADA, whose implementation never received positions; here p is the token's true position.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries
+from hylo.adapters.component import Component, ComponentConfig, Host, zeros
+from hylo.adapters.low_rank import LowRank, LowRankLayer
+from hylo.schema import bounded, register
+
+
+@register("component")
+@dataclass(kw_only=True, slots=True)
+class PositionBiasConfig(ComponentConfig):
+    """Buckets of the position bias."""
+
+    requires: ClassVar[tuple[str, ...]] = ("low_rank",)
+
+    num_buckets: int = bounded(64, ge=2)
+    """Number of position buckets, one trained scalar each."""
+    bucketing: Bucketing = Bucketing.logarithmic
+    """logarithmic, or uniform as published."""
+    max_position: int | None = bounded(None, ge=2)
+    """P_max in tokens, where the last bucket begins; None: the run's context length."""
+
+    def problems(self, key: str, host: Host) -> Iterator[str]:
+        yield from ()
+
+    def build(self, host: Host) -> "PositionBias":
+        return PositionBias(self, host)
+
+    def parameter_count(self, host: Host) -> int:
+        return self.num_buckets
+
+
+class PositionBias(Component):
+    """The shared vector b and the gate it makes."""
+
+    boundaries: Tensor
+
+    def __init__(self, config: PositionBiasConfig, host: Host) -> None:
+        super().__init__()
+        self.b = host.parameter("position_bias.b", (config.num_buckets,), zeros)
+        boundaries = bucket_boundaries(config.bucketing, config.num_buckets, config.max_position or host.context_length)
+        self.register_buffer("boundaries", boundaries.to(self.b.device), persistent=False)
+        self._positions = host.positions
+        low_rank = host.components["low_rank"]
+        assert isinstance(low_rank, LowRank)
+        self._layers = [layer for layer in low_rank.layers.values() if isinstance(layer, LowRankLayer)]
+
+    def gate(self) -> Tensor:
+        """g(p) for the positions of the pass under way: [B, T] or [1, T]."""
+        buckets = assign_buckets(self._positions.current, self.boundaries)
+        return 1 + torch.tanh(F.embedding(buckets, self.b.unsqueeze(-1)).squeeze(-1))
+
+    def attach(self, model: PreTrainedModel) -> None:
+        for layer in self._layers:
+            layer.gate = self.gate
+
+    def detach(self, model: PreTrainedModel) -> None:
+        for layer in self._layers:
+            layer.gate = None

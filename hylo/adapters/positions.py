@@ -1,0 +1,56 @@
+"""The true position of every token, for components that depend on it.
+
+A hook on the base model's forward works out the positions once a pass: `position_ids` where they are given, else the
+running count of real tokens in the attention mask (left padding does not count), else the cache offset plus 0, 1, 2, ...
+Where positions had to be read from the mask they are also handed to the model itself, which would otherwise count the
+padding: single left-padded batches would then give other logits than the same text alone.
+
+Shapes: B batch, T tokens of this pass.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+
+class Positions:
+    """Positions of the pass under way. One instance is shared by all components of a model."""
+
+    def __init__(self) -> None:
+        self._current: Tensor | None = None
+
+    @property
+    def current(self) -> Tensor:
+        """[B, T] or [1, T] int64, counted from the first real token of each text."""
+        assert self._current is not None, "positions are known only inside a forward pass of the adapted model"
+        return self._current
+
+    def follow(self, model: PreTrainedModel) -> RemovableHandle:
+        """Keep `current` up to date with the model's forward passes until the handle is removed."""
+
+        def before_forward(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if len(args) > 1:
+                raise TypeError(f"pass everything but input_ids by name, got {len(args)} positional arguments")
+            self._current, kwargs = _positions_of(args, kwargs)
+            return args, kwargs
+
+        return model.register_forward_pre_hook(before_forward, with_kwargs=True)
+
+
+def _positions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    inputs = args[0] if args else kwargs.get("input_ids")
+    if inputs is None:
+        inputs = kwargs["inputs_embeds"]
+    time = inputs.shape[1]
+    if kwargs.get("position_ids") is not None:
+        return kwargs["position_ids"], kwargs
+    mask = kwargs.get("attention_mask")
+    if mask is not None and mask.dim() == 2:
+        positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -time:]
+        return positions, kwargs | {"position_ids": positions}
+    cache = kwargs.get("past_key_values")
+    offset = cache.get_seq_length() if cache is not None else 0
+    return torch.arange(offset, offset + time, device=inputs.device).unsqueeze(0), kwargs

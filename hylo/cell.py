@@ -1,0 +1,61 @@
+"""A cell: one configuration under a name, and whether it can work at all."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from hylo.adapters.component import Host
+from hylo.adapters.model import method_problems
+from hylo.config import Config
+from hylo.data.base import Split
+from hylo.errors import ConfigError, problem
+from hylo.models.architecture import model_context_length
+from hylo.runtime import device_problems
+from hylo.session import Session
+from hylo.training import trainer_problems
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration under a name, in a group (a study or sweep)."""
+
+    group: str
+    name: str
+    config: Config
+    overrides: tuple[str, ...] = ()
+    """What to give train.py to run this cell alone."""
+
+    def folder(self, mark: str) -> Path:
+        """Folder of the cell's record; `mark` is its fingerprint."""
+        seed = f"seed{self.config.seed}-" if self.config.components else ""
+        return Path(self.config.outputs) / self.group / f"{self.name}-{seed}{mark}"
+
+    def untuned(self, name: str) -> "Cell":
+        """The cell that evaluates the untuned model on the same data."""
+        config = dataclasses.replace(self.config, method={}, seed=0)
+        return Cell(self.group, name, config, (*self.overrides, "method=none"))
+
+
+def check(cell: Cell, session: Session) -> None:
+    """Refuse a cell that cannot work, before anything expensive starts and before anything is written.
+
+    Raises:
+        ConfigError: settings contradict each other, or the model, or this machine.
+        MissingDependency: the model or the data cannot be reached.
+    """
+    config = cell.config
+    skeleton = session.skeleton(config.model)
+    host = Host(skeleton, config.data.context_length, config.seed)
+    problems = [*trainer_problems(config.trainer), *device_problems(config.trainer.device)]
+    problems += method_problems(config.components, host)
+    limit = model_context_length(skeleton)
+    if config.data.context_length > limit:
+        allowed = f"4 to {limit}, the longest context of {config.model.name}"
+        problems.append(problem("data.context_length", config.data.context_length, allowed, f"data.context_length={limit}"))
+    if problems:
+        raise ConfigError(*problems)
+    if not session.documents(config.data, config.data.eval_split):
+        split = config.data.eval_split.name
+        raise ConfigError(f"data={config.data.name} has no {split} documents\n    fix:     name some, or data.eval_split=...")
+    if config.components and not session.documents(config.data, Split.train):
+        raise ConfigError(f"data={config.data.name} has no train documents\n    fix:     name some, or method=none")

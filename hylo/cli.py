@@ -1,0 +1,119 @@
+"""What train.py does with a composed configuration: a study, a cell, or one job of a sweep."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from hylo.cell import Cell
+from hylo.config import Config, resolve
+from hylo.errors import ConfigError, HyloError
+from hylo.messages import explain
+from hylo.run import run_cell
+from hylo.session import Session
+from hylo.study import Plan, check_plan, plan_study, run_plan, with_untuned
+
+SESSION = Session()
+"""Shared by all jobs that this process runs: a sweep in one process loads weights and text once."""
+
+
+def main(composed: DictConfig) -> float | None:
+    """Run what was composed.
+
+    Returns:
+        In a sweep the cell's perplexity, for sweepers that optimise it (None where the cell failed).
+
+    Raises:
+        SystemExit: a cell of a study failed.
+    """
+    hydra = HydraConfig.get()
+    overrides, config = list(hydra.overrides.task), resolve(composed)
+    if hydra.mode is RunMode.MULTIRUN:
+        return run_job(job_cell(config, overrides, Path(hydra.sweep.dir).name))
+    if config.study:
+        plan = plan_study(config, overrides, compose)
+    else:
+        plan = with_untuned(Plan("runs", Path(config.outputs), [job_cell(config, overrides, "runs")]))
+    if not run_plan(plan, SESSION):
+        sys.exit(1)
+    return None
+
+
+def run_job(cell: Cell) -> float | None:
+    """One job of a sweep and the untuned model it is compared with. A failure stays in the record: others go on."""
+    try:
+        plan = with_untuned(Plan(cell.group, Path(cell.config.outputs), [cell]))
+        check_plan(plan, SESSION)
+        return [run_cell(each, SESSION) for each in plan.cells][-1].result["metrics"]["ppl"]
+    except (HyloError, RuntimeError, OSError, AssertionError) as error:
+        print(f"{cell.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return None
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The typed configuration of a list of overrides.
+
+    Raises:
+        ConfigError: it cannot be composed.
+    """
+    try:
+        return resolve(hydra_compose("config", overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
+
+
+def job_cell(config: Config, overrides: Sequence[str], group: str) -> Cell:
+    """A cell named by what was asked for: the method and every other override, without seed and logging."""
+    if config.cell:
+        name = config.cell
+    else:
+        unnamed = {"seed", "seeds", "tracking", "outputs", "cell", "hydra"}
+        chosen = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+        method = chosen.pop("method", HydraConfig.get().runtime.choices["method"])
+        rest = [f"{key.removeprefix('method.')}={value}" for key, value in chosen.items() if key.split(".")[0] not in unnamed]
+        name = ",".join([method, *rest])
+    return Cell(group, file_name(name), config, tuple(overrides))
+
+
+def file_name(text: str) -> str:
+    """The text with everything but letters, digits and `_.,=+-` replaced, at most 100 characters."""
+    safe = "".join(letter if letter.isalnum() or letter in "_.,=+-" else "-" for letter in text).lstrip(".")
+    return safe if len(safe) <= 100 else f"{safe[:88]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def name_sweep(arguments: list[str]) -> list[str]:
+    """Command-line arguments of a sweep with its folder, `sweep-<hash of what is swept>`: the same sweep asked for
+    again is found again."""
+    if not {"-m", "--multirun"} & set(arguments) or any(text.startswith("hydra.sweep.dir=") for text in arguments):
+        return arguments
+    swept = sorted(text for text in arguments if "=" in text and not text.startswith(("hydra", "tracking", "outputs")))
+    mark = hashlib.sha256("\n".join(swept).encode()).hexdigest()[:8]
+    return [*arguments, f"hydra.sweep.dir=${{outputs}}/sweep-{mark}"]
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """Around Hydra's main: names the sweep, and turns errors a user can act on into one screen of text and exit code 2."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets its errors through instead of printing them itself
+    sys.argv[1:] = name_sweep(sys.argv[1:])
+    try:
+        yield
+    except HyloError as error:
+        stop(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        stop(explain(error))
+
+
+def stop(message: str) -> None:
+    """Print an error and exit with code 2."""
+    print(f"\nerror: {message}\n\n`python train.py --help` lists groups, keys and examples.", file=sys.stderr)
+    sys.exit(2)

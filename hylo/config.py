@@ -1,0 +1,85 @@
+"""The whole configuration, typed: what YAML files and overrides become before anything runs."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import hylo.adapters
+import hylo.data
+import hylo.models
+from hylo.adapters.component import ComponentConfig
+from hylo.data.base import DataConfig
+from hylo.errors import ConfigError, problem
+from hylo.models.base import ModelConfig
+from hylo.schema import bound_problems, bounded, import_all, register_root
+from hylo.tracking import TrackingConfig
+from hylo.training import TrainerConfig
+
+for package in (hylo.adapters, hylo.data, hylo.models):
+    import_all(package)
+
+
+@register_root
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """One cell: a model, data, a method, a trainer and a seed. Or a study of many."""
+
+    model: ModelConfig = MISSING
+    """Base model: conf/model/."""
+    data: DataConfig = MISSING
+    """Text and windows: conf/data/."""
+    method: dict[str, ComponentConfig | None] = field(default_factory=dict)
+    """Components by slot: conf/method/. A slot set to null is off."""
+    trainer: TrainerConfig = MISSING
+    """Training and evaluation settings: conf/trainer/."""
+    tracking: TrackingConfig = MISSING
+    """Where runs are logged besides their records: conf/tracking/."""
+    seed: int = bounded(0, ge=0)
+    """Seed of adapter starts, window order and dropout."""
+    study: str | None = None
+    """Run a whole study, experiments/<study>/study.yaml, instead of one cell."""
+    seeds: list[int] | None = None
+    """Seeds of the study's cells; None: those that the study names."""
+    cell: str | None = None
+    """Name of the cell in tables; None: made from the overrides."""
+    outputs: str = "outputs"
+    """Folder of all records, relative to where train.py is started."""
+
+    @property
+    def components(self) -> dict[str, ComponentConfig]:
+        """The method's slots that are on."""
+        return {slot: config for slot, config in self.method.items() if config is not None}
+
+
+def resolve(composed: DictConfig) -> Config:
+    """The typed configuration of a composed one, with every number inside its bounds.
+
+    Raises:
+        ConfigError: a value is missing, of the wrong type or out of range, or the config reads the environment.
+    """
+    if "oc.env" in OmegaConf.to_yaml(composed):
+        # Resolved, it would write the variable, perhaps a secret, into every record.
+        raise ConfigError("the configuration reads the environment (oc.env)\n    fix:     write the value itself")
+    try:
+        config = OmegaConf.to_object(composed)
+    except AttributeError as error:  # a key added with + that a typed section does not have
+        raise ConfigError(f"unknown key: {error}\n    fix:     remove it; `python train.py --help` lists the keys") from error
+    except TypeError as error:  # an untyped entry of `method`
+        raise ConfigError(f"method: {error}\n    fix:     choose components in a file of conf/method/") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from error
+    assert isinstance(config, Config)
+    problems = [*bound_problems(config), *_path_problems(config)]
+    if problems:
+        raise ConfigError(*problems)
+    return config
+
+
+def _path_problems(config: Config) -> list[str]:
+    names = {"model.name": config.model.name, "data.name": config.data.name, "cell": config.cell, "study": config.study}
+    return [
+        problem(key, name, "a name without path separators", f"{key}=a_short_name")
+        for key, name in names.items()
+        if name is not None and (not name or "/" in name or "\\" in name or name.startswith("."))
+    ]

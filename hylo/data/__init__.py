@@ -1,0 +1,1 @@
+"""Sources of text (one file each, with its typed config in it), tokens and windows."""

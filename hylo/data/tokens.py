@@ -1,0 +1,70 @@
+"""Documents as tokens: tokenised once, cached by content."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from transformers import PreTrainedTokenizerBase
+
+from hylo.cache import cached_folder, text_hash
+from hylo.data.base import Document
+
+_FORMAT = "1"
+"""Part of the cache key; raise it when the way of tokenising changes."""
+
+
+@dataclass(frozen=True)
+class TokenizedDocument:
+    """A document's tokens.
+
+    ids: [n] int32. byte_ends: [n] int64, UTF-8 bytes of the text up to the end of each token; a token that ends inside
+    a character counts that character's bytes.
+    """
+
+    name: str
+    ids: np.ndarray
+    byte_ends: np.ndarray
+
+
+def documents_identity(documents: list[Document]) -> str:
+    """Hash of the documents' names and texts."""
+    return text_hash(*(part for document in documents for part in (document.name, document.text)))
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of a fast tokenizer's whole state."""
+    return text_hash(tokenizer.backend_tokenizer.to_str())
+
+
+def tokenize(documents: list[Document], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedDocument]:
+    """Tokens of the documents as shipped: no cleaning, no special tokens. From the cache where they were made before."""
+    key = text_hash(_FORMAT, documents_identity(documents), tokenizer_identity(tokenizer))
+    folder = cached_folder(f"tokens/{key[:24]}", lambda draft: _make(documents, tokenizer, draft))
+    names = json.loads((folder / "documents.json").read_text())
+    with safe_open(folder / "tokens.safetensors", framework="numpy") as file:
+        ids, byte_ends, ends = (file.get_tensor(name) for name in ("ids", "byte_ends", "ends"))
+    starts = np.concatenate([[0], ends[:-1]])
+    return [
+        TokenizedDocument(name, ids[start:end], byte_ends[start:end])
+        for name, start, end in zip(names, starts, ends, strict=True)
+    ]
+
+
+def _make(documents: list[Document], tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    ids, byte_ends = [], []
+    for document in documents:
+        encoded = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        character_ends = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)[:, 1]
+        character_bytes = [len(character.encode()) for character in document.text]
+        ids.append(np.asarray(encoded["input_ids"], dtype=np.int32))
+        byte_ends.append(np.concatenate([[0], np.cumsum(character_bytes, dtype=np.int64)])[character_ends])
+    tensors = {
+        "ids": np.concatenate(ids),
+        "byte_ends": np.concatenate(byte_ends),
+        "ends": np.cumsum([len(each) for each in ids], dtype=np.int64),
+    }
+    save_file(tensors, folder / "tokens.safetensors")
+    (folder / "documents.json").write_text(json.dumps([document.name for document in documents]))

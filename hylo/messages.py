@@ -1,0 +1,78 @@
+"""Errors of Hydra and OmegaConf in this project's form: the value, what is allowed, the fix."""
+
+import dataclasses
+import difflib
+import re
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from hylo.schema import Bounds
+
+
+def explain(error: HydraException | OmegaConfBaseException) -> str:
+    """A message that names the key, what is allowed there, and the likely fix."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(error, MissingConfigException):
+        return _unknown_choice(error)
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        if isinstance(cause, ConfigKeyError) or "not in struct" in str(cause):
+            return _unknown_key(cause)
+        return _wrong_value(cause, str(error))
+    return str(error)
+
+
+def _unknown_choice(error: MissingConfigException) -> str:
+    asked = error.missing_cfg_file or ""
+    group, _, name = asked.rpartition("/")
+    options = list(error.options or [])
+    return f"{group} = {name!r}\n    allowed: {', '.join(options)}\n    fix:     {group}={_closest(name, options)}"
+
+
+def _unknown_key(cause: OmegaConfBaseException) -> str:
+    full_key = str(cause.full_key)
+    section, _, key = full_key.rpartition(".")
+    known = _keys_of(cause)
+    if not known:
+        return f"{full_key} is not a key of the configuration\n    fix:     remove it"
+    fix = ".".join(part for part in (section, _closest(key, known)) if part)
+    return f"{full_key} is not a key of the configuration\n    allowed: {', '.join(known)}\n    fix:     {fix}=..."
+
+
+def _wrong_value(cause: OmegaConfBaseException, context: str) -> str:
+    full_key = str(cause.full_key)
+    message = str(cause).splitlines()[0]
+    given = re.search(rf"{re.escape(full_key)}=(.*)", context)
+    value = f" = {given[1]!r}" if given else ""
+    lines = [f"{full_key}{value}", f"    {message}"]
+    field = _field_of(cause, full_key.rpartition(".")[2])
+    if field is not None:
+        bounds = field.metadata.get("bounds")
+        if isinstance(bounds, Bounds):
+            lines.append(f"    allowed: {bounds}")
+        if isinstance(field.default, int | float):
+            lines.append(f"    fix:     {full_key}={field.default} (the default)")
+    return "\n".join(lines)
+
+
+def _keys_of(cause: OmegaConfBaseException) -> list[str]:
+    if dataclasses.is_dataclass(cause.object_type):
+        return [field.name for field in dataclasses.fields(cause.object_type)]
+    node: Any = cause.parent_node
+    try:
+        return [str(key) for key in node] if node is not None else []
+    except TypeError:
+        return []
+
+
+def _field_of(cause: OmegaConfBaseException, name: str) -> "dataclasses.Field[Any] | None":
+    schema: Any = getattr(getattr(cause, "parent_node", None), "_metadata", None)
+    object_type = getattr(schema, "object_type", None)
+    if not dataclasses.is_dataclass(object_type):
+        return None
+    return next((field for field in dataclasses.fields(object_type) if field.name == name), None)
+
+
+def _closest(word: str, options: list[str]) -> str:
+    return next(iter(difflib.get_close_matches(word, options, n=1, cutoff=0.4)), options[0] if options else "")

@@ -1,0 +1,93 @@
+"""Where things are in a causal language model of transformers: target layers, final norm, sizes.
+
+Works by structure, on the meta device too; an architecture that differs is an entry in a table here.
+"""
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+ALL_LINEAR = "all-linear"
+"""Stands for every linear layer of the decoder, without the output head."""
+
+_DEFAULT_TARGETS = {
+    "gpt2": ["c_attn", "c_proj"],
+    "gpt_neox": ["query_key_value", "dense"],
+    "opt": ["q_proj", "k_proj", "v_proj", "out_proj"],
+}
+_OTHERWISE = ["q_proj", "k_proj", "v_proj", "o_proj"]
+_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+
+
+def default_targets(model: PreTrainedModel) -> list[str]:
+    """The layers that the published methods adapt: query, key, value and output projections of attention; on GPT-2
+    the fused one and both c_proj."""
+    return _DEFAULT_TARGETS.get(model.config.model_type, _OTHERWISE)
+
+
+def decoder(model: PreTrainedModel) -> nn.Module:
+    """The stack of layers under the output head."""
+    body = model.base_model
+    return getattr(body, "decoder", body)
+
+
+def final_norm(model: PreTrainedModel) -> nn.Module:
+    """The norm whose output the output head reads.
+
+    Raises:
+        ValueError: the model has none under a known name.
+    """
+    body = decoder(model)
+    for name in _FINAL_NORMS:
+        if isinstance(norm := getattr(body, name, None), nn.Module):
+            return norm
+    raise ValueError(f"{type(model).__name__} has no final norm under the names {', '.join(_FINAL_NORMS)}")
+
+
+def hidden_size(model: PreTrainedModel) -> int:
+    """Width d of the last hidden state."""
+    return model.config.get_text_config().hidden_size
+
+
+def model_context_length(model: PreTrainedModel) -> int:
+    """The longest context the model was made for, in tokens."""
+    return model.config.get_text_config().max_position_embeddings
+
+
+def target_layers(model: PreTrainedModel, targets: list[str]) -> dict[str, nn.Module]:
+    """Linear layers (nn.Linear or Conv1D) whose path is, or ends in, one of the targets; by path.
+
+    Raises:
+        ValueError: a target matches no linear layer; the message lists the names that would.
+    """
+    head = model.get_output_embeddings()
+    linear = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    if targets == [ALL_LINEAR]:
+        return linear
+    for target in targets:
+        if not any(_matches(path, target) for path in linear):
+            names = ", ".join(sorted({path.rpartition(".")[2] for path in linear}))
+            raise ValueError(f"{target!r} matches no linear layer of {type(model).__name__}; it has {names}")
+    return {path: module for path, module in linear.items() if any(_matches(path, target) for target in targets)}
+
+
+def _matches(path: str, target: str) -> bool:
+    return path == target or path.endswith(f".{target}")
+
+
+def layer_shape(layer: nn.Module) -> tuple[int, int]:
+    """(in features, out features) of a Linear or Conv1D layer."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return (weight.shape[0], weight.shape[1]) if isinstance(layer, Conv1D) else (weight.shape[1], weight.shape[0])
+
+
+def weight_OI(layer: nn.Module) -> Tensor:
+    """The weight as [out, in], which Conv1D stores transposed."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.T if isinstance(layer, Conv1D) else weight

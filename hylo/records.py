@@ -1,0 +1,206 @@
+"""Records: one folder a run, written atomically, found again by its fingerprint.
+
+    outputs/<group>/<cell>-seed<k>-<fingerprint>/      group: a study's name, sweep-<hash>, or runs
+        result.json       status, parameters, metrics, training, environment (see `new_result`)
+        eval.parquet      window, bin (0-9), nll_sum, tokens, bytes         one row a window and position bin
+        thirds.parquet    window, third (0-2), nll_sum, tokens, bytes       the same sums by thirds: third 1 is "the middle"
+        windows.parquet   window, document, first_token, length             where each evaluation window was cut
+        curve.jsonl       one line an optimizer step
+        config.yaml       the resolved config
+        adapter/          safetensors + JSON
+        traceback.txt     only where it failed
+    outputs/<group>/study.json                          the cells of the last sweep or study, in order, with their folders
+
+The names in these files are a contract: reports, notebooks and later tools read them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hylo.errors import RecordError
+
+SCHEMA_VERSION = 1
+RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
+RESULT, EVAL, THIRDS, WINDOWS = "result.json", "eval.parquet", "thirds.parquet", "windows.parquet"
+CURVE, CONFIG, ADAPTER, TRACEBACK, STUDY = "curve.jsonl", "config.yaml", "adapter", "traceback.txt", "study.json"
+
+LOCK = ".lock"
+"""Held by the process that works on a run."""
+
+_SECTIONS = ("schema_version", "status", "fingerprint", "study", "cell", "seed", "params", "metrics", "training")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run as read from disk. Tables are read on first use."""
+
+    folder: Path
+    result: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        return self.result["status"] == COMPLETE
+
+    @property
+    def cell(self) -> str:
+        return self.result["cell"]
+
+    @property
+    def seed(self) -> int:
+        return self.result["seed"]
+
+    @cached_property
+    def eval(self) -> pd.DataFrame:
+        """Columns window, bin, nll_sum (nats), tokens, bytes; sorted by window and bin."""
+        return _read_table(self.folder / EVAL, ["window", "bin", "nll_sum", "tokens", "bytes"])
+
+    @cached_property
+    def thirds(self) -> pd.DataFrame:
+        """Columns window, third, nll_sum (nats), tokens, bytes; sorted by window and third."""
+        return _read_table(self.folder / THIRDS, ["window", "third", "nll_sum", "tokens", "bytes"])
+
+    @cached_property
+    def windows(self) -> pd.DataFrame:
+        """Columns window, document, first_token, length: enough to cut the same windows again."""
+        return _read_table(self.folder / WINDOWS, ["window", "document", "first_token", "length"])
+
+    @cached_property
+    def curve(self) -> pd.DataFrame:
+        """One row an optimizer step: step, loss (nats a token), learning_rate, grad_norm, the step's tokens and seconds."""
+        path = self.folder / CURVE
+        return pd.read_json(path, lines=True) if path.exists() and path.stat().st_size else pd.DataFrame()
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study or sweep as read from disk: its cells in order, each with its runs (one a seed)."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    cells: dict[str, list[RunRecord]]
+
+    @property
+    def name(self) -> str:
+        return self.manifest["study"]
+
+    @property
+    def untuned(self) -> str:
+        """Name of the cell that evaluates the untuned model."""
+        return self.manifest["untuned"]
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read one run's record.
+
+    Raises:
+        RecordError: result.json is missing, not JSON, of another schema version, or lacks a section.
+    """
+    path = folder / RESULT
+    try:
+        result = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RecordError(f"{path} does not exist; is this the folder of a run?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} is damaged ({error}); delete {folder} and run the cell again") from error
+    missing = [section for section in _SECTIONS if section not in result] if isinstance(result, dict) else ["an object"]
+    if missing:
+        raise RecordError(f"{path} lacks {', '.join(missing)}; delete {folder} and run the cell again")
+    if result["schema_version"] != SCHEMA_VERSION:
+        raise RecordError(
+            f"{path} has schema_version {result['schema_version']}, this version of hylo reads {SCHEMA_VERSION}; "
+            f"run the cell again or read it with the version that wrote it"
+        )
+    return RunRecord(folder, result)
+
+
+def read_study(folder: Path) -> StudyRecord:
+    """Read a study's or sweep's manifest and all of its runs.
+
+    Raises:
+        RecordError: the manifest is missing or damaged, or names a run that is not in the folder.
+    """
+    path = folder / STUDY
+    try:
+        manifest = json.loads(path.read_text())
+        listed = {cell["cell"]: list(cell["runs"]) for cell in manifest["cells"]}
+    except FileNotFoundError:
+        raise RecordError(f"{path} does not exist; run a study or a sweep first, for example `make ablation`") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise RecordError(f"{path} is damaged ({error!r}); run the study again to write it anew") from error
+    for name in (name for runs in listed.values() for name in runs):
+        if Path(name).name != name:
+            raise RecordError(f"{path} names the run {name!r}; a run is a folder directly inside {folder}")
+    return StudyRecord(folder, manifest, {cell: [read_run(folder / run) for run in runs] for cell, runs in listed.items()})
+
+
+def find_complete(outputs: Path, fingerprint: str) -> RunRecord | None:
+    """The complete record with this fingerprint in any group below `outputs`, or None.
+
+    A damaged record is passed over: the run is done again and replaces it.
+    """
+    for path in sorted(outputs.glob(f"*/*-{fingerprint}/{RESULT}")):
+        try:
+            record = read_run(path.parent)
+        except RecordError:
+            continue
+        if record.complete and record.result["fingerprint"] == fingerprint:
+            return record
+    return None
+
+
+def adopt(record: RunRecord, folder: Path, *, study: str, cell: str, seed: int) -> RunRecord:
+    """The same result under another study's, cell's or seed's name: a copy of the record with these three changed."""
+    if record.folder != folder or (record.result["study"], record.cell, record.seed) != (study, cell, seed):
+        with replacing_folder(folder) as draft:
+            shutil.copytree(record.folder, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK))
+            write_json(draft / RESULT, record.result | {"study": study, "cell": cell, "seed": seed})
+    return read_run(folder)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a reader sees either the old file or the whole new one. NaN is refused: it is not JSON."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A draft folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    draft.mkdir()
+    try:
+        yield draft
+        remove_folder(folder)
+        draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(path)
+    except FileNotFoundError:
+        raise RecordError(f"{path} does not exist; delete {path.parent} and run the cell again") from None
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} is damaged ({error}); delete {path.parent} and run the cell again") from error
+    if missing := sorted(set(columns) - set(table.columns)):
+        raise RecordError(f"{path} lacks the columns {', '.join(missing)}; delete {path.parent} and run the cell again")
+    return table.sort_values(columns[:2]).reset_index(drop=True)

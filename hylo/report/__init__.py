@@ -1,0 +1,81 @@
+"""Reports: everything a study shows, rebuilt from its records alone, without a model and without torch.
+
+    outputs/<group>/summary.csv       one row a cell and reference (see `summarize`), byte-identical when rebuilt
+    outputs/<group>/summary.md        the same with captions, figures and the runs that failed
+    outputs/<group>/figures/*.png
+"""
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from hylo.records import StudyRecord, read_study
+from hylo.report.figures import FIGURES, improvement_figure, loss_figure, position_figure
+from hylo.report.summary import COLUMNS, incomplete, summarize
+from hylo.report.tables import conclusions, console_tables, markdown, print_tables, split_by_reference
+
+__all__ = [
+    "COLUMNS",
+    "Report",
+    "conclusions",
+    "improvement_figure",
+    "loss_figure",
+    "position_figure",
+    "print_report",
+    "split_by_reference",
+    "summarize",
+    "write_report",
+]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A study's report, as written."""
+
+    study: StudyRecord
+    summary: pd.DataFrame
+    """As `summarize` returns it."""
+    failed: list[str]
+    """One line a run that has no result: it failed, or was interrupted."""
+    figures: list[Path]
+
+
+def write_report(folder: Path) -> Report:
+    """Rebuild summary.csv, summary.md and the figures inside a study's folder from its records.
+
+    Raises:
+        RecordError: the manifest or a record is missing or damaged, or cells were evaluated on different windows.
+    """
+    study = read_study(folder)
+    summary, failed = summarize(study), incomplete(study)
+    figures = []
+    if len(summary):
+        for name, draw in FIGURES.items():
+            image = io.BytesIO()
+            draw(study, summary).savefig(image, format="png")
+            figures.append(_write(folder / "figures" / f"{name}.png", image.getvalue()))
+    _write(folder / "summary.csv", summary.to_csv(index=False, lineterminator="\n").encode())
+    _write(folder / "summary.md", markdown(study, summary, failed, figures).encode())
+    return Report(study, summary, failed, figures)
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print both tables, the runs without a result, and where the files are."""
+    console = console or Console()
+    print_tables(console_tables(report.study, report.summary), console)
+    for line in report.failed:
+        console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"report: {report.study.folder / 'summary.md'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _write(path: Path, content: bytes) -> Path:
+    """Write so that a reader sees either the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_bytes(content)
+    draft.replace(path)
+    return path

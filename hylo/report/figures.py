@@ -1,0 +1,172 @@
+"""The figures of a study. No pyplot, so nothing global is touched and no display is needed."""
+
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+
+from hylo.records import StudyRecord
+from hylo.report.summary import complete_runs, ppl_by_bin
+from hylo.report.tables import MISSING, caption, interval, split_by_reference
+
+DPI = 200
+BINS = 10
+# Okabe and Ito 2008, "Color universal design": told apart with every common colour blindness. Yellow is left out, it
+# vanishes on white. Cells beyond the seventh repeat the colours with another line and marker.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINES, _MARKERS = ("-", "--", ":"), ("o", "s", "^")
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "svg.hashsalt": "hylo",
+}
+_WIDTH = 7.2  # inches: the text width of a two-column page
+_NAME_WIDTH, _CAPTION_WIDTH = 28, 115  # characters
+
+
+def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
+    """Bars of the improvement over the untuned model in percent, with its interval, one a trained cell."""
+    part = next(iter(split_by_reference(summary, study.untuned).values()))
+    part = part[part["cell"] != study.untuned].reset_index(drop=True)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        value, low, high = (part[f"improvement_{end}"].to_numpy(dtype=float) for end in ("pct", "low", "high"))
+        rows = np.arange(len(part))
+        axes.barh(rows, np.nan_to_num(value), height=0.62, color=COLOURS[0], alpha=0.85)
+        # A percentile interval need not hold its estimate, and a whisker has no negative length.
+        whiskers = np.nan_to_num(np.maximum([value - low, high - value], 0))
+        known = ~np.isnan(value)
+        axes.errorbar(value[known], rows[known], xerr=whiskers[:, known], fmt="none", ecolor="black", elinewidth=1, capsize=3)
+        for row, record in part.iterrows():
+            text = interval(record["improvement_pct"], record["improvement_low"], record["improvement_high"])
+            axes.annotate(
+                text if known[row] else f"{MISSING} no pair of complete runs",
+                (1.01, row),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=8,
+            )
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_yticks(rows, [_fold(cell) for cell in part["cell"]])
+        axes.set_ylim(len(part) - 0.4, -0.6)
+        axes.margins(x=0.04)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("improvement of perplexity over the untuned model (%), higher is better")
+        axes.set_ylabel("cell")
+
+    lines = ["Bars: 100 (1 - PPL / PPL of the untuned model), whiskers: the interval", *caption(study, summary)]
+    return _figure(f"{study.name}: improvement over the untuned model", lines, 1.7 + 0.36 * max(2, len(part)), draw)
+
+
+def position_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
+    """Perplexity against the position in the window, ten bins, one line a cell, the middle third shaded."""
+    bins = ppl_by_bin(study)
+    edges, unit = _bin_edges(study)
+    centres = (edges[1:] + edges[:-1]) / 2
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        third = (edges[-1] - edges[0]) / 3
+        axes.axvspan(edges[0] + third, edges[-1] - third, color="0.93", linewidth=0, label="middle third")
+        for place, (cell, line) in enumerate(bins.groupby("cell", sort=False)):
+            repeat = place // len(COLOURS) % len(_LINES)
+            axes.plot(
+                centres[line["bin"].to_numpy(dtype=int)],
+                line["ppl"],
+                color=COLOURS[place % len(COLOURS)],
+                linestyle=_LINES[repeat],
+                marker=_MARKERS[repeat],
+                markersize=3.5,
+                linewidth=1.4,
+                label=_fold(str(cell)),
+            )
+        _perplexity_axis(axes)
+        axes.set_xlim(edges[0], edges[-1])
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.set_xlabel(f"position in the window ({unit}), ten bins")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8)
+
+    lines = ["Lines: exp of the mean over seeds of log PPL, no interval drawn", *caption(study, summary)]
+    return _figure(f"{study.name}: perplexity by position", lines, 4.6, draw)
+
+
+def loss_figure(study: StudyRecord, *, smoothing: int = 1) -> Figure:
+    """Training loss against the step, one line a cell: the mean over seeds, then a running mean of `smoothing` steps."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for place, cell in enumerate(study.cells):
+            curves = [run.curve[["step", "loss"]] for run in complete_runs(study, cell) if len(run.curve)]
+            if not curves:
+                continue
+            mean = pd.concat(curves).groupby("step")["loss"].mean().rolling(smoothing, min_periods=1).mean()
+            style = _LINES[place // len(COLOURS) % len(_LINES)]
+            axes.plot(mean.index, mean, color=COLOURS[place % len(COLOURS)], linestyle=style, label=_fold(cell))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color="0.9", linewidth=0.6)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("training loss (nats a token)")
+        if axes.lines:
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8)
+
+    lines = ["Lines: mean over seeds" + (f", running mean over {smoothing} steps" if smoothing > 1 else "")]
+    return _figure(f"{study.name}: training loss", lines, 4.0, draw)
+
+
+FIGURES: dict[str, Callable[[StudyRecord, pd.DataFrame], Figure]] = {
+    "improvement": improvement_figure,
+    "ppl_by_position": position_figure,
+}
+
+
+def _figure(title: str, lines: list[str], height: float, draw: Callable[[Figure], None]) -> Figure:
+    """A figure of the page's width: title above, caption below, both laid out with what `draw` adds."""
+    text = textwrap.fill("; ".join(lines), _CAPTION_WIDTH) if lines else ""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, height + 0.16 * text.count("\n")), dpi=DPI)
+        figure.set_layout_engine("constrained", w_pad=0.08)
+        draw(figure)
+        figure.suptitle(textwrap.fill(title, 80), x=0.01, ha="left", weight="bold", fontsize=10)
+        figure.supxlabel(text, x=0.01, ha="left", fontsize=7, color="0.35")
+    return figure
+
+
+def _bin_edges(study: StudyRecord) -> tuple[np.ndarray, str]:
+    """Edges of the ten bins and their unit: tokens, or percent where windows differ in length.
+
+    The first token of a window, position 0, is context and not predicted.
+    """
+    windows = [run.windows["length"] for cell in study.cells for run in complete_runs(study, cell)]
+    lengths = set(pd.concat(windows)) if windows else set()
+    if len(lengths) == 1:
+        return np.linspace(1, lengths.pop(), BINS + 1), "tokens"
+    return np.linspace(0, 100, BINS + 1), "% of its length"
+
+
+def _perplexity_axis(axes: Any) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y", color="0.9", linewidth=0.6)
+    axes.set_ylabel("perplexity (log scale), lower is better")
+
+
+def _fold(name: str) -> str:
+    """A long name on several lines, broken after separators where it has them."""
+    words = name.replace("_", "_ ").replace("-", "- ").replace("+", "+ ")
+    lines = textwrap.wrap(words, _NAME_WIDTH, break_on_hyphens=False)
+    return "\n".join(line.replace("_ ", "_").replace("- ", "-").replace("+ ", "+") for line in lines)

@@ -1,0 +1,208 @@
+"""The summary as text: two tables on the console, the same as GitHub markdown, and conclusions in words."""
+
+import math
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from hylo.records import StudyRecord
+from hylo.report.summary import complete_runs, value_of
+
+MISSING = "\N{EN DASH}"
+RANDOM_WEIGHTS = "RANDOM WEIGHTS: these numbers say nothing about methods"
+ONE_SEED = "95 % intervals cover evaluation noise only (one seed: new windows, not new training runs)"
+SEVERAL_SEEDS = "95 % intervals cover new seeds and new windows; where seeds is 1, evaluation noise only"
+
+_CONSOLE_WIDTH = 120
+_NAME_WIDTH = 12  # a name is folded no further, whatever the console
+_UNTUNED, _PREVIOUS = "Against the untuned model", "Against the previous row"
+
+# What one column of a table shows, by its header. A header's line breaks are for the console.
+Column = Callable[[pd.Series], str]
+
+
+def split_by_reference(summary: pd.DataFrame, untuned: str) -> dict[str, pd.DataFrame]:
+    """The rows against the untuned model (and its own), and those against the previous row, by the table's title."""
+    against_untuned = summary["reference"].isin(["", untuned])
+    return {_UNTUNED: summary[against_untuned], _PREVIOUS: summary[~against_untuned]}
+
+
+def number(value: Any, decimals: int = 1) -> str:
+    """With thousands separators; an en dash where there is no number."""
+    if pd.isna(value):
+        return MISSING
+    return f"{round(float(value), decimals) + 0.0:,.{decimals}f}"  # + 0.0 turns -0.0 into 0.0
+
+
+def interval(value: Any, low: Any, high: Any) -> str:
+    """For example `30.0 [28.1, 32.1]`, with more decimals where the interval is narrow; without ends, the value alone."""
+    if pd.isna(low) or pd.isna(high):
+        return number(value)
+    half = (high - low) / 2
+    decimals = 1 if half == 0 else min(4, max(0 if half >= 100 else 1, math.ceil(-math.log10(half))))
+    return f"{number(value, decimals)} [{number(low, decimals)}, {number(high, decimals)}]"
+
+
+def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
+    """The lines under every table: what was measured on, seeds, what the intervals mean, and warnings."""
+    runs = [run for cell in study.cells for run in complete_runs(study, cell)]
+    seeds = {len(complete_runs(study, cell)) for cell in study.cells if cell != study.untuned} - {0}
+    lines = []
+    if any(value_of(run, "model", "pretrained") is False for run in runs):
+        lines.append(RANDOM_WEIGHTS)
+    if runs:
+        tokens = number(value_of(runs[0], "metrics", "eval_tokens"), 0)
+        lines.append(f"{len(runs[0].windows):,} evaluation windows, {tokens} predicted tokens; seeds a cell: {_span(seeds)}")
+        lines.append(ONE_SEED if max(summary["seeds"], default=1) <= 1 else SEVERAL_SEEDS)
+    if study.manifest.get("protocol"):
+        lines.append(f"protocol: {study.manifest['protocol']}")
+    return lines
+
+
+def console_tables(study: StudyRecord, summary: pd.DataFrame) -> list[Table]:
+    """Both tables for a console of 120 columns; a table without rows is left out."""
+    lines = caption(study, summary)
+    columns = {_UNTUNED: _CONSOLE_UNTUNED, _PREVIOUS: _CONSOLE_PREVIOUS}
+    parts = split_by_reference(summary, study.untuned).items()
+    return [_console_table(f"{study.name}: {title}", part, columns[title], lines) for title, part in parts if len(part)]
+
+
+def print_tables(tables: list[Table], console: Console | None = None) -> None:
+    """Print at the terminal's width, at least 120 columns. What is not a terminal is never folded or cut."""
+    console = console or Console()
+    own_width = console.width
+    try:
+        for table in tables:
+            size = Measurement.get(console, console.options.update(max_width=10_000), table)
+            natural = own_width if console.is_terminal else size.maximum
+            console.width = max(natural, size.maximum - _foldable(table), _CONSOLE_WIDTH)
+            console.print(table, Text())
+    finally:
+        console.width = own_width
+
+
+def markdown(study: StudyRecord, summary: pd.DataFrame, failed: list[str], figures: list[Path]) -> str:
+    """summary.md: question, both tables with every column, the figures and the runs that are missing."""
+    blocks = [f"# {study.name}"]
+    if study.manifest.get("question"):
+        blocks.append(str(study.manifest["question"]))
+    notes = [f"**{line}**" if line == RANDOM_WEIGHTS else line for line in caption(study, summary)]
+    for title, part in split_by_reference(summary, study.untuned).items():
+        if len(part):
+            blocks += [f"## {title}", _markdown_table(part), "\n".join(f"- {note}" for note in notes)]
+    if failed:
+        blocks += ["## Not in the tables", "\n".join(f"- {_escape(line)}" for line in failed)]
+    blocks += [f"![{path.stem.replace('_', ' ')}]({path.relative_to(study.folder).as_posix()})" for path in figures]
+    return "\n\n".join(blocks) + "\n"
+
+
+def conclusions(summary: pd.DataFrame) -> list[str]:
+    """One sentence a contrast, from its interval alone. Nothing corrects for the number of contrasts."""
+    return [_sentence(row) for _, row in summary.iterrows() if row["reference"]]
+
+
+def _sentence(row: pd.Series) -> str:
+    contrast = f"{row['cell']} against {row['reference']}"
+    if pd.isna(row["improvement_pct"]):
+        return f"{contrast}: no complete pair of runs, so nothing can be said."
+    size = interval(row["improvement_pct"], row["improvement_low"], row["improvement_high"])
+    if row["improvement_low"] <= 0 <= row["improvement_high"]:
+        return f"{contrast}: {size} % of perplexity; the interval holds 0, so neither better nor worse is shown."
+    sentence = f"{contrast}: perplexity is {'lower' if row['improvement_low'] > 0 else 'higher'}, improvement {size} %"
+    if pd.notna(row["params_per_pct"]):
+        sentence += f", at {number(row['params_per_pct'], 0)} added parameters for each percent"
+    return sentence + (" (evaluation noise only: one seed)." if row["seeds"] == 1 else ".")
+
+
+def _console_table(title: str, part: pd.DataFrame, columns: dict[str, Column], lines: list[str]) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    table.caption = Text("\n").join(Text(line, style="bold red" if line == RANDOM_WEIGHTS else "dim") for line in lines)
+    for header in columns:
+        if header in ("cell", "reference"):
+            table.add_column(header, overflow="fold", min_width=_NAME_WIDTH, vertical="bottom")
+        else:
+            table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
+    for _, row in part.iterrows():
+        table.add_row(*(Text(show(row)) for show in columns.values()))
+    return table
+
+
+def _foldable(table: Table) -> int:
+    """Columns of the console that folding names can save; rich would cut numbers where a table is narrower than that."""
+    names = [column for column in table.columns if column.overflow == "fold"]
+    return sum(max(0, max(len(str(cell)) for cell in column.cells) - _NAME_WIDTH) for column in names)
+
+
+def _markdown_table(part: pd.DataFrame) -> str:
+    headers = [header.replace("\n", "") if "[" not in header else header.replace("\n", " ") for header in _ALL_COLUMNS]
+    lines = [headers, ["---" if header in ("cell", "reference") else "---:" for header in headers]]
+    lines += [[_escape(show(row)) for show in _ALL_COLUMNS.values()] for _, row in part.iterrows()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\\|*<`])", r"\\\1", text)
+
+
+def _span(counts: set[int]) -> str:
+    if not counts:
+        return MISSING
+    return str(*counts) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+
+
+def _show(column: str, decimals: int = 1) -> Column:
+    return lambda row: number(row[column], decimals)
+
+
+def _text(column: str) -> Column:
+    return lambda row: str(row[column]) or MISSING
+
+
+def _with_interval(value: str, low: str, high: str) -> Column:
+    return lambda row: interval(row[value], row[low], row[high])
+
+
+def _memory(row: pd.Series) -> str:
+    size = row["peak_memory_bytes"]
+    if pd.isna(size):
+        return MISSING
+    return f"{number(size / 2**30)} GiB" if size >= 2**30 else f"{number(size / 2**20, 0)} MiB"
+
+
+_ALL_COLUMNS: dict[str, Column] = {
+    "cell": _text("cell"),
+    "reference": _text("reference"),
+    "seeds": _show("seeds", 0),
+    "ppl [low, high]": _with_interval("ppl", "ppl_low", "ppl_high"),
+    "lim\n_ppl": _show("lim_ppl"),
+    "improvement_pct\n[low, high]": _with_interval("improvement_pct", "improvement_low", "improvement_high"),
+    "lim_\nimprovement\n_pct": _show("lim_improvement_pct"),
+    "trainable\n_params": _show("trainable_params", 0),
+    "added_params": _show("added_params", 0),
+    "params\n_per_pct": _show("params_per_pct", 0),
+    "train_\nseconds": _show("train_seconds"),
+    "tokens\n_per\n_second": _show("tokens_per_second", 0),
+    "peak_memory_bytes": _show("peak_memory_bytes", 0),
+}
+# The untuned model trains nothing, so against it added_params is trainable_params and every reference is the same.
+_CONSOLE_UNTUNED = {
+    header: show for header, show in _ALL_COLUMNS.items() if header not in ("reference", "added_params", "peak_memory_bytes")
+} | {"peak\n_memory": _memory}
+_CONSOLE_PREVIOUS = {
+    "cell": _text("cell"),
+    "reference": _text("reference"),
+    "seeds": _show("seeds", 0),
+    "improvement_pct\n[low, high]": _ALL_COLUMNS["improvement_pct\n[low, high]"],
+    "lim_improvement_pct": _show("lim_improvement_pct"),
+    "added_params": _show("added_params", 0),
+    "params_per_pct": _show("params_per_pct", 0),
+}

@@ -1,0 +1,104 @@
+"""One run of a cell, from its configuration to its record. Reads like a table of contents."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hylo.adapters.model import adapted
+from hylo.cell import Cell
+from hylo.data.base import Split
+from hylo.evaluation import evaluate
+from hylo.fingerprint import fingerprint
+from hylo.recording import exclusive, new_result, recording
+from hylo.records import ADAPTER, EVAL, THIRDS, WINDOWS, RunRecord, adopt, find_complete, read_run
+from hylo.runtime import accelerator_for, environment, is_main_process, peak_memory_bytes, reset_peak_memory
+from hylo.schema import plain
+from hylo.session import Session, weights_checksum
+from hylo.tracking import NullTracker, Tracker, log_run, log_step, open_tracker
+from hylo.training import UNTRAINED, train
+
+
+def run_cell(cell: Cell, session: Session) -> RunRecord:
+    """Run a cell, or return its record where the same run is complete already, in this group or another.
+
+    With several processes (accelerate) all compute and the first one keeps the record.
+    """
+    mark = fingerprint(cell.config, session)
+    folder = cell.folder(mark)
+    main = is_main_process()
+    with exclusive(folder) if main else nullcontext():
+        if done := find_complete(Path(cell.config.outputs), mark):
+            identity = {"study": cell.group, "cell": cell.name, "seed": cell.config.seed}
+            return adopt(done, folder, **identity) if main else done
+        result = new_result(cell, mark, session)
+        with recording(cell, folder, result) if main else nullcontext():
+            execute(cell, folder, result, session)
+    return read_run(folder)
+
+
+def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session) -> None:
+    """Load, adapt, train, evaluate, save. Fills the sections of `result`."""
+    config, label = cell.config, f"{cell.name} (seed {cell.config.seed})"
+    accelerator = accelerator_for(config.trainer.device, config.trainer.precision)
+    base = session.base(config.model, accelerator.device)
+    eval_windows = session.eval_windows(config.data, config.model)
+    untouched = weights_checksum(base)
+    reset_peak_memory()
+    with tracked(cell) as tracker:
+        length = config.data.context_length
+        with adapted(base, config.components, context_length=length, seed=config.seed) as model:
+            training = UNTRAINED
+            if config.components:
+                windows = session.windows(config.data, config.model, Split.train)
+                training = train(
+                    model,
+                    windows,
+                    config.trainer,
+                    accelerator,
+                    seed=config.seed,
+                    folder=folder,
+                    label=label,
+                    on_step=lambda line: log_step(tracker, line),
+                )
+            size = config.trainer.eval_batch_size
+            evaluation = evaluate(model, eval_windows, accelerator, batch_size=size, label=f"{label}, evaluation")
+            result["params"] = model.parameter_counts()
+            result["metrics"] = evaluation.metrics()
+            result["training"] = training | {"peak_memory_bytes": peak_memory_bytes()}
+            result["environment"] = environment(accelerator)
+            if accelerator.is_main_process:
+                evaluation.bins.to_parquet(folder / EVAL, index=False)
+                evaluation.thirds.to_parquet(folder / THIRDS, index=False)
+                eval_windows.table().to_parquet(folder / WINDOWS, index=False)
+                if config.components and config.trainer.save_adapter:
+                    model.save(folder / ADAPTER)
+        assert weights_checksum(base) == untouched, "a component left the shared base weights changed"
+        log_run(tracker, pd.DataFrame(), result)
+
+
+@contextmanager
+def tracked(cell: Cell) -> Iterator[Tracker]:
+    """The tracker of a cell's run, finished at the end of the block; processes but the first track nothing."""
+    config = cell.config
+    if not is_main_process():
+        yield NullTracker()
+        return
+    tracker = open_tracker(
+        config.tracking,
+        folder=Path(config.outputs),
+        group=cell.group,
+        name=f"{cell.name}-seed{config.seed}",
+        run_id=None,
+        resolved=plain(config),
+        job_type="cell",
+        tags=[config.model.name, config.data.name],
+    )
+    try:
+        yield tracker
+    except BaseException:
+        tracker.finish(exit_code=1)
+        raise
+    tracker.finish()

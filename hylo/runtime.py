@@ -1,0 +1,116 @@
+"""The machine a run uses: device, precision and processes through accelerate, memory, versions."""
+
+import os
+import re
+import resource
+import subprocess
+from enum import Enum
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+
+from hylo import __version__
+from hylo.errors import ConfigError, problem
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "datasets", "numpy", "safetensors")
+
+
+class Device(Enum):
+    """Where to compute."""
+
+    auto = "a GPU where there is one"
+    cpu = "the CPU"
+    cuda = "an NVIDIA or AMD GPU"
+    mps = "an Apple GPU"
+
+
+class Precision(Enum):
+    """Arithmetic of the base model. Adapters and the optimizer stay in float32."""
+
+    float32 = "no"
+    bfloat16 = "bf16"
+
+
+def device_problems(device: Device) -> list[str]:
+    """Whether the chosen device is there, as text."""
+    available = {Device.cuda: torch.cuda.is_available(), Device.mps: torch.backends.mps.is_available()}
+    if available.get(device, True):
+        return []
+    return [problem("trainer.device", device.name, "a device of this machine", "trainer.device=auto")]
+
+
+def accelerator_for(device: Device, precision: Precision) -> Accelerator:
+    """The process's accelerator. Cells of one sweep may differ in precision, so state of an earlier cell is dropped.
+
+    Raises:
+        ConfigError: the chosen device does not exist here.
+    """
+    if problems := device_problems(device):
+        raise ConfigError(*problems)
+    if AcceleratorState._shared_state:  # accelerate has no public call for this
+        AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes == 1)
+    return Accelerator(cpu=device is Device.cpu, mixed_precision=precision.value)
+
+
+def is_main_process() -> bool:
+    """Whether this process keeps records, among those that `accelerate launch` or `torchrun` started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Versions of everything that can change a number."""
+    return {"hylo": __version__} | {name: version(name) for name in LIBRARIES}
+
+
+@cache
+def git_revision() -> str | None:
+    """Commit of the source tree that runs, with +dirty where it was changed since; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--", folder], cwd=folder, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+dirty" if status.stdout.strip() else "")
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What the record says of the machine: versions, git revision, device, threads, processes."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "versions": library_versions(),
+        "git_revision": git_revision(),
+        "device": name,
+        "precision": accelerator.mixed_precision,
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+    }
+
+
+def reset_peak_memory() -> None:
+    """Start measuring peak memory anew. On Linux this resets the process's high-water mark; elsewhere it stays."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists() and os.access(clear, os.W_OK):
+        clear.write_text("5")
+
+
+def peak_memory_bytes() -> int:
+    """Peak since `reset_peak_memory`: of the GPU where one computes, else of the process's resident memory."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists() and (match := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(match[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if os.uname().sysname == "Darwin" else peak * 1024

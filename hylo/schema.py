@@ -1,0 +1,114 @@
+"""Typed configuration: field bounds, their check, and the discovery of every config group.
+
+A config dataclass lives in the same file as what it builds. `@register(group)` makes it selectable in YAML as
+`/schema/<group>: <module name>`; nothing else has to be edited when a component, model source or data source is added.
+"""
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from types import ModuleType
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+
+from hylo.errors import problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Closed (`ge`, `le`) and open (`gt`, `lt`) ends of the allowed range of a number."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def allows(self, value: float) -> bool:
+        return math.isfinite(value) and all(
+            end is None or test(value, end)
+            for end, test in (
+                (self.ge, lambda v, e: v >= e),
+                (self.gt, lambda v, e: v > e),
+                (self.le, lambda v, e: v <= e),
+                (self.lt, lambda v, e: v < e),
+            )
+        )
+
+    def __str__(self) -> str:
+        ends = ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
+        return "a finite number " + " and ".join(f"{sign} {end:g}" for sign, end in ends if end is not None)
+
+
+def bounded(default: Any = dataclasses.MISSING, **ends: float) -> Any:
+    """A dataclass field whose number must lie in a range, for example `rank: int = bounded(8, ge=1)`."""
+    return dataclasses.field(default=default, metadata={"bounds": Bounds(**ends)})
+
+
+def bound_problems(node: Any, key: str = "") -> Iterator[str]:
+    """Every number out of its bounds in a tree of config dataclasses, dicts and lists, as text.
+
+    A float without declared bounds must still be finite: a NaN or infinity is never a setting.
+    """
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        for field in dataclasses.fields(node):
+            child, child_key = getattr(node, field.name), f"{key}.{field.name}" if key else field.name
+            bounds = field.metadata.get("bounds", Bounds())
+            if isinstance(child, int | float) and not isinstance(child, bool) and not bounds.allows(child):
+                default = field.default
+                fix = f"{child_key}={default} (the default)" if isinstance(default, int | float) else "a value in range"
+                yield problem(child_key, child, str(bounds), fix)
+            else:
+                yield from bound_problems(child, child_key)
+    elif isinstance(node, dict):
+        for name, child in node.items():
+            yield from bound_problems(child, f"{key}.{name}" if key else str(name))
+
+
+T = TypeVar("T")
+
+_REGISTERED: dict[str, dict[str, type]] = {}
+
+
+def register(group: str) -> Callable[[type[T]], type[T]]:
+    """Class decorator: store a config dataclass as `schema/<group>: <name of its module>`."""
+
+    def store(cls: type[T]) -> type[T]:
+        name = cls.__module__.rpartition(".")[2]
+        _REGISTERED.setdefault(group, {})[name] = cls
+        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=cls)
+        return cls
+
+    return store
+
+
+def register_root(cls: type[T]) -> type[T]:
+    """Class decorator: store the dataclass of the whole configuration as `schema: root`."""
+    ConfigStore.instance().store(group="schema", name="root", node=cls)
+    return cls
+
+
+def registered(group: str) -> dict[str, type]:
+    """The config dataclasses of a group by name."""
+    return dict(_REGISTERED.get(group, {}))
+
+
+def import_all(package: ModuleType) -> None:
+    """Import every module of a package, so that each registers what it defines."""
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def plain(node: Any) -> Any:
+    """A config as dicts, lists and scalars, enums by name: for JSON, YAML and hashes."""
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        return {item.name: plain(getattr(node, item.name)) for item in dataclasses.fields(node)}
+    if isinstance(node, dict):
+        return {str(key): plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [plain(value) for value in node]
+    return node.name if isinstance(node, Enum) else node

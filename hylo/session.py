@@ -1,0 +1,84 @@
+"""What the cells of a sweep share, made once per process: weights, tokenizer, documents, windows."""
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hylo.data.base import DataConfig, Document, Split
+from hylo.data.tokens import documents_identity, tokenize
+from hylo.data.windows import Windows, cut_windows, spread
+from hylo.models.base import ModelConfig
+from hylo.schema import plain
+
+T = TypeVar("T")
+
+
+class Session:
+    """Loads on first use and keeps: everything about data, and the weights of one model at a time."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] = {}
+
+    def identity(self, model: ModelConfig) -> str:
+        """Hash of what decides the base model's outputs."""
+        return self._once("identity", model, make=model.identity)
+
+    def skeleton(self, model: ModelConfig) -> PreTrainedModel:
+        """The base model on the meta device."""
+        return self._once("skeleton", model, make=model.skeleton)
+
+    def tokenizer(self, model: ModelConfig) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer."""
+        return self._once("tokenizer", model, make=model.tokenizer)
+
+    def base(self, model: ModelConfig, device: torch.device) -> PreTrainedModel:
+        """The base model with its weights, shared by all cells. Asking for another model lets go of this one."""
+        key = _key("base", model, device)
+        if key not in self._kept:
+            for other in [name for name in self._kept if name.startswith("base ")]:
+                del self._kept[other]
+        return self._once("base", model, device, make=lambda: model.load().to(device))
+
+    def documents(self, data: DataConfig, split: Split) -> list[Document]:
+        """The documents of a split."""
+        return self._once("documents", data, split, make=lambda: data.documents(split))
+
+    def documents_identity(self, data: DataConfig, split: Split) -> str:
+        """Hash of the documents of a split."""
+        return self._once("hash", data, split, make=lambda: documents_identity(self.documents(data, split)))
+
+    def windows(self, data: DataConfig, model: ModelConfig, split: Split) -> Windows:
+        """All windows of a split, in the model's tokens."""
+
+        def make() -> Windows:
+            documents = tokenize(self.documents(data, split), self.tokenizer(model))
+            return cut_windows(documents, data.context_length)
+
+        return self._once("windows", data, model, split, make=make)
+
+    def eval_windows(self, data: DataConfig, model: ModelConfig) -> Windows:
+        """The windows that every cell of this model and data is evaluated on."""
+        return spread(self.windows(data, model, data.eval_split), data.eval_windows)
+
+    def _once(self, kind: str, *parts: object, make: Callable[[], T]) -> T:
+        key = _key(kind, *parts)
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+
+def _key(kind: str, *parts: object) -> str:
+    return f"{kind} {json.dumps([[type(part).__name__, plain(part)] for part in parts], default=str)}"
+
+
+@torch.no_grad()
+def weights_checksum(model: PreTrainedModel) -> dict[str, int]:
+    """For each tensor of a model the sum of its bits as integers: tells in a moment whether a weight has changed."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return {
+        name: int(tensor.detach().view(integers[tensor.element_size()]).sum(dtype=torch.int64))
+        for name, tensor in model.state_dict().items()
+    }

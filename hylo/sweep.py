@@ -1,0 +1,54 @@
+"""The Hydra callback around a sweep: all jobs are checked before the first runs, and reported together after the last."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from hylo.cli import SESSION, compose, job_cell, stop
+from hylo.errors import ConfigError, HyloError
+from hylo.study import Plan, check_plan, report_plan, with_untuned
+
+
+class SweepReport(Callback):
+    """Checks and reports a sweep of `train.py -m`. Exits with 1 where a cell failed, 2 where the sweep cannot work.
+
+    Hydra turns exceptions of callbacks into warnings, so a failure leaves through SystemExit.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            check_plan(sweep_plan(config), SESSION)
+        except HyloError as error:
+            stop(str(error))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if not report_plan(sweep_plan(config), SESSION):
+            sys.exit(1)
+
+
+def sweep_plan(config: DictConfig) -> Plan:
+    """The jobs of a sweep as cells.
+
+    Raises:
+        ConfigError: a job cannot be composed, or asks for a study.
+    """
+    group, cells = Path(config.hydra.sweep.dir).name, []
+    for overrides in jobs(list(config.hydra.overrides.task)):
+        job = compose(overrides)
+        if job.study:
+            raise ConfigError(f"study={job.study} is a sweep of its own\n    fix:     run it without -m")
+        cells.append(job_cell(job, overrides, group))
+    return with_untuned(Plan(group, Path(config.outputs), cells))
+
+
+def jobs(overrides: list[str]) -> Iterator[list[str]]:
+    """The overrides of each job of a grid sweep, as Hydra's basic sweeper makes them."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
+        yield from batch

@@ -1,0 +1,300 @@
+"""The training loop: AdamW on the adapter's tensors, warm-up and decay, clipping, accumulation, resumable.
+
+Nothing here knows which method it trains. Random numbers of a step come from (seed, step), so a run that was stopped
+and continued draws what an undisturbed one would have drawn.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import Enum
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hylo.adapters.model import AdaptedModel
+from hylo.checkpoint import CHECKPOINT, Checkpoint
+from hylo.data.windows import Windows, batches
+from hylo.errors import ConfigError, TrainingDiverged, problem
+from hylo.progress import Progress
+from hylo.records import CURVE
+from hylo.runtime import Device, Precision
+from hylo.schema import bounded, register
+
+
+class Decay(Enum):
+    """Course of the learning rate after warm-up."""
+
+    linear = "to zero in a straight line"
+    cosine = "to zero along half a cosine"
+    constant = "none"
+
+
+@register("trainer")
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig:
+    """How long, how fast, and on what."""
+
+    EVALUATION: ClassVar[frozenset[str]] = frozenset({"eval_batch_size", "precision", "device"})
+    """Fields that can change the numbers of an untrained model."""
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds", "save_adapter"})
+    """Fields that change no number, and so do not make another run."""
+
+    steps: int = bounded(24, ge=1)
+    """Optimizer steps."""
+    batch_size: int = bounded(4, ge=1)
+    """Windows a forward and backward pass, over all processes together."""
+    gradient_accumulation_steps: int = bounded(1, ge=1)
+    """Passes an optimizer step."""
+    learning_rate: float = bounded(5e-4, gt=0, le=10)
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = bounded(2, ge=0)
+    """Steps in which the learning rate rises in a straight line to its peak; less than steps."""
+    decay: Decay = Decay.linear
+    """linear, cosine or constant."""
+    adam_beta1: float = bounded(0.9, ge=0, lt=1)
+    """Decay of the mean of gradients."""
+    adam_beta2: float = bounded(0.999, ge=0, lt=1)
+    """Decay of the mean of squared gradients."""
+    adam_epsilon: float = bounded(1e-8, gt=0)
+    """Added to the root of the mean of squares."""
+    weight_decay: float = bounded(0.0, ge=0)
+    """Decoupled weight decay of matrices; vectors and scalars have none."""
+    max_grad_norm: float = bounded(1.0, gt=0)
+    """Gradients are scaled down to at most this norm over all trained tensors."""
+    max_nonfinite_steps: int = bounded(2, ge=0)
+    """Steps with a loss or gradient that is not finite are counted and skipped; one more than this stops the run."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    eval_batch_size: int = bounded(8, ge=1)
+    """Evaluation windows a forward pass."""
+    precision: Precision = Precision.float32
+    """float32, or bfloat16 for the base model's arithmetic."""
+    device: Device = Device.auto
+    """auto, cpu, cuda or mps."""
+    checkpoint_seconds: float = bounded(60.0, gt=0)
+    """Time between two states from which an interrupted run continues."""
+    save_adapter: bool = True
+    """Keep the trained tensors with the record."""
+
+
+def trainer_problems(config: TrainerConfig) -> Iterator[str]:
+    """Settings that contradict each other, as text."""
+    if config.warmup_steps >= config.steps:
+        allowed = f"less than trainer.steps ({config.steps})"
+        yield problem("trainer.warmup_steps", config.warmup_steps, allowed, f"trainer.warmup_steps={config.steps // 10}")
+
+
+UNTRAINED: dict[str, Any] = {
+    "steps": 0,
+    "tokens": 0,
+    "seconds": 0.0,
+    "tokens_per_second": None,
+    "final_loss": None,
+    "nonfinite_steps": 0,
+    "max_loss_jump": None,
+}
+"""The record's `training` section of a model that was not trained."""
+
+
+@dataclass
+class Progression:
+    """Where a training stands, and what has been counted so far."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    last_loss: float | None = None
+    max_loss_jump: float | None = None
+    nonfinite_steps: int = 0
+
+    def count(self, loss: float, tokens: int, seconds: float, finite: bool) -> None:
+        """Take a step into account."""
+        self.step += 1
+        self.tokens += tokens
+        self.seconds += seconds
+        if not finite:
+            self.nonfinite_steps += 1
+            return
+        if self.last_loss is not None:
+            self.max_loss_jump = max(self.max_loss_jump or 0.0, loss - self.last_loss)
+        self.last_loss = loss
+
+
+def train(
+    model: AdaptedModel,
+    windows: Windows,
+    config: TrainerConfig,
+    accelerator: Accelerator,
+    *,
+    seed: int,
+    folder: Path,
+    label: str,
+    on_step: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train the model's components; continues from a checkpoint in `folder` where there is one.
+
+    Arguments:
+        windows: training windows, [W, L].
+        folder: the run's folder, for curve.jsonl and the checkpoint.
+        label: what the progress bar calls the run.
+        on_step: receives each line of curve.jsonl as it is written: step, loss, learning_rate, grad_norm, and the
+            step's own tokens and seconds. A loss or norm that is not finite is None.
+
+    Returns:
+        The record's `training` section: steps, tokens, seconds, tokens_per_second, final_loss (nats a token, of the last
+        finite step), nonfinite_steps, max_loss_jump (largest rise between neighbouring steps, in nats a token).
+
+    Raises:
+        ConfigError: the batches cannot be made of these windows and processes.
+        TrainingDiverged: more steps than allowed had a loss or gradient that is not finite.
+    """
+    check_batches(config, windows, accelerator.num_processes)
+    optimizer = make_optimizer(model, config)
+    checkpoint = Checkpoint(folder / CHECKPOINT, model, optimizer, every_seconds=config.checkpoint_seconds)
+    done = Progression(**checkpoint.restore())
+    curve = Curve(folder / CURVE, keep=done.step, write=accelerator.is_main_process)
+    passes = config.gradient_accumulation_steps
+    rng = np.random.default_rng([seed, 1])
+    source = islice(batches(windows, config.batch_size, rng), done.step * passes, None)
+    network = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
+    prepare_for_training(model, config)
+
+    with torch.random.fork_rng(), Progress(label, config.steps, done.step, accelerator.is_main_process) as progress:
+        while done.step < config.steps:
+            began = time.perf_counter()
+            torch.manual_seed(step_seed(seed, done.step, accelerator.process_index))
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * learning_rate_factor(done.step, config)
+            step_batches = list(islice(source, passes))
+            loss = accumulate(network, step_batches, accelerator)
+            norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm)
+            finite = math.isfinite(loss) and bool(torch.isfinite(norm))
+            if finite:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            tokens = sum(batch.size for batch in step_batches)
+            seconds = time.perf_counter() - began
+            rate = config.learning_rate * learning_rate_factor(done.step, config)
+            done.count(loss, tokens, seconds, finite)
+            line = {"step": done.step, "loss": loss if finite else None, "learning_rate": rate}
+            line |= {"grad_norm": float(norm) if finite else None, "tokens": tokens, "seconds": round(seconds, 4)}
+            curve.add(line)
+            on_step(line)
+            if done.nonfinite_steps > config.max_nonfinite_steps:
+                raise diverged(done, config, loss)
+            progress.update(done.step, loss=loss, tokens_per_second=done.tokens / done.seconds)
+            if accelerator.is_main_process:
+                checkpoint.save_if_due(asdict(done))
+    model.eval()
+    return {
+        "steps": done.step,
+        "tokens": done.tokens,
+        "seconds": round(done.seconds, 3),
+        "tokens_per_second": round(done.tokens / done.seconds, 1),
+        "final_loss": done.last_loss,
+        "nonfinite_steps": done.nonfinite_steps,
+        "max_loss_jump": done.max_loss_jump,
+    }
+
+
+def accumulate(network: nn.Module, step_batches: list[np.ndarray], accelerator: Accelerator) -> float:
+    """Forward and backward over a step's batches; gradients add up to those of the mean loss, which is returned."""
+    total = 0.0
+    for batch in step_batches:
+        share = np.array_split(batch, accelerator.num_processes)[accelerator.process_index]
+        ids = torch.from_numpy(share.astype(np.int64)).to(accelerator.device)
+        with accelerator.autocast():
+            loss = causal_loss(network(input_ids=ids).logits, ids)
+        accelerator.backward(loss / len(step_batches))
+        total += float(accelerator.gather(loss.detach()).mean())  # pyright: ignore[reportAttributeAccessIssue]
+    return total / len(step_batches)
+
+
+def causal_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    """Mean negative log-likelihood of each token given those before it, in nats; logits [B, L, V], ids [B, L]."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def make_optimizer(model: AdaptedModel, config: TrainerConfig) -> torch.optim.AdamW:
+    """AdamW with one parameter group a component and kind of tensor: matrices decay, vectors and scalars do not."""
+    groups = []
+    for slot, tensors in model.tensors().items():
+        peak = config.learning_rate * model.method[slot].learning_rate_multiplier
+        for matrices, weight_decay in ((True, config.weight_decay), (False, 0.0)):
+            chosen = [tensor for tensor in tensors.values() if (tensor.dim() > 1) == matrices]
+            if chosen:
+                groups.append({"params": chosen, "peak": peak, "lr": peak, "weight_decay": weight_decay})
+    betas = (config.adam_beta1, config.adam_beta2)
+    return torch.optim.AdamW(groups, betas=betas, eps=config.adam_epsilon)
+
+
+def learning_rate_factor(step: int, config: TrainerConfig) -> float:
+    """Share of the peak learning rate at a step (from 0): rises to 1 over the warm-up, then decays; never zero."""
+    if step < config.warmup_steps:
+        return (step + 1) / (config.warmup_steps + 1)
+    left = (config.steps - step) / (config.steps - config.warmup_steps)
+    if config.decay is Decay.linear:
+        return left
+    return 0.5 * (1 - math.cos(math.pi * left)) if config.decay is Decay.cosine else 1.0
+
+
+def prepare_for_training(model: AdaptedModel, config: TrainerConfig) -> None:
+    """Training mode; activations recomputed where that was asked for."""
+    model.train()
+    if config.gradient_checkpointing:
+        model.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.base.gradient_checkpointing_disable()
+
+
+def step_seed(seed: int, step: int, process: int) -> int:
+    """Seed of the random numbers (dropout) of one step in one process."""
+    return int(np.random.SeedSequence([seed, 2, step, process]).generate_state(1)[0])
+
+
+def check_batches(config: TrainerConfig, windows: Windows, processes: int) -> None:
+    """Refuse batches that cannot be made.
+
+    Raises:
+        ConfigError: fewer windows than a batch, or a batch that does not divide among the processes.
+    """
+    if config.batch_size > len(windows):
+        fix = f"trainer.batch_size={len(windows)}, or more text"
+        raise ConfigError(problem("trainer.batch_size", config.batch_size, f"at most {len(windows)}, the training windows", fix))
+    if config.batch_size % processes:
+        fix = f"trainer.batch_size={processes}"
+        raise ConfigError(problem("trainer.batch_size", config.batch_size, f"a multiple of the {processes} processes", fix))
+
+
+def diverged(done: Progression, config: TrainerConfig, loss: float) -> TrainingDiverged:
+    """The error for too many steps that are not finite."""
+    return TrainingDiverged(
+        f"step {done.step}: loss {loss}; {done.nonfinite_steps} steps had a loss or gradient that is not finite, "
+        f"allowed are {config.max_nonfinite_steps} (trainer.max_nonfinite_steps). "
+        f"Try a lower trainer.learning_rate (now {config.learning_rate:g}) or a longer warm-up."
+    )
+
+
+class Curve:
+    """curve.jsonl: one line an optimizer step, each on disk as soon as the step is done."""
+
+    def __init__(self, path: Path, *, keep: int, write: bool) -> None:
+        self.path, self.write = path, write
+        if write:
+            lines = path.read_text().splitlines(keepends=True)[:keep] if path.exists() else []
+            path.write_text("".join(lines))
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Append a step."""
+        if self.write:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")

@@ -1,0 +1,82 @@
+"""Reads the file of an offline W&B run back: wandb 0.31 writes it and has no public reader.
+
+Format: a header of 7 bytes, then LevelDB's log: blocks of 32 KiB (the first one contains the header) of chunks with a
+CRC-32, a length and a type; a record is one chunk or a first, middle and last one. Each record is a protobuf `Record`.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]: built at import
+
+HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
+BLOCK = 32 * 1024
+CHUNK_HEADER = struct.Struct("<IHB")
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+@dataclass
+class OfflineRun:
+    """What the file says: identity (a protobuf `RunRecord`), config, history rows in order, summary, files to upload."""
+
+    identity: Any = None
+    config: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    exit_code: int | None = None
+
+
+def read_offline_run(path: Path) -> OfflineRun:
+    """Read a `.wandb` file. Raises ValueError where it is damaged."""
+    run = OfflineRun()
+    for payload in record_payloads(path.read_bytes()):
+        record = Record.FromString(payload)
+        match record.WhichOneof("record_type"):
+            case "run":
+                run.identity = record.run
+                run.config |= _items(record.run.config.update)
+            case "config":
+                run.config |= _items(record.config.update)
+            case "history":
+                run.history.append(_items(record.history.item))
+            case "summary":
+                run.summary |= _items(record.summary.update)
+            case "files":
+                run.files += [file.path for file in record.files.files]
+            case "exit":
+                run.exit_code = record.exit.exit_code
+    return run
+
+
+def record_payloads(content: bytes) -> Iterator[bytes]:
+    """The payloads of a log, joined from their chunks. Raises ValueError at the first damaged chunk."""
+    if content[: len(HEADER)] != HEADER:
+        raise ValueError(f"starts with {content[: len(HEADER)]!r}, not {HEADER!r}")
+    position, parts = len(HEADER), []
+    while position < len(content):
+        left_in_block = BLOCK - position % BLOCK
+        if left_in_block < CHUNK_HEADER.size:  # too short for a chunk: padding
+            position += left_in_block
+            continue
+        crc, length, kind = CHUNK_HEADER.unpack_from(content, position)
+        position += CHUNK_HEADER.size
+        data = content[position : position + length]
+        if len(data) != length or crc != zlib.crc32(data, zlib.crc32(bytes([kind]))):
+            raise ValueError(f"damaged chunk of {length} bytes at byte {position}")
+        if (kind in (FULL, FIRST)) == bool(parts):
+            raise ValueError(f"chunk of type {kind} out of order at byte {position}")
+        position += length
+        parts.append(data)
+        if kind in (FULL, LAST):
+            yield b"".join(parts)
+            parts = []
+
+
+def _items(items: Iterable[Any]) -> dict[str, Any]:
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}

@@ -1,0 +1,133 @@
+"""Writes a synthetic study with known effects in the project's record format, so that reports are tested without a model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hylo.records import COMPLETE, CURVE, EVAL, FAILED, RESULT, SCHEMA_VERSION, STUDY, THIRDS, TRACEBACK, WINDOWS, write_json
+
+UNTUNED = "untuned"
+TRACEBACK_TEXT = (
+    'Traceback (most recent call last):\n  File "run.py", line 1, in <module>\n'
+    "    train()\nhylo.errors.TrainingDiverged: 9 losses in a row are not finite\n    fix: a smaller learning rate\n"
+)
+
+
+def write_recorded_study(
+    folder: Path,
+    cells: Mapping[str, float],
+    seeds: Sequence[int],
+    rng: np.random.Generator,
+    *,
+    windows: int = 32,
+    length: int = 256,
+    seed_sd: float = 0.01,
+    window_sd: float = 0.3,
+    difference_sd: float = 0.05,
+    params: Mapping[str, int] | None = None,
+    pretrained: bool = True,
+    failed: Sequence[tuple[str, int]] = (),
+    steps: int = 20,
+) -> Path:
+    """Write a group's folder: one untuned run, and one run a cell and seed.
+
+    Args:
+        folder: the group's folder; its name is the study's.
+        cells: true improvement over the untuned model in percent, by cell; `untuned` is put first by itself.
+        windows, length: evaluation windows and their tokens; length - 1 of them are predicted.
+        seed_sd: between seeds, of log PPL.
+        window_sd: between windows, of the untuned model's log PPL; shared by all cells.
+        difference_sd: between windows, of a cell's difference to the untuned model; shared by the cell's seeds.
+        params: trainable parameters by cell; 1,000 where a cell is not named.
+        failed: (cell, seed) of runs that end with a traceback and no tables.
+    """
+    position = np.linspace(1.0, -0.3, length - 1)  # early tokens are harder, in nats
+    base = 3.5 + rng.normal(0, window_sd, (windows, 1)) + position + rng.normal(0, 0.1, (windows, length - 1))
+    sizes = rng.integers(1, 9, (windows, length - 1))
+    entries = []
+    for cell, improvement in {UNTUNED: 0.0, **cells}.items():
+        trains = cell != UNTUNED
+        effect = np.log1p(-improvement / 100) + rng.normal(0, difference_sd, (windows, 1)) * trains
+        names = []
+        for seed in seeds if trains else seeds[:1]:
+            names.append(f"{cell}-seed{seed}-{len(entries):08x}")
+            run = folder / names[-1]
+            run.mkdir(parents=True)
+            nll = base + (effect + rng.normal(0, seed_sd)) * trains
+            result = _result(folder.name, cell, seed, steps if trains else 0, pretrained)
+            result["params"] = {"trainable": (params or {}).get(cell, 1_000) * trains, "total": 10_000, "by_component": {}}
+            if (cell, seed) in failed:
+                result |= {"status": FAILED, "metrics": None, "training": None}
+                (run / TRACEBACK).write_text(TRACEBACK_TEXT)
+            else:
+                result["metrics"] = _metrics(nll, sizes)
+                _write_tables(run, nll, sizes)
+                loss = 3.5 - 0.5 * np.arange(result["training"]["steps"]) / steps + rng.normal(0, 0.05)
+                curve = pd.DataFrame({"step": np.arange(1, len(loss) + 1), "loss": loss})
+                (run / CURVE).write_text(curve.to_json(orient="records", lines=True) if len(loss) else "")
+            write_json(run / RESULT, result)
+        entries.append({"cell": cell, "runs": names})
+    manifest = {"schema_version": SCHEMA_VERSION, "study": folder.name, "untuned": UNTUNED, "cells": entries}
+    write_json(folder / STUDY, manifest | {"question": "Does it help?", "protocol": "packed windows, equal steps"})
+    return folder
+
+
+def _result(study: str, cell: str, seed: int, steps: int, pretrained: bool) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": COMPLETE,
+        "fingerprint": "0" * 8,
+        "study": study,
+        "cell": cell,
+        "seed": seed,
+        "model": {"name": "synthetic", "pretrained": pretrained},
+        "data": {"name": "synthetic"},
+        "training": {
+            "steps": steps,
+            "tokens": 1_024 * steps,
+            "seconds": 2.0 * steps + seed,
+            "tokens_per_second": 512.0 + seed if steps else None,
+            "peak_memory_bytes": 2**30 + seed,
+            "final_loss": 3.0 if steps else None,
+            "nonfinite_steps": 0,
+            "max_loss_jump": 0.1 if steps else None,
+        },
+        "environment": {},
+    }
+
+
+def _metrics(nll: np.ndarray, sizes: np.ndarray) -> dict[str, float | int]:
+    head, middle, tail = (float(np.exp(part.mean())) for part in np.array_split(nll, 3, axis=1))
+    return {
+        "ppl": float(np.exp(nll.mean())),
+        "lim_ppl": middle,
+        "head_ppl": head,
+        "tail_ppl": tail,
+        "nll_nats_per_token": float(nll.mean()),
+        "bits_per_byte": float(nll.sum() / np.log(2) / sizes.sum()),
+        "eval_tokens": nll.size,
+    }
+
+
+def _write_tables(run: Path, nll: np.ndarray, sizes: np.ndarray) -> None:
+    windows, predicted = nll.shape
+    for name, column, groups in ((EVAL, "bin", 10), (THIRDS, "third", 3)):
+        member = np.arange(predicted) * groups // predicted
+        rows = [
+            (window, group, nll[window, member == group].sum(), int((member == group).sum()), sizes[window, member == group].sum())
+            for window in range(windows)
+            for group in range(groups)
+        ]
+        pd.DataFrame(rows, columns=pd.Index(["window", column, "nll_sum", "tokens", "bytes"])).to_parquet(run / name)
+    length = predicted + 1
+    pd.DataFrame(
+        {
+            "window": np.arange(windows),
+            "document": [f"play-{window // 8}" for window in range(windows)],
+            "first_token": [window % 8 * length for window in range(windows)],
+            "length": length,
+        }
+    ).to_parquet(run / WINDOWS)

@@ -1,0 +1,22 @@
+"""The one entry point: compose a configuration and run it.
+
+    python train.py                                            one cell: the defaults of conf/config.yaml
+    python train.py method=dora method.low_rank.rank=16        one cell, with overrides
+    python train.py -m method=landmark_pa,landmark_learnable   a sweep: one cell a value, one report
+    python train.py study=ablation                             a study of experiments/
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from hylo import cli
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(composed: DictConfig) -> float | None:
+    return cli.main(composed)
+
+
+if __name__ == "__main__":
+    with cli.command_line():
+        main()
