@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from hydra import compose as hydra_compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from hylo.cell import Cell
@@ -27,22 +28,29 @@ SESSION = Session()
 
 
 def main(composed: DictConfig) -> float | None:
-    """Run what was composed.
+    """Run what was composed; errors a user can act on end the process with code 2.
 
     Returns:
         In a sweep the cell's perplexity, for sweepers that optimise it (None where the cell failed).
 
     Raises:
-        SystemExit: a cell of a study failed.
+        SystemExit: the configuration cannot work (2), or a cell failed (1).
     """
+    with readable_errors():
+        return dispatch(composed)
+
+
+def dispatch(composed: DictConfig) -> float | None:
+    """A job of a sweep, a study, or a single cell."""
     hydra = HydraConfig.get()
     overrides, config = list(hydra.overrides.task), resolve(composed)
+    method = hydra.runtime.choices["method"]
     if hydra.mode is RunMode.MULTIRUN:
-        return run_job(job_cell(config, overrides, Path(hydra.sweep.dir).name))
+        return run_job(job_cell(config, overrides, method, Path(hydra.sweep.dir).name))
     if config.study:
         plan = plan_study(config, overrides, compose)
     else:
-        plan = with_untuned(Plan("runs", Path(config.outputs), [job_cell(config, overrides, "runs")]))
+        plan = with_untuned(Plan("runs", Path(config.outputs), [job_cell(config, overrides, method, "runs")]))
     if not run_plan(plan, SESSION):
         sys.exit(1)
     return None
@@ -54,32 +62,35 @@ def run_job(cell: Cell) -> float | None:
         plan = with_untuned(Plan(cell.group, Path(cell.config.outputs), [cell]))
         check_plan(plan, SESSION)
         return [run_cell(each, SESSION) for each in plan.cells][-1].result["metrics"]["ppl"]
-    except (HyloError, RuntimeError, OSError, AssertionError) as error:
+    except Exception as error:  # the record holds the traceback; the sweep's other jobs must run
         print(f"{cell.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return None
 
 
-def compose(overrides: Sequence[str]) -> Config:
-    """The typed configuration of a list of overrides.
+def compose(overrides: Sequence[str]) -> tuple[Config, str]:
+    """The typed configuration of a list of overrides, and the name of the method chosen in it.
 
     Raises:
         ConfigError: it cannot be composed.
     """
     try:
-        return resolve(hydra_compose("config", overrides=list(overrides)))
+        composed = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+        method = composed.hydra.runtime.choices["method"]
+        with open_dict(composed):
+            del composed["hydra"]
+        return resolve(composed), method
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from error
 
 
-def job_cell(config: Config, overrides: Sequence[str], group: str) -> Cell:
+def job_cell(config: Config, overrides: Sequence[str], method: str, group: str) -> Cell:
     """A cell named by what was asked for: the method and every other override, without seed and logging."""
     if config.cell:
         name = config.cell
     else:
-        unnamed = {"seed", "seeds", "tracking", "outputs", "cell", "hydra"}
+        unnamed = {"method", "seed", "seeds", "tracking", "outputs", "cell", "hydra"}
         chosen = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
-        method = chosen.pop("method", HydraConfig.get().runtime.choices["method"])
-        rest = [f"{key.removeprefix('method.')}={value}" for key, value in chosen.items() if key.split(".")[0] not in unnamed]
+        rest = [f"{key.removeprefix('method.')}={value}" for key, value in chosen.items() if not unnamed & {key, key.split(".")[0]} or key.startswith("method.")]
         name = ",".join([method, *rest])
     return Cell(group, file_name(name), config, tuple(overrides))
 
@@ -102,9 +113,16 @@ def name_sweep(arguments: list[str]) -> list[str]:
 
 @contextmanager
 def command_line() -> Iterator[None]:
-    """Around Hydra's main: names the sweep, and turns errors a user can act on into one screen of text and exit code 2."""
+    """Around Hydra's main: names the sweep, and explains what Hydra cannot compose."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets its errors through instead of printing them itself
     sys.argv[1:] = name_sweep(sys.argv[1:])
+    with readable_errors():
+        yield
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Turns errors that a user can act on into one screen of text and exit code 2."""
     try:
         yield
     except HyloError as error:
@@ -113,7 +131,7 @@ def command_line() -> Iterator[None]:
         stop(explain(error))
 
 
-def stop(message: str) -> None:
+def stop(message: str) -> NoReturn:
     """Print an error and exit with code 2."""
     print(f"\nerror: {message}\n\n`python train.py --help` lists groups, keys and examples.", file=sys.stderr)
     sys.exit(2)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import hylo.adapters
 import hylo.data
@@ -67,6 +67,8 @@ def resolve(composed: DictConfig) -> Config:
         raise ConfigError(f"unknown key: {error}\n    fix:     remove it; `python train.py --help` lists the keys") from error
     except TypeError as error:  # an untyped entry of `method`
         raise ConfigError(f"method: {error}\n    fix:     choose components in a file of conf/method/") from error
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value\n    fix:     {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
     assert isinstance(config, Config)

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from hylo.schema import Bounds
@@ -17,7 +18,7 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     if isinstance(error, MissingConfigException):
         return _unknown_choice(error)
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        if isinstance(cause, ConfigKeyError) or "not in struct" in str(cause):
+        if isinstance(cause, ConfigKeyError) or str(cause).startswith("Key "):
             return _unknown_key(cause)
         return _wrong_value(cause, str(error))
     return str(error)
@@ -25,7 +26,7 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
 
 def _unknown_choice(error: MissingConfigException) -> str:
     asked = error.missing_cfg_file or ""
-    group, _, name = asked.rpartition("/")
+    group, _, name = asked.partition("/") if ".." in asked else asked.rpartition("/")
     options = list(error.options or [])
     return f"{group} = {name!r}\n    allowed: {', '.join(options)}\n    fix:     {group}={_closest(name, options)}"
 
@@ -57,8 +58,9 @@ def _wrong_value(cause: OmegaConfBaseException, context: str) -> str:
 
 
 def _keys_of(cause: OmegaConfBaseException) -> list[str]:
-    if dataclasses.is_dataclass(cause.object_type):
-        return [field.name for field in dataclasses.fields(cause.object_type)]
+    for schema in (cause.object_type, _schema_of(cause)):
+        if dataclasses.is_dataclass(schema):
+            return [field.name for field in dataclasses.fields(schema)]
     node: Any = cause.parent_node
     try:
         return [str(key) for key in node] if node is not None else []
@@ -67,11 +69,15 @@ def _keys_of(cause: OmegaConfBaseException) -> list[str]:
 
 
 def _field_of(cause: OmegaConfBaseException, name: str) -> "dataclasses.Field[Any] | None":
-    schema: Any = getattr(getattr(cause, "parent_node", None), "_metadata", None)
-    object_type = getattr(schema, "object_type", None)
-    if not dataclasses.is_dataclass(object_type):
-        return None
-    return next((field for field in dataclasses.fields(object_type) if field.name == name), None)
+    schema = _schema_of(cause)
+    fields = dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else ()
+    return next((field for field in fields if field.name == name), None)
+
+
+def _schema_of(cause: OmegaConfBaseException) -> Any:
+    """The dataclass of the section in which the error happened, where there is one."""
+    parent = cause.parent_node
+    return OmegaConf.get_type(parent) if parent is not None else None
 
 
 def _closest(word: str, options: list[str]) -> str:

@@ -41,7 +41,8 @@ class Bounds:
 
     def __str__(self) -> str:
         ends = ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
-        return "a finite number " + " and ".join(f"{sign} {end:g}" for sign, end in ends if end is not None)
+        limits = " and ".join(f"{sign} {end:g}" for sign, end in ends if end is not None)
+        return f"a number {limits}" if limits else "a finite number"
 
 
 def bounded(default: Any = dataclasses.MISSING, **ends: float) -> Any:

@@ -1,7 +1,7 @@
 """Estimates and intervals from per-window NLL sums. Pure functions on arrays: no files, no plots.
 
-Shapes: sums of token NLL are [seeds, windows] in nats, token counts [windows]. Windows are shared by all seeds and by both
-arms of a contrast, so there is one vector of counts. Every estimate is a ratio of sums, never a mean of ratios:
+Shapes: sums of token NLL are [seeds, windows] in nats, token counts [windows]. Windows are shared by all seeds and by
+both arms of a contrast, so there is one vector of counts. Every estimate is a ratio of sums, never a mean of ratios:
 PPL = exp(sum of NLL / number of tokens). Everything is computed on log PPL and transformed at the end.
 
 What an interval claims depends on the number of seeds:
@@ -72,8 +72,8 @@ def improvement(
 
     Args:
         nll: [seeds, windows], nats; [windows] is one seed.
-        reference: the same windows, with the same seeds in the same order, or one row that pairs with every seed (a model
-            that was not trained has no seed).
+        reference: the same windows, with the same seeds in the same order, or one row that pairs with every seed (a
+            model that was not trained has no seed).
         tokens: [windows], the number of predicted tokens.
         rng: used by the bootstrap of one seed; several seeds need no random numbers.
         level: coverage of the interval.
@@ -86,7 +86,7 @@ def improvement(
     reference, _ = _checked("reference", reference, tokens)
     if reference.shape[0] not in (1, nll.shape[0]):
         raise ValueError(
-            f"reference has {reference.shape[0]} seeds, nll has {nll.shape[0]}; pair them by seed, or give one row for all"
+            f"reference has {reference.shape[0]} seeds, nll has {nll.shape[0]}; pair them by seed, or give one for all"
         )
     value, low, high = -100 * np.expm1(_log_interval(nll - reference, tokens, rng, level, resamples))
     return Interval(float(value), float(high), float(low))
@@ -131,20 +131,23 @@ def window_bootstrap(
 def crossed_interval(sums: ArrayLike, tokens: ArrayLike, *, level: float = LEVEL) -> tuple[Array, Array, Array]:
     """Interval of the mean over seeds of sum(sums) / sum(tokens), for new seeds and new windows.
 
-    All seeds see the same windows, so the values are a two-way random layout without replication, with variance components
-    of seeds, windows and their interaction. With s2 the sample variance of the seeds' ratios, w2 that of the windows'
-    seed means and i2 the interaction mean square (windows linearised by the delta method, so they may differ in length):
+    All seeds see the same windows, so the values are a two-way random layout without replication, with variance
+    components of seeds, windows and their interaction. With s2 the sample variance of the seeds' ratios, w2 that of the
+    windows' seed means and i2 the interaction mean square (windows linearised by the delta method, so that they may
+    differ in length):
 
-        V_seed = s2 / S          carries the interaction once
+        V_seed = s2 / S                                 carries the interaction once
         V_window = max(0, w2 / W - i2 / (S W))
-        interval = mean +- t(nu) sqrt(V_seed + V_window)
+        V = V_seed + V_window
         V / nu = V_seed / (S - 1) + V_window / (W - 1)
+        interval = mean +- t(nu) sqrt(V)
 
-    The variance is the usual analysis of variance (Searle, Casella and McCulloch 1992, chapter 4). The degrees of freedom
-    are own design: Welch and Satterthwaite weigh by V_i^2, which covers as little as 92 % at three seeds, because a
-    seed variance that is small by chance buys degrees of freedom besides. Weights V_i never exceed theirs. Simulated with
-    normal noise (32 and 128 windows; seed, window and interaction SDs from none to dominant), a nominal 95 % covers
-    93.9 to 96.7 % at 3, 4, 5 and 10 seeds, and 90 to 97 % at 2 seeds.
+    The variance is the usual analysis of variance (Searle, Casella and McCulloch 1992, chapter 4). The degrees of
+    freedom nu are own design: Welch and Satterthwaite have V^2 and V_i^2 in place of V and V_i, and cover as little as
+    92 % at three seeds, because a seed variance that is small by chance buys degrees of freedom besides. Here nu is
+    never larger than theirs.
+    Simulated with normal noise (32 and 128 windows; seed, window and interaction SDs from none to dominant), a nominal
+    95 % covers 93.9 to 96.7 % at 3, 4, 5 and 10 seeds, and 90 to 97 % at 2 seeds.
 
     Args:
         sums: [..., seeds, windows] with two or more of each, nats; leading axes are independent problems.
@@ -181,8 +184,8 @@ def crossed_interval(sums: ArrayLike, tokens: ArrayLike, *, level: float = LEVEL
 def params_per_pct(added_params: int, improvement: float, low: float, high: float) -> float | None:
     """Parameters paid for one percent of improvement, all arguments against the same reference.
 
-    None where there is no such number: the interval of the improvement reaches 0, the improvement is not positive, or no
-    parameter was added.
+    None where there is no such number: the interval of the improvement reaches 0, the improvement is not positive, or
+    no parameter was added.
 
     Raises:
         ValueError: an argument is not finite, or low > high.

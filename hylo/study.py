@@ -24,8 +24,8 @@ from hylo.session import Session
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
-Compose = Callable[[Sequence[str]], Config]
-"""Makes a typed configuration of a list of overrides."""
+Compose = Callable[[Sequence[str]], tuple[Config, str]]
+"""Makes a typed configuration of a list of overrides, and tells the name of its method."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -110,11 +110,11 @@ def plan_study(config: Config, overrides: Sequence[str], compose: Compose) -> Pl
         for seed in dict.fromkeys(config.seeds or study.seeds):
             texts = [*_merged(study.overrides, shared), *own]
             try:
-                cell = Cell("", name, compose([*texts, f"seed={seed}"]), (*texts, f"seed={seed}"))
+                own_config, _ = compose([*texts, f"seed={seed}"])
             except HyloError as error:
                 raise ConfigError(f"study={config.study}, cell {name}:\n{error}") from error
-            cells.append(cell)
-            if not cell.config.components:
+            cells.append(Cell("", name, own_config, (*texts, f"seed={seed}")))
+            if not own_config.components:
                 break  # nothing trains, so seeds make no difference
     group = ",".join([config.study, *named]).replace("/", "-")
     plan = Plan(group, Path(config.outputs), [dataclasses.replace(cell, group=group) for cell in cells])
@@ -152,7 +152,7 @@ def run_plan(plan: Plan, session: Session) -> bool:
         print(f"[{number}/{len(plan.cells)}] {plan.group}: {cell.name}, seed {cell.config.seed}", flush=True)
         try:
             run_cell(cell, session)
-        except (HyloError, RuntimeError, OSError, AssertionError) as error:
+        except Exception as error:  # the record holds the traceback; the other cells must run
             print(f"    failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     return report_plan(plan, session)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -40,15 +41,15 @@ def sweep_plan(config: DictConfig) -> Plan:
     """
     group, cells = Path(config.hydra.sweep.dir).name, []
     for overrides in jobs(list(config.hydra.overrides.task)):
-        job = compose(overrides)
+        job, method = compose(overrides)
         if job.study:
             raise ConfigError(f"study={job.study} is a sweep of its own\n    fix:     run it without -m")
-        cells.append(job_cell(job, overrides, group))
+        cells.append(job_cell(job, overrides, method, group))
     return with_untuned(Plan(group, Path(config.outputs), cells))
 
 
 def jobs(overrides: list[str]) -> Iterator[list[str]]:
     """The overrides of each job of a grid sweep, as Hydra's basic sweeper makes them."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
     for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
         yield from batch

@@ -251,9 +251,9 @@ def prepare_for_training(model: AdaptedModel, config: TrainerConfig) -> None:
     """Training mode; activations recomputed where that was asked for."""
     model.train()
     if config.gradient_checkpointing:
-        model.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.base.activation_checkpointing_enable({"use_reentrant": False})
     else:
-        model.base.gradient_checkpointing_disable()
+        model.base.activation_checkpointing_disable()
 
 
 def step_seed(seed: int, step: int, process: int) -> int:

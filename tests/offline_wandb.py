@@ -22,7 +22,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
-    """What the file says: identity (a protobuf `RunRecord`), config, history rows in order, summary, files to upload."""
+    """What the file says: identity (a protobuf `RunRecord`), config, history rows in order, summary, uploaded files."""
 
     identity: Any = None
     config: dict[str, Any] = field(default_factory=dict)

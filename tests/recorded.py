@@ -1,4 +1,4 @@
-"""Writes a synthetic study with known effects in the project's record format, so that reports are tested without a model."""
+"""Writes a synthetic study with known effects in the project's record format: reports are tested without a model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hylo.records import COMPLETE, CURVE, EVAL, FAILED, RESULT, SCHEMA_VERSION, STUDY, THIRDS, TRACEBACK, WINDOWS, write_json
+from hylo.records import (
+    COMPLETE,
+    CURVE,
+    EVAL,
+    FAILED,
+    RESULT,
+    SCHEMA_VERSION,
+    STUDY,
+    THIRDS,
+    TRACEBACK,
+    WINDOWS,
+    write_json,
+)
 
 UNTUNED = "untuned"
 TRACEBACK_TEXT = (
@@ -58,7 +70,11 @@ def write_recorded_study(
             run.mkdir(parents=True)
             nll = base + (effect + rng.normal(0, seed_sd)) * trains
             result = _result(folder.name, cell, seed, steps if trains else 0, pretrained)
-            result["params"] = {"trainable": (params or {}).get(cell, 1_000) * trains, "total": 10_000, "by_component": {}}
+            result["params"] = {
+                "trainable": (params or {}).get(cell, 1_000) * trains,
+                "total": 10_000,
+                "by_component": {},
+            }
             if (cell, seed) in failed:
                 result |= {"status": FAILED, "metrics": None, "training": None}
                 (run / TRACEBACK).write_text(TRACEBACK_TEXT)
@@ -117,7 +133,13 @@ def _write_tables(run: Path, nll: np.ndarray, sizes: np.ndarray) -> None:
     for name, column, groups in ((EVAL, "bin", 10), (THIRDS, "third", 3)):
         member = np.arange(predicted) * groups // predicted
         rows = [
-            (window, group, nll[window, member == group].sum(), int((member == group).sum()), sizes[window, member == group].sum())
+            (
+                window,
+                group,
+                nll[window, member == group].sum(),
+                int((member == group).sum()),
+                sizes[window, member == group].sum(),
+            )
             for window in range(windows)
             for group in range(groups)
         ]

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import tomllib
@@ -179,3 +180,8 @@ def test_machine_paths_are_recognised():
         assert MACHINE_PATH.search(f"see '{slash}{bad}'"), bad
     for good in ("outputs/work/x", "https://x.org/root/a", "./tmp/x", "$HOME/tmp/x", "and/or", "/workers/x", "/tmpfs"):
         assert not MACHINE_PATH.search(good), good
+
+
+def test_tests_cannot_reach_the_network():
+    with socket.socket() as sock, pytest.raises(RuntimeError, match="no network"):
+        sock.connect(("hub.invalid", 443))

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,22 +17,37 @@ from rich.console import Console
 
 from hylo.errors import RecordError
 from hylo.records import EVAL, RESULT, STUDY, THIRDS, WINDOWS, read_study, write_json
-from hylo.report import COLUMNS, conclusions, loss_figure, print_report, summarize, write_report
+from hylo.report import COLUMNS, Report, conclusions, loss_figure, print_report, summarize, write_report
 from hylo.report.__main__ import main
+from hylo.report.summary import incomplete
 from hylo.report.tables import RANDOM_WEIGHTS, console_tables, interval, number
 
 CELLS = {"low": 20.0, "high": 28.0, "same": 28.0}
 PARAMS = {"low": 1_000, "high": 1_500, "same": 1_900}
-EPOCH = {"windows": 12, "length": 64}
+SIZE: dict[str, Any] = {"windows": 12, "length": 64}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seeds of each cell. Shared: read it, do not change it."""
+    rng = np.random.default_rng(0)
+    return write_recorded_study(
+        tmp_path_factory.mktemp("recorded") / "demo", CELLS, [0, 1, 2], rng, params=PARAMS, **SIZE
+    )
+
+
+@pytest.fixture(scope="module")
+def table(recorded: Path) -> pd.DataFrame:
+    return summarize(read_study(recorded))
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    return write_recorded_study(tmp_path / "demo", CELLS, [0, 1, 2], rng, params=PARAMS, **EPOCH)
+def study(recorded: Path, tmp_path: Path) -> Path:
+    """A copy to write to, or to damage."""
+    return Path(shutil.copytree(recorded, tmp_path / "demo"))
 
 
-def _row(table: pd.DataFrame, cell: str, reference: str) -> pd.Series:
+def _row(table: pd.DataFrame, cell: str, reference: str) -> Any:
     rows = table[(table["cell"] == cell) & (table["reference"] == reference)]
     assert len(rows) == 1
     return rows.iloc[0]
@@ -40,7 +56,7 @@ def _row(table: pd.DataFrame, cell: str, reference: str) -> pd.Series:
 def _log_ppl(folder: Path, cell: str, seed: int, *, table: str = EVAL, third: int | None = None) -> float:
     """Log PPL of one run, read with plain pandas."""
     (path,) = folder.glob(f"{cell}-seed{seed}-*")
-    sums = pd.read_parquet(path / table)
+    sums: Any = pd.read_parquet(path / table)
     sums = sums if third is None else sums[sums["third"] == third]
     return float(sums["nll_sum"].sum() / sums["tokens"].sum())
 
@@ -50,13 +66,13 @@ def _edit(path: Path, **changes: Any) -> None:
 
 
 def _printed(folder: Path, **options: Any) -> str:
-    console = Console(record=True, **{"width": 80, "file": io.StringIO(), **options})
-    print_report(write_report(folder), console)
+    """What `print_report` prints, without the time to draw the figures."""
+    console, study = Console(record=True, **{"width": 80, "file": io.StringIO(), **options}), read_study(folder)
+    print_report(Report(study, summarize(study), incomplete(study), []), console)
     return console.export_text()
 
 
-def test_rows_and_columns(study: Path):
-    table = summarize(read_study(study))
+def test_rows_and_columns(table: pd.DataFrame):
     assert list(table.columns) == COLUMNS
     assert list(zip(table["cell"], table["reference"], strict=True)) == [
         ("untuned", ""),
@@ -70,25 +86,27 @@ def test_rows_and_columns(study: Path):
 
 
 @pytest.mark.parametrize(("cell", "reference"), [("low", "untuned"), ("high", "low")])
-def test_known_numbers(study: Path, cell: str, reference: str):
-    row = _row(summarize(read_study(study)), cell, reference)
-    ours = [_log_ppl(study, cell, seed) for seed in (0, 1, 2)]
-    theirs = [_log_ppl(study, reference, 0 if reference == "untuned" else seed) for seed in (0, 1, 2)]
+def test_known_numbers(recorded: Path, table: pd.DataFrame, cell: str, reference: str):
+    row = _row(table, cell, reference)
+    ours = [_log_ppl(recorded, cell, seed) for seed in (0, 1, 2)]
+    theirs = [_log_ppl(recorded, reference, 0 if reference == "untuned" else seed) for seed in (0, 1, 2)]
     assert row["ppl"] == pytest.approx(np.exp(np.mean(ours)))
     assert row["improvement_pct"] == pytest.approx(100 * (1 - np.exp(np.mean(np.subtract(ours, theirs)))))
-    middle = [_log_ppl(study, cell, seed, table=THIRDS, third=1) for seed in (0, 1, 2)]
+    middle = [_log_ppl(recorded, cell, seed, table=THIRDS, third=1) for seed in (0, 1, 2)]
     middle_reference = [
-        _log_ppl(study, reference, 0 if reference == "untuned" else seed, table=THIRDS, third=1) for seed in (0, 1, 2)
+        _log_ppl(recorded, reference, 0 if reference == "untuned" else seed, table=THIRDS, third=1)
+        for seed in (0, 1, 2)
     ]
     assert row["lim_ppl"] == pytest.approx(np.exp(np.mean(middle)))
-    assert row["lim_improvement_pct"] == pytest.approx(100 * (1 - np.exp(np.mean(np.subtract(middle, middle_reference)))))
+    assert row["lim_improvement_pct"] == pytest.approx(
+        100 * (1 - np.exp(np.mean(np.subtract(middle, middle_reference))))
+    )
     assert row["added_params"] == PARAMS[cell] - PARAMS.get(reference, 0)
     assert row["params_per_pct"] == pytest.approx(row["added_params"] / row["improvement_pct"])
     assert (row["train_seconds"], row["tokens_per_second"], row["peak_memory_bytes"]) == (41.0, 513.0, 2**30 + 2)
 
 
-def test_intervals_find_the_true_effects(study: Path):
-    table = summarize(read_study(study))
+def test_intervals_find_the_true_effects(table: pd.DataFrame):
     for cell, truth in CELLS.items():
         row = _row(table, cell, "untuned")
         assert row["improvement_low"] < truth < row["improvement_high"]
@@ -100,16 +118,20 @@ def test_intervals_find_the_true_effects(study: Path):
     assert pd.isna(nothing["params_per_pct"])
 
 
-def test_the_untuned_row_has_no_reference(study: Path):
-    row = _row(summarize(read_study(study)), "untuned", "")
-    assert row[["improvement_pct", "improvement_low", "lim_improvement_pct", "added_params", "params_per_pct"]].isna().all()
+def test_the_untuned_row_has_no_reference(recorded: Path, table: pd.DataFrame):
+    row = _row(table, "untuned", "")
+    assert (
+        row[["improvement_pct", "improvement_low", "lim_improvement_pct", "added_params", "params_per_pct"]]
+        .isna()
+        .all()
+    )
     assert pd.isna(row["tokens_per_second"])
-    assert row["ppl"] == pytest.approx(np.exp(_log_ppl(study, "untuned", 0)))
+    assert row["ppl"] == pytest.approx(np.exp(_log_ppl(recorded, "untuned", 0)))
 
 
 def test_rows_do_not_depend_on_each_other(tmp_path: Path):
     """One seed, so that the bootstrap draws: dropping a cell must leave the other rows as they are."""
-    folder = write_recorded_study(tmp_path / "one", CELLS, [0], np.random.default_rng(1), **EPOCH)
+    folder = write_recorded_study(tmp_path / "one", CELLS, [0], np.random.default_rng(1), **SIZE)
     before = summarize(read_study(folder))
     manifest = json.loads((folder / STUDY).read_text())
     _edit(folder / STUDY, cells=[entry for entry in manifest["cells"] if entry["cell"] != "low"])
@@ -120,7 +142,12 @@ def test_rows_do_not_depend_on_each_other(tmp_path: Path):
 
 def test_seeds_that_both_sides_have(tmp_path: Path):
     folder = write_recorded_study(
-        tmp_path / "gaps", CELLS, [0, 1, 2], np.random.default_rng(2), failed=[("low", 1), ("high", 2), ("same", 0)], **EPOCH
+        tmp_path / "gaps",
+        CELLS,
+        [0, 1, 2],
+        np.random.default_rng(2),
+        failed=[("low", 1), ("high", 2), ("same", 0)],
+        **SIZE,
     )
     row = _row(summarize(read_study(folder)), "high", "low")
     assert row["seeds"] == 1
@@ -131,7 +158,7 @@ def test_seeds_that_both_sides_have(tmp_path: Path):
 
 def test_no_seed_in_common(tmp_path: Path):
     folder = write_recorded_study(
-        tmp_path / "gaps", CELLS, [0, 1], np.random.default_rng(3), failed=[("low", 1), ("high", 0)], **EPOCH
+        tmp_path / "gaps", CELLS, [0, 1], np.random.default_rng(3), failed=[("low", 1), ("high", 0)], **SIZE
     )
     row = _row(summarize(read_study(folder)), "high", "low")
     assert row["seeds"] == 0
@@ -142,7 +169,12 @@ def test_no_seed_in_common(tmp_path: Path):
 
 def test_failed_cells_are_named_and_have_no_row(tmp_path: Path):
     folder = write_recorded_study(
-        tmp_path / "broken", CELLS, [0, 1], np.random.default_rng(4), failed=[("high", 0), ("high", 1), ("low", 1)], **EPOCH
+        tmp_path / "broken",
+        CELLS,
+        [0, 1],
+        np.random.default_rng(4),
+        failed=[("high", 0), ("high", 1), ("low", 1)],
+        **SIZE,
     )
     report = write_report(folder)
     assert "high" not in set(report.summary["cell"])
@@ -159,7 +191,7 @@ def test_failed_cells_are_named_and_have_no_row(tmp_path: Path):
 
 def test_nothing_complete_still_reports(tmp_path: Path):
     every = [(cell, 0) for cell in ("untuned", *CELLS)]
-    folder = write_recorded_study(tmp_path / "nothing", CELLS, [0], np.random.default_rng(5), failed=every, **EPOCH)
+    folder = write_recorded_study(tmp_path / "nothing", CELLS, [0], np.random.default_rng(5), failed=every, **SIZE)
     report = write_report(folder)
     assert (len(report.summary), len(report.failed), report.figures) == (0, 4, [])
     assert "high seed 0" in _printed(folder)
@@ -167,8 +199,9 @@ def test_nothing_complete_still_reports(tmp_path: Path):
 
 def test_without_the_untuned_model(tmp_path: Path):
     rng = np.random.default_rng(6)
-    folder = write_recorded_study(tmp_path / "lost", CELLS, [0], rng, failed=[("untuned", 0)], **EPOCH)
-    table = write_report(folder).summary
+    folder = write_recorded_study(tmp_path / "lost", CELLS, [0], rng, failed=[("untuned", 0)], **SIZE)
+    write_report(folder)
+    table = summarize(read_study(folder))
     assert pd.isna(_row(table, "low", "untuned")["improvement_pct"])
     assert pd.notna(_row(table, "high", "low")["improvement_pct"])
 
@@ -196,17 +229,19 @@ def test_without_torch(study: Path):
     code = (
         "import sys; from pathlib import Path; from hylo.report import write_report, print_report; "
         "print_report(write_report(Path(sys.argv[1]))); "
-        "sys.exit(', '.join({'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)))"
+        "loaded = {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules); assert not loaded, loaded"
     )
-    subprocess.run([sys.executable, "-c", code, str(study)], check=True, capture_output=True, cwd=Path(__file__).parents[1])
+    subprocess.run(
+        [sys.executable, "-c", code, str(study)], check=True, capture_output=True, cwd=Path(__file__).parents[1]
+    )
 
 
-def test_console_at_120_columns(study: Path):
-    lines = _printed(study).splitlines()
-    tables = [line.rstrip() for line in lines if not line.startswith("report:")]
-    assert max(map(len, tables)) <= 120
-    text = "\n".join(tables)
-    row = _row(write_report(study).summary, "high", "low")
+def test_console_at_120_columns(recorded: Path, table: pd.DataFrame):
+    lines = _printed(recorded).splitlines()
+    lines = [line.rstrip() for line in lines if not line.startswith("report:")]
+    assert max(map(len, lines)) <= 120
+    text = "\n".join(lines)
+    row = _row(table, "high", "low")
     assert f"{row['improvement_pct']:.1f} [{row['improvement_low']:.1f}, {row['improvement_high']:.1f}]" in text
     for words in ("Against the untuned model", "Against the previous row", "params_per_pct", "12 evaluation windows"):
         assert words in text
@@ -217,7 +252,7 @@ def test_console_at_120_columns(study: Path):
 def test_nothing_is_cut_off(tmp_path: Path):
     name = "a_method_whose_name_is_longer_than_any_column_could_be_expected_to_be"
     folder = write_recorded_study(
-        tmp_path / "long", {name: 10.0, "b": 20.0}, [0], np.random.default_rng(7), params={name: 6_738_415_616}, **EPOCH
+        tmp_path / "long", {name: 10.0, "b": 20.0}, [0], np.random.default_rng(7), params={name: 6_738_415_616}, **SIZE
     )
     assert name in _printed(folder)
     folded = _printed(folder, width=100, force_terminal=True)
@@ -227,18 +262,18 @@ def test_nothing_is_cut_off(tmp_path: Path):
 
 
 def test_random_weights_are_marked_in_every_table(tmp_path: Path):
-    folder = write_recorded_study(tmp_path / "random", CELLS, [0], np.random.default_rng(8), pretrained=False, **EPOCH)
-    report = write_report(folder)
-    for table in console_tables(report.study, report.summary):
+    folder = write_recorded_study(tmp_path / "random", CELLS, [0], np.random.default_rng(8), pretrained=False, **SIZE)
+    write_report(folder)
+    for table in console_tables(read_study(folder), summarize(read_study(folder))):
         assert RANDOM_WEIGHTS in str(table.caption)
     assert _printed(folder).count(RANDOM_WEIGHTS) == 2
     assert (folder / "summary.md").read_text().count(f"**{RANDOM_WEIGHTS}**") == 2
 
 
-def test_what_intervals_mean_is_said(study: Path, tmp_path: Path):
-    assert RANDOM_WEIGHTS not in _printed(study)
-    assert "new seeds and new windows" in _printed(study)
-    one = write_recorded_study(tmp_path / "one", CELLS, [0], np.random.default_rng(9), **EPOCH)
+def test_what_intervals_mean_is_said(recorded: Path, tmp_path: Path):
+    assert RANDOM_WEIGHTS not in _printed(recorded)
+    assert "new seeds and new windows" in _printed(recorded)
+    one = write_recorded_study(tmp_path / "one", CELLS, [0], np.random.default_rng(9), **SIZE)
     assert _printed(one).count("evaluation noise only") == 2
     assert "new seeds and" not in _printed(one)
 
@@ -258,15 +293,15 @@ def test_markdown_has_every_column_and_no_nan(study: Path):
         assert f"({path.relative_to(study).as_posix()})" in text
 
 
-def test_conclusions_follow_the_data(study: Path):
-    sentences = {line.partition(":")[0]: line for line in conclusions(summarize(read_study(study)))}
+def test_conclusions_follow_the_data(table: pd.DataFrame):
+    sentences = {line.partition(":")[0]: line for line in conclusions(table)}
     assert "perplexity is lower" in sentences["high against low"]
     assert "the interval holds 0" in sentences["same against high"]
     assert len(sentences) == 5
 
 
-def test_loss_curves_are_means_over_seeds(study: Path):
-    record = read_study(study)
+def test_loss_curves_are_means_over_seeds(recorded: Path):
+    record = read_study(recorded)
     lines = {line.get_label(): line for line in loss_figure(record).axes[0].lines}
     assert set(lines) == set(CELLS)
     expected = np.mean([run.curve["loss"] for run in record.cells["low"]], axis=0)
@@ -277,7 +312,9 @@ def test_other_windows_are_refused(study: Path):
     (run,) = study.glob("high-seed1-*")
     windows = pd.read_parquet(run / WINDOWS)
     windows.assign(first_token=windows["first_token"] + 1).to_parquet(run / WINDOWS)
-    with pytest.raises(RecordError, match=r"'high' \(seed 0\) and 'high' \(seed 1\) were evaluated on different windows"):
+    with pytest.raises(
+        RecordError, match=r"'high' \(seed 0\) and 'high' \(seed 1\) were evaluated on different windows"
+    ):
         summarize(read_study(study))
 
 

@@ -12,7 +12,9 @@ from hylo import stats
 WINDOWS, DIFFERENCE_SD, SHARED_SD = 32, 0.05, 0.3
 
 
-def _noise(seeds: int, seed_sd: float, interaction: float, rng: np.random.Generator, repeats: int = 6_000) -> np.ndarray:
+def _noise(
+    seeds: int, seed_sd: float, interaction: float, rng: np.random.Generator, repeats: int = 6_000
+) -> np.ndarray:
     """Contrasts of two arms with true value 0, [repeats, seeds, windows] in nats a token.
 
     Both arms share what makes a window hard. `interaction` is the share of the variance of window differences that each
@@ -100,12 +102,12 @@ def test_crossed_interval_by_hand():
 
 
 def test_crossed_interval_with_windows_of_unequal_size():
-    """Splitting hairs is not allowed: a window's weight is its tokens, so noise in a one-token window hardly matters."""
+    """A window's weight is its tokens, so noise in a window of one token hardly matters."""
     sums, tokens = np.array([[300.0, 300.0, 300.0, 3.0], [300.0, 300.0, 300.0, 3.0]]), np.array([100, 100, 100, 1])
     sums[:, 3] += 2
     value, low, high = stats.crossed_interval(sums, tokens)
     assert value == pytest.approx(3 + 2 / 301)
-    assert high - low < 0.05
+    assert high - low < 0.1  # the mean of ratios would have 3.2
 
 
 def test_without_noise_the_interval_is_the_point():
@@ -124,7 +126,7 @@ def test_contrasts_are_paired(seeds: int):
     low, high = stats.improvement(nll, hard, tokens, np.random.default_rng(0))[1:]
     assert low < 100 * (1 - math.exp(-0.25)) < high
     assert high - low < 2
-    assert stats.improvement(hard, nll, tokens, np.random.default_rng(0)).high < 0
+    assert stats.improvement(np.broadcast_to(hard, nll.shape), nll, tokens, np.random.default_rng(0)).high < 0
 
 
 def test_the_generator_decides():

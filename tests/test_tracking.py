@@ -15,6 +15,7 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 import pytest
+import wandb
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from offline_wandb import BLOCK, HEADER, OfflineRun, read_offline_run, record_payloads
@@ -23,6 +24,7 @@ from omegaconf import OmegaConf
 from hylo.errors import ConfigError
 from hylo.schema import bound_problems
 from hylo.tracking import Backend, Mode, TrackingConfig, _requested_mode, log_report, log_run, open_tracker
+from hylo.tracking_wandb import _has_login
 
 ROOT = Path(__file__).parents[1]
 KEY = "0123456789abcdef" * 2 + "01234567"  # well-formed, of no account
@@ -73,12 +75,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory):
             resolved={"method": {"rank": 8}, "model": {"path": str(home / "model")}}, job_type="cell", tags=["a", "b"],
         )  # fmt: skip
         log_run(tracker, curve, RESULT)
-        log_report(tracker, summary, [figure, folder / "forest.svg"])
+        log_report(tracker, summary, [folder / "forest.svg", figure])
         tracker.finish()
         assert dict(os.environ) == before, "tracking changed the environment of the process"
         (file,) = folder.glob("wandb/offline-run-*/run-f00d.wandb")
         yield Recorded(folder, file, read_offline_run(file), curve, summary, figure, home)
-        sys.modules["wandb"].teardown()
+        wandb.teardown()
 
 
 def test_run_is_identified_and_carries_the_config(recorded: Recorded):
@@ -130,15 +132,15 @@ def test_table_and_png_are_files_that_the_history_refers_to(recorded: Recorded):
     assert sorted(recorded.run.files) == sorted([logged["summary.path"], logged["forest.path"]])
 
 
-def test_no_key_and_no_home_path_is_written_and_the_home_folder_stays_empty(recorded: Recorded):
+def test_no_key_and_no_private_path_is_written_and_the_home_folder_stays_empty(recorded: Recorded):
     assert recorded.run.config["model"] == {"path": "~/model"}
     assert not list(recorded.home.iterdir())
     written = [path for path in recorded.folder.rglob("*") if path.is_file()]
     assert written
     for path in written:
         content = path.read_bytes()
-        assert KEY.encode() not in content, path
-        assert str(recorded.home).encode() not in content, path
+        for private in (KEY, str(recorded.home), str(ROOT), sys.executable):
+            assert private.encode() not in content, (path, private)
 
 
 def test_reader_joins_chunks_and_refuses_damage(recorded: Recorded):
@@ -180,22 +182,40 @@ def run_script(script: str, folder: Path, **variables: str) -> subprocess.Comple
     return done
 
 
-@pytest.mark.parametrize(
-    ("variables", "config"),
-    [({"WANDB_API_KEY": KEY}, "backend=Backend.none"), ({"WANDB_MODE": "disabled"}, "mode=Mode.online")],
-)
-def test_without_tracking_wandb_is_not_imported(tmp_path: Path, variables: dict[str, str], config: str):
+def test_without_tracking_wandb_is_not_imported(tmp_path: Path):
     run_script(
-        f"""
-        tracker = start("a", {config})
-        tracker.log({{"train/loss": 1.0}}, step=0)
-        tracker.finish()
-        assert "wandb" not in sys.modules
-        assert not Path("outputs").exists()
+        """
+        import os
+
+        for variables, config in (
+            ({"WANDB_MODE": "online"}, {"backend": Backend.none}),
+            ({"WANDB_MODE": "disabled"}, {"mode": Mode.online}),
+        ):
+            os.environ.update(variables)
+            tracker = start("a", **config)
+            tracker.log({"train/loss": 1.0}, step=0)
+            tracker.finish()
+            assert "wandb" not in sys.modules, variables
+            assert not Path("outputs").exists(), variables
         """,
         tmp_path,
-        **variables,
+        WANDB_API_KEY=KEY,
     )
+
+
+@pytest.mark.parametrize("login", ["variable", "netrc", "malformed", "none"])
+def test_login_is_found_where_wandb_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, login: str):
+    """A malformed key counts: W&B then says what is wrong with it, instead of the run going offline in silence."""
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:8080")
+    wandb.teardown()  # it reads WANDB_BASE_URL once a session
+    if login == "netrc":
+        (tmp_path / "netrc").write_text(f"machine 127.0.0.1:8080 login user password {KEY}\n")
+    elif login != "none":
+        monkeypatch.setenv("WANDB_API_KEY", KEY if login == "variable" else KEY[:20])
+    assert _has_login() is (login != "none")
+    wandb.teardown()
 
 
 @pytest.fixture
@@ -206,17 +226,14 @@ def closed_port():
         yield holder.getsockname()[1]
 
 
-@pytest.mark.parametrize("login", ["variable", "netrc", "none"])
-def test_online_out_of_reach_falls_back_to_offline_and_warns_once(tmp_path: Path, closed_port: int, login: str):
+@pytest.mark.parametrize(("login", "reason"), [("variable", "connection refused"), ("none", "no API key")])
+def test_online_out_of_reach_falls_back_to_offline_and_warns_once(
+    tmp_path: Path, closed_port: int, login: str, reason: str
+):
     """With a login `auto` goes online and finds no server; without one `online` must not wait for a typed key."""
     variables = {"WANDB_BASE_URL": f"http://127.0.0.1:{closed_port}"}
     if login == "variable":
         variables["WANDB_API_KEY"] = KEY
-    if login == "netrc":
-        netrc = tmp_path / "netrc"
-        netrc.write_text(f"machine 127.0.0.1:{closed_port} login user password {KEY}\n")
-        netrc.chmod(0o600)
-        variables["NETRC"] = str(netrc)
     mode = "online" if login == "none" else "auto"
     done = run_script(
         f"""
@@ -232,9 +249,8 @@ def test_online_out_of_reach_falls_back_to_offline_and_warns_once(tmp_path: Path
         **variables,
     )
     (warning,) = done.stderr.splitlines()
-    for part in ("W&B cannot be used online", "wandb login", "tracking.mode=offline", "tracking=none"):
+    for part in ("W&B cannot be used online", reason, "wandb login", "tracking.mode=offline", "tracking=none"):
         assert part in warning
-    assert ("no API key" if login == "none" else "connection refused") in warning
     assert done.stdout.splitlines() == ["W&B records offline; upload with: wandb sync outputs/wandb/offline-run-*"]
     for run_id in ("first", "second"):
         (file,) = tmp_path.glob(f"outputs/wandb/offline-run-*/run-{run_id}.wandb")

@@ -9,8 +9,12 @@ import torch
 from omegaconf import MISSING
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from transformers.utils.logging import disable_progress_bar
+
 from hylo.cache import file_hash, text_hash
 from hylo.errors import MissingDependency
+
+disable_progress_bar()  # transformers' bars for loading a second's worth of weights only clutter a run's log
 
 
 @dataclass(kw_only=True, slots=True)

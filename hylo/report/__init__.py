@@ -1,8 +1,8 @@
 """Reports: everything a study shows, rebuilt from its records alone, without a model and without torch.
 
-    outputs/<group>/summary.csv       one row a cell and reference (see `summarize`), byte-identical when rebuilt
-    outputs/<group>/summary.md        the same with captions, figures and the runs that failed
-    outputs/<group>/figures/*.png
+outputs/<group>/summary.csv       one row a cell and reference (see `summarize`), byte-identical when rebuilt
+outputs/<group>/summary.md        the same with captions, figures and the runs that failed
+outputs/<group>/figures/*.png
 """
 
 import io
@@ -23,7 +23,9 @@ __all__ = [
     "Report",
     "conclusions",
     "improvement_figure",
+    "incomplete",
     "loss_figure",
+    "markdown",
     "position_figure",
     "print_report",
     "split_by_reference",

@@ -20,7 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     folders = parser.parse_args(arguments).folders or sorted(path.parent for path in OUTPUTS.glob(f"*/{STUDY}"))
     code = 0
     if not folders:
-        print(f"{OUTPUTS.resolve()} holds no recorded study; run one first, for example `make ablation`", file=sys.stderr)
+        print(
+            f"{OUTPUTS.resolve()} holds no recorded study; run one first, for example `make ablation`", file=sys.stderr
+        )
         code = 2
     for folder in folders:
         try:

@@ -20,7 +20,7 @@ BINS = 10
 # vanishes on white. Cells beyond the seventh repeat the colours with another line and marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES, _MARKERS = ("-", "--", ":"), ("o", "s", "^")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -36,8 +36,8 @@ _NAME_WIDTH, _CAPTION_WIDTH = 28, 115  # characters
 
 def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
     """Bars of the improvement over the untuned model in percent, with its interval, one a trained cell."""
-    part = next(iter(split_by_reference(summary, study.untuned).values()))
-    part = part[part["cell"] != study.untuned].reset_index(drop=True)
+    against_untuned, _ = split_by_reference(summary, study.untuned).values()
+    part: Any = against_untuned[against_untuned["cell"] != study.untuned]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -47,8 +47,10 @@ def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
         # A percentile interval need not hold its estimate, and a whisker has no negative length.
         whiskers = np.nan_to_num(np.maximum([value - low, high - value], 0))
         known = ~np.isnan(value)
-        axes.errorbar(value[known], rows[known], xerr=whiskers[:, known], fmt="none", ecolor="black", elinewidth=1, capsize=3)
-        for row, record in part.iterrows():
+        axes.errorbar(
+            value[known], rows[known], xerr=whiskers[:, known], fmt="none", ecolor="black", elinewidth=1, capsize=3
+        )
+        for row, record in enumerate(part.to_dict("records")):
             text = interval(record["improvement_pct"], record["improvement_low"], record["improvement_high"])
             axes.annotate(
                 text if known[row] else f"{MISSING} no pair of complete runs",
@@ -104,7 +106,7 @@ def position_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
 
 
 def loss_figure(study: StudyRecord, *, smoothing: int = 1) -> Figure:
-    """Training loss against the step, one line a cell: the mean over seeds, then a running mean of `smoothing` steps."""
+    """Training loss against the step, one line a cell: mean over seeds, then running mean of `smoothing` steps."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -112,7 +114,8 @@ def loss_figure(study: StudyRecord, *, smoothing: int = 1) -> Figure:
             curves = [run.curve[["step", "loss"]] for run in complete_runs(study, cell) if len(run.curve)]
             if not curves:
                 continue
-            mean = pd.concat(curves).groupby("step")["loss"].mean().rolling(smoothing, min_periods=1).mean()
+            loss: Any = pd.concat(curves).groupby("step")["loss"].mean()
+            mean = loss.rolling(smoothing, min_periods=1).mean()
             style = _LINES[place // len(COLOURS) % len(_LINES)]
             axes.plot(mean.index, mean, color=COLOURS[place % len(COLOURS)], linestyle=style, label=_fold(cell))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

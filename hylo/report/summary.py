@@ -1,6 +1,7 @@
 """The numbers of a study, from its records alone: one row a cell and reference."""
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -34,7 +35,7 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
       the improvement is missing, and the other measures are over all of the cell's seeds.
     - `ppl`, `lim_ppl`: exp of the mean over seeds of log PPL, over all positions and over the middle third.
     - `improvement_pct`: 100 (1 - PPL / PPL of the reference); intervals as in `hylo.stats`, 95 %.
-    - `added_params`: trainable parameters more than the same reference; `params_per_pct` divides them by the improvement.
+    - `added_params`: trainable parameters beyond the same reference's; `params_per_pct`: divided by the improvement.
     - `train_seconds`, `tokens_per_second`: means over seeds; `peak_memory_bytes`: the largest.
 
     The bootstrap's generator is seeded by the names of cell and reference, so a row does not depend on other rows.
@@ -90,13 +91,13 @@ def ppl_by_bin(study: StudyRecord) -> pd.DataFrame:
     tables = []
     for cell in study.cells:
         for run in complete_runs(study, cell):
-            sums = _finite(run, EVAL, run.eval).groupby("bin", as_index=False)[["nll_sum", "tokens"]].sum()
-            sums = sums[sums["tokens"] > 0]
-            tables.append(pd.DataFrame({"cell": cell, "bin": sums["bin"], "log_ppl": sums["nll_sum"] / sums["tokens"]}))
+            sums = _sums(run, EVAL, "bin").query("tokens > 0")
+            log_ppl = (sums["nll_sum"] / sums["tokens"]).rename("log_ppl").reset_index()
+            tables.append(log_ppl.assign(cell=cell))
     if not tables:
         return pd.DataFrame(columns=pd.Index(["cell", "bin", "ppl"]))
-    means = pd.concat(tables).groupby(["cell", "bin"], sort=False, as_index=False)["log_ppl"].mean()
-    return means.assign(ppl=np.exp(means["log_ppl"]))[["cell", "bin", "ppl"]]
+    means: Any = pd.concat(tables).groupby(["cell", "bin"], sort=False)["log_ppl"].mean()
+    return np.exp(means).rename("ppl").reset_index()
 
 
 def value_of(run: RunRecord, section: str, key: str) -> Any:
@@ -117,7 +118,7 @@ def _contrasts(study: StudyRecord) -> Iterator[tuple[str, str]]:
     cells = list(study.cells)
     ran = {cell for cell in cells if complete_runs(study, cell)}
     yield from ((cell, "" if cell == study.untuned else study.untuned) for cell in cells if cell in ran)
-    for previous, cell in zip(cells, cells[1:], strict=False):
+    for previous, cell in itertools.pairwise(cells):
         if cell in ran and study.untuned not in (previous, cell):
             yield cell, previous
 
@@ -185,7 +186,7 @@ def _cost(runs: list[RunRecord]) -> dict[str, Any]:
 
 def _window_sums(runs: list[RunRecord]) -> tuple[np.ndarray, np.ndarray]:
     """NLL sums [seeds, windows] and token counts [windows] of runs over the same windows."""
-    tables = [_finite(run, EVAL, run.eval).groupby("window")[["nll_sum", "tokens"]].sum() for run in runs]
+    tables = [_sums(run, EVAL, "window") for run in runs]
     for run, table in zip(runs, tables, strict=True):
         _same_windows(runs[0], run)
         if table.index.tolist() != run.windows["window"].tolist():
@@ -212,23 +213,25 @@ def _middle_log_ppl(runs: list[RunRecord]) -> float:
     """Mean over seeds of log PPL in the middle third of positions; NaN where windows are too short to have one."""
     logs = []
     for run in runs:
-        thirds = _finite(run, THIRDS, run.thirds)
-        middle = thirds[thirds["third"] == _MIDDLE]
-        tokens = middle["tokens"].sum()
-        logs.append(middle["nll_sum"].sum() / tokens if tokens > 0 else math.nan)
+        middle = _sums(run, THIRDS, "third").query(f"third == {_MIDDLE} and tokens > 0")
+        logs.append(middle["nll_sum"].sum() / middle["tokens"].sum() if len(middle) else math.nan)
     return float(np.mean(logs))
 
 
-def _finite(run: RunRecord, name: str, table: pd.DataFrame) -> pd.DataFrame:
-    """The table itself. A missing sum must not be added up as 0, as pandas would."""
+def _sums(run: RunRecord, name: str, by: str) -> Any:
+    """NLL sums and token counts of a table, added up by one of its columns, which is the index of the result.
+
+    Any, because pandas types the columns of a table as everything a table can hold.
+    """
+    table: Any = run.eval if name == EVAL else run.thirds
     for column in ("nll_sum", "tokens"):
-        if not (good := np.isfinite(table[column].to_numpy(dtype=float, na_value=np.nan))).all():
-            row = table[~good].iloc[0]
+        # A missing sum must not be added up as 0, as pandas would.
+        if len(bad := table[~np.isfinite(table[column].to_numpy(dtype=float, na_value=np.nan))]):
             raise RecordError(
-                f"{run.folder / name} has {column} = {row[column]} in window {row['window']}; "
+                f"{run.folder / name} has {column} = {bad[column].iloc[0]} in window {bad['window'].iloc[0]}; "
                 f"delete {run.folder} and run it again"
             )
-    return table
+    return table.groupby(by)[["nll_sum", "tokens"]].sum()
 
 
 def _generator(*names: str) -> np.random.Generator:

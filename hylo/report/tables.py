@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,14 @@ _NAME_WIDTH = 12  # a name is folded no further, whatever the console
 _UNTUNED, _PREVIOUS = "Against the untuned model", "Against the previous row"
 
 # What one column of a table shows, by its header. A header's line breaks are for the console.
-Column = Callable[[pd.Series], str]
+Row = dict[Any, Any]
+Column = Callable[[Row], str]
 
 
 def split_by_reference(summary: pd.DataFrame, untuned: str) -> dict[str, pd.DataFrame]:
     """The rows against the untuned model (and its own), and those against the previous row, by the table's title."""
     against_untuned = summary["reference"].isin(["", untuned])
-    return {_UNTUNED: summary[against_untuned], _PREVIOUS: summary[~against_untuned]}
+    return {_UNTUNED: summary.loc[against_untuned], _PREVIOUS: summary.loc[~against_untuned]}
 
 
 def number(value: Any, decimals: int = 1) -> str:
@@ -44,7 +44,7 @@ def number(value: Any, decimals: int = 1) -> str:
 
 
 def interval(value: Any, low: Any, high: Any) -> str:
-    """For example `30.0 [28.1, 32.1]`, with more decimals where the interval is narrow; without ends, the value alone."""
+    """For example `30.0 [28.1, 32.1]`, with more decimals where it is narrow; without ends, the value alone."""
     if pd.isna(low) or pd.isna(high):
         return number(value)
     half = (high - low) / 2
@@ -61,7 +61,9 @@ def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
         lines.append(RANDOM_WEIGHTS)
     if runs:
         tokens = number(value_of(runs[0], "metrics", "eval_tokens"), 0)
-        lines.append(f"{len(runs[0].windows):,} evaluation windows, {tokens} predicted tokens; seeds a cell: {_span(seeds)}")
+        lines.append(
+            f"{len(runs[0].windows):,} evaluation windows, {tokens} predicted tokens; seeds a cell: {_span(seeds)}"
+        )
         lines.append(ONE_SEED if max(summary["seeds"], default=1) <= 1 else SEVERAL_SEEDS)
     if study.manifest.get("protocol"):
         lines.append(f"protocol: {study.manifest['protocol']}")
@@ -107,10 +109,10 @@ def markdown(study: StudyRecord, summary: pd.DataFrame, failed: list[str], figur
 
 def conclusions(summary: pd.DataFrame) -> list[str]:
     """One sentence a contrast, from its interval alone. Nothing corrects for the number of contrasts."""
-    return [_sentence(row) for _, row in summary.iterrows() if row["reference"]]
+    return [_sentence(row) for row in summary.to_dict("records") if row["reference"]]
 
 
-def _sentence(row: pd.Series) -> str:
+def _sentence(row: Row) -> str:
     contrast = f"{row['cell']} against {row['reference']}"
     if pd.isna(row["improvement_pct"]):
         return f"{contrast}: no complete pair of runs, so nothing can be said."
@@ -124,20 +126,22 @@ def _sentence(row: pd.Series) -> str:
 
 
 def _console_table(title: str, part: pd.DataFrame, columns: dict[str, Column], lines: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    table = Table(
+        title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0
+    )
     table.caption = Text("\n").join(Text(line, style="bold red" if line == RANDOM_WEIGHTS else "dim") for line in lines)
     for header in columns:
         if header in ("cell", "reference"):
             table.add_column(header, overflow="fold", min_width=_NAME_WIDTH, vertical="bottom")
         else:
             table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
-    for _, row in part.iterrows():
+    for row in part.to_dict("records"):
         table.add_row(*(Text(show(row)) for show in columns.values()))
     return table
 
 
 def _foldable(table: Table) -> int:
-    """Columns of the console that folding names can save; rich would cut numbers where a table is narrower than that."""
+    """Columns of the console that folding names can save; in a narrower table rich would cut numbers."""
     names = [column for column in table.columns if column.overflow == "fold"]
     return sum(max(0, max(len(str(cell)) for cell in column.cells) - _NAME_WIDTH) for column in names)
 
@@ -145,7 +149,7 @@ def _foldable(table: Table) -> int:
 def _markdown_table(part: pd.DataFrame) -> str:
     headers = [header.replace("\n", "") if "[" not in header else header.replace("\n", " ") for header in _ALL_COLUMNS]
     lines = [headers, ["---" if header in ("cell", "reference") else "---:" for header in headers]]
-    lines += [[_escape(show(row)) for show in _ALL_COLUMNS.values()] for _, row in part.iterrows()]
+    lines += [[_escape(show(row)) for show in _ALL_COLUMNS.values()] for row in part.to_dict("records")]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -171,7 +175,7 @@ def _with_interval(value: str, low: str, high: str) -> Column:
     return lambda row: interval(row[value], row[low], row[high])
 
 
-def _memory(row: pd.Series) -> str:
+def _memory(row: Row) -> str:
     size = row["peak_memory_bytes"]
     if pd.isna(size):
         return MISSING
@@ -195,7 +199,9 @@ _ALL_COLUMNS: dict[str, Column] = {
 }
 # The untuned model trains nothing, so against it added_params is trainable_params and every reference is the same.
 _CONSOLE_UNTUNED = {
-    header: show for header, show in _ALL_COLUMNS.items() if header not in ("reference", "added_params", "peak_memory_bytes")
+    header: show
+    for header, show in _ALL_COLUMNS.items()
+    if header not in ("reference", "added_params", "peak_memory_bytes")
 } | {"peak\n_memory": _memory}
 _CONSOLE_PREVIOUS = {
     "cell": _text("cell"),
