@@ -1,9 +1,9 @@
 """The one entry point: compose a configuration and run it.
 
-    python train.py                                            one cell: the defaults of conf/config.yaml
-    python train.py method=dora method.low_rank.rank=16        one cell, with overrides
-    python train.py -m method=landmark_pa,landmark_learnable   a sweep: one cell a value, one report
-    python train.py study=ablation                             a study of experiments/
+python train.py                                            one cell: the defaults of conf/config.yaml
+python train.py method=dora method.low_rank.rank=16        one cell, with overrides
+python train.py -m method=landmark_pa,landmark_learnable   a sweep: one cell a value, one report
+python train.py study=ablation                             a study of experiments/
 """
 
 import hydra

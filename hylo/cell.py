@@ -51,11 +51,15 @@ def check(cell: Cell, session: Session) -> None:
     limit = model_context_length(skeleton)
     if config.data.context_length > limit:
         allowed = f"4 to {limit}, the longest context of {config.model.name}"
-        problems.append(problem("data.context_length", config.data.context_length, allowed, f"data.context_length={limit}"))
+        problems.append(
+            problem("data.context_length", config.data.context_length, allowed, f"data.context_length={limit}")
+        )
     if problems:
         raise ConfigError(*problems)
     if not session.documents(config.data, config.data.eval_split):
         split = config.data.eval_split.name
-        raise ConfigError(f"data={config.data.name} has no {split} documents\n    fix:     name some, or data.eval_split=...")
+        raise ConfigError(
+            f"data={config.data.name} has no {split} documents\n    fix:     name some, or data.eval_split=..."
+        )
     if config.components and not session.documents(config.data, Split.train):
         raise ConfigError(f"data={config.data.name} has no train documents\n    fix:     name some, or method=none")

@@ -19,11 +19,15 @@ STATE, COUNTERS = "state.safetensors", "counters.json"
 class Checkpoint:
     """Writes the state of a model and its optimizer into a folder from time to time, and reads it back."""
 
-    def __init__(self, folder: Path, model: AdaptedModel, optimizer: torch.optim.Optimizer, *, every_seconds: float) -> None:
+    def __init__(
+        self, folder: Path, model: AdaptedModel, optimizer: torch.optim.Optimizer, *, every_seconds: float
+    ) -> None:
         self.folder = folder
         self.every_seconds = every_seconds
         self._optimizer = optimizer
-        self._tensors = {f"{slot}.{name}": t for slot, tensors in model.tensors().items() for name, t in tensors.items()}
+        self._tensors = {
+            f"{slot}.{name}": t for slot, tensors in model.tensors().items() for name, t in tensors.items()
+        }
         self._saved_at = time.monotonic()
 
     def exists(self) -> bool:

@@ -90,7 +90,11 @@ def job_cell(config: Config, overrides: Sequence[str], method: str, group: str) 
     else:
         unnamed = {"method", "seed", "seeds", "tracking", "outputs", "cell", "hydra"}
         chosen = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
-        rest = [f"{key.removeprefix('method.')}={value}" for key, value in chosen.items() if not unnamed & {key, key.split(".")[0]} or key.startswith("method.")]
+        rest = [
+            f"{key.removeprefix('method.')}={value}"
+            for key, value in chosen.items()
+            if not unnamed & {key, key.split(".")[0]} or key.startswith("method.")
+        ]
         name = ",".join([method, *rest])
     return Cell(group, file_name(name), config, tuple(overrides))
 

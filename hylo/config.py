@@ -64,7 +64,9 @@ def resolve(composed: DictConfig) -> Config:
     try:
         config = OmegaConf.to_object(composed)
     except AttributeError as error:  # a key added with + that a typed section does not have
-        raise ConfigError(f"unknown key: {error}\n    fix:     remove it; `python train.py --help` lists the keys") from error
+        raise ConfigError(
+            f"unknown key: {error}\n    fix:     remove it; `python train.py --help` lists the keys"
+        ) from error
     except TypeError as error:  # an untyped entry of `method`
         raise ConfigError(f"method: {error}\n    fix:     choose components in a file of conf/method/") from error
     except MissingMandatoryValue as error:

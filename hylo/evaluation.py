@@ -50,7 +50,9 @@ class Evaluation:
         }
 
 
-def evaluate(model: AdaptedModel, windows: Windows, accelerator: Accelerator, *, batch_size: int, label: str) -> Evaluation:
+def evaluate(
+    model: AdaptedModel, windows: Windows, accelerator: Accelerator, *, batch_size: int, label: str
+) -> Evaluation:
     """Evaluate the model on every window, without gradients and without dropout."""
     nll = token_nll(model, windows.ids, accelerator, batch_size=batch_size, label=label)
     return Evaluation(

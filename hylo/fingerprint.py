@@ -44,7 +44,9 @@ def fingerprint(config: Config, session: Session) -> str:
     }
     if config.components:
         content["train_documents"] = session.documents_identity(data, Split.train)
-        content["trainer"] = {name: value for name, value in trainer.items() if name not in TrainerConfig.WITHOUT_EFFECT}
+        content["trainer"] = {
+            name: value for name, value in trainer.items() if name not in TrainerConfig.WITHOUT_EFFECT
+        }
         content["seed"] = config.seed
         components = [sys.modules[type(part).__module__] for part in config.components.values()]
         content["source"] = source_hash(_closure([*components, *_TRAINS, *_MEASURES]))
@@ -79,5 +81,7 @@ def _closure(modules: Iterable[ModuleType]) -> set[ModuleType]:
         if module not in found:
             found.add(module)
             sources = {getattr(value, "__module__", None) for value in vars(module).values()}
-            queue += [sys.modules[name] for name in sources if isinstance(name, str) and name.startswith("hylo.adapters.")]
+            queue += [
+                sys.modules[name] for name in sources if isinstance(name, str) and name.startswith("hylo.adapters.")
+            ]
     return found

@@ -139,7 +139,9 @@ def read_study(folder: Path) -> StudyRecord:
     for name in (name for runs in listed.values() for name in runs):
         if Path(name).name != name:
             raise RecordError(f"{path} names the run {name!r}; a run is a folder directly inside {folder}")
-    return StudyRecord(folder, manifest, {cell: [read_run(folder / run) for run in runs] for cell, runs in listed.items()})
+    return StudyRecord(
+        folder, manifest, {cell: [read_run(folder / run) for run in runs] for cell, runs in listed.items()}
+    )
 
 
 def find_complete(outputs: Path, fingerprint: str) -> RunRecord | None:

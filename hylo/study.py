@@ -106,7 +106,9 @@ def plan_study(config: Config, overrides: Sequence[str], compose: Compose) -> Pl
     cells = []
     for name, own in study.cells.items():
         if clash := {_key(text) for text in own} & {_key(text) for text in named}:
-            raise ConfigError(f"study={config.study}: the cell {name} sets {', '.join(sorted(clash))} itself; remove the override")
+            raise ConfigError(
+                f"study={config.study}: the cell {name} sets {', '.join(sorted(clash))} itself; remove the override"
+            )
         for seed in dict.fromkeys(config.seeds or study.seeds):
             texts = [*_merged(study.overrides, shared), *own]
             try:
@@ -138,7 +140,9 @@ def check_plan(plan: Plan, session: Session) -> None:
         try:
             check(cell, session)
         except ConfigError as error:
-            raise ConfigError(*(f"cell {cell.name}: {text}" if len(plan.cells) > 2 else text for text in error.problems)) from error
+            raise ConfigError(
+                *(f"cell {cell.name}: {text}" if len(plan.cells) > 2 else text for text in error.problems)
+            ) from error
 
 
 def run_plan(plan: Plan, session: Session) -> bool:

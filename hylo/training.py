@@ -90,7 +90,9 @@ def trainer_problems(config: TrainerConfig) -> Iterator[str]:
     """Settings that contradict each other, as text."""
     if config.warmup_steps >= config.steps:
         allowed = f"less than trainer.steps ({config.steps})"
-        yield problem("trainer.warmup_steps", config.warmup_steps, allowed, f"trainer.warmup_steps={config.steps // 10}")
+        yield problem(
+            "trainer.warmup_steps", config.warmup_steps, allowed, f"trainer.warmup_steps={config.steps // 10}"
+        )
 
 
 UNTRAINED: dict[str, Any] = {
@@ -176,7 +178,9 @@ def train(
                 group["lr"] = group["peak"] * learning_rate_factor(done.step, config)
             step_batches = list(islice(source, passes))
             loss = accumulate(network, step_batches, accelerator)
-            norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(
+                [p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm
+            )
             finite = math.isfinite(loss) and bool(torch.isfinite(norm))
             if finite:
                 optimizer.step()
@@ -269,10 +273,14 @@ def check_batches(config: TrainerConfig, windows: Windows, processes: int) -> No
     """
     if config.batch_size > len(windows):
         fix = f"trainer.batch_size={len(windows)}, or more text"
-        raise ConfigError(problem("trainer.batch_size", config.batch_size, f"at most {len(windows)}, the training windows", fix))
+        raise ConfigError(
+            problem("trainer.batch_size", config.batch_size, f"at most {len(windows)}, the training windows", fix)
+        )
     if config.batch_size % processes:
         fix = f"trainer.batch_size={processes}"
-        raise ConfigError(problem("trainer.batch_size", config.batch_size, f"a multiple of the {processes} processes", fix))
+        raise ConfigError(
+            problem("trainer.batch_size", config.batch_size, f"a multiple of the {processes} processes", fix)
+        )
 
 
 def diverged(done: Progression, config: TrainerConfig, loss: float) -> TrainingDiverged:

@@ -53,7 +53,9 @@ class Host:
     components: dict[str, Component] = field(default_factory=dict)
     """Components built so far, by slot. Those that a config `requires` come before it."""
 
-    def parameter(self, name: str, shape: tuple[int, ...], init: Callable[[Tensor, torch.Generator], object]) -> nn.Parameter:
+    def parameter(
+        self, name: str, shape: tuple[int, ...], init: Callable[[Tensor, torch.Generator], object]
+    ) -> nn.Parameter:
         """A float32 parameter on the model's device, drawn from a generator of its own.
 
         The generator depends on the seed and the name alone, so two methods that share a tensor's name and shape start

@@ -52,4 +52,3 @@ class Full(Component):
             parameter.requires_grad_(False).grad = None
             parameter.copy_(self._untuned[name])
         self._untuned = {}
-

@@ -76,13 +76,18 @@ class LowRankConfig(ComponentConfig):
         try:
             layers = self.layers(host)
         except ValueError as error:
-            yield problem(f"{key}.target_modules", self.target_modules, str(error), f"{key}.target_modules=[all-linear]")
+            yield problem(
+                f"{key}.target_modules", self.target_modules, str(error), f"{key}.target_modules=[all-linear]"
+            )
             return
         path, limit = min(((path, min(layer_shape(layer))) for path, layer in layers.items()), key=lambda item: item[1])
         if self.rank > limit:
             shape = "{} -> {}".format(*layer_shape(layers[path]))
             yield problem(
-                f"{key}.rank", self.rank, f"1 to {limit}, the smaller side of {path} ({shape})", f"{key}.rank={min(8, limit)}"
+                f"{key}.rank",
+                self.rank,
+                f"1 to {limit}, the smaller side of {path} ({shape})",
+                f"{key}.rank={min(8, limit)}",
             )
 
     def build(self, host: Host) -> "LowRank":

@@ -91,7 +91,11 @@ class AdaptedModel(nn.Module):
     def save(self, folder: Path) -> None:
         """Write the trained tensors (safetensors) and the method that they belong to (JSON)."""
         folder.mkdir(parents=True, exist_ok=True)
-        flat = {f"{slot}.{name}": t.detach().contiguous().cpu() for slot, ts in self.tensors().items() for name, t in ts.items()}
+        flat = {
+            f"{slot}.{name}": t.detach().contiguous().cpu()
+            for slot, ts in self.tensors().items()
+            for name, t in ts.items()
+        }
         save_file(flat, folder / WEIGHTS, metadata={"format": "pt"})
         settings = {
             "context_length": self.context_length,

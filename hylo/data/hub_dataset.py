@@ -39,7 +39,9 @@ class HubDatasetConfig(DataConfig):
         taken = list(islice(documents, self.max_documents))
         if not taken:
             fix = "check data.splits, data.text_column and data.document_start"
-            raise ConfigError(problem(f"data.splits.{split.name}", self.splits[split.name], "a split with documents", fix))
+            raise ConfigError(
+                problem(f"data.splits.{split.name}", self.splits[split.name], "a split with documents", fix)
+            )
         return taken
 
     def _rows(self, split: Split) -> Iterator[str]:

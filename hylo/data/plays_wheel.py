@@ -33,7 +33,9 @@ class PlaysWheelConfig(DataConfig):
                 if name not in plays:
                     raise ConfigError(problem(key, name, f"one of {', '.join(sorted(plays))}", "correct the name"))
         if both := set(self.test_plays) & set(self.validation_plays):
-            raise ConfigError(problem("data.test_plays", sorted(both), "plays not in data.validation_plays", "name each once"))
+            raise ConfigError(
+                problem("data.test_plays", sorted(both), "plays not in data.validation_plays", "name each once")
+            )
         if split is Split.train:
             names = sorted(plays.keys() - set(self.test_plays) - set(self.validation_plays))
         else:

@@ -26,7 +26,12 @@ class TextFilesConfig(DataConfig):
         for other in Split:
             if other is not split and (both := set(files[split]) & set(files[other])):
                 raise ConfigError(
-                    problem(f"data.{split.name}_files", str(min(both)), f"files not in data.{other.name}_files", "name each once")
+                    problem(
+                        f"data.{split.name}_files",
+                        str(min(both)),
+                        f"files not in data.{other.name}_files",
+                        "name each once",
+                    )
                 )
         return [Document(str(path), path.read_text(encoding="utf-8")) for path in files[split]]
 
@@ -39,5 +44,12 @@ class TextFilesConfig(DataConfig):
         matches = sorted(match for match in anchor.glob(str(path.relative_to(anchor))) if match.is_file())
         if not matches:
             key = f"data.{split.name}_files"
-            raise ConfigError(problem(key, pattern, "a text file, or a pattern that matches some", "check the path from here: " + str(Path.cwd())))
+            raise ConfigError(
+                problem(
+                    key,
+                    pattern,
+                    "a text file, or a pattern that matches some",
+                    "check the path from here: " + str(Path.cwd()),
+                )
+            )
         yield from matches

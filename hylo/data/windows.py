@@ -46,7 +46,9 @@ def cut_windows(documents: list[TokenizedDocument], length: int) -> Windows:
     if sum(counts) == 0:
         longest = max((len(document.ids) for document in documents), default=0)
         fix = f"data.context_length={max(longest, 2)} or less, or longer documents"
-        raise ConfigError(problem("data.context_length", length, f"at most the longest document ({longest} tokens)", fix))
+        raise ConfigError(
+            problem("data.context_length", length, f"at most the longest document ({longest} tokens)", fix)
+        )
     ids, sizes, names, firsts = [], [], [], []
     for document, count in zip(documents, counts, strict=True):
         used = count * length
