@@ -14,6 +14,7 @@ from hylo import cli
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(composed: DictConfig) -> float | None:
+    """Run what the command line composes; in a sweep the result is the cell's perplexity."""
     return cli.main(composed)
 
 

@@ -62,7 +62,7 @@ def run_job(cell: Cell) -> float | None:
         plan = with_untuned(Plan(cell.group, Path(cell.config.outputs), [cell]))
         check_plan(plan, SESSION)
         return [run_cell(each, SESSION) for each in plan.cells][-1].result["metrics"]["ppl"]
-    except Exception as error:  # the record holds the traceback; the sweep's other jobs must run
+    except Exception as error:  # noqa: BLE001 - the record holds the traceback; the sweep's other jobs must run
         print(f"{cell.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return None
 
@@ -89,10 +89,10 @@ def job_cell(config: Config, overrides: Sequence[str], method: str, group: str) 
         name = config.cell
     else:
         unnamed = {"method", "seed", "seeds", "tracking", "outputs", "cell", "hydra"}
-        chosen = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+        chosen = [text.lstrip("+").partition("=") for text in overrides]
         rest = [
             f"{key.removeprefix('method.')}={value}"
-            for key, value in chosen.items()
+            for key, _, value in chosen
             if not unnamed & {key, key.split(".")[0]} or key.startswith("method.")
         ]
         name = ",".join([method, *rest])

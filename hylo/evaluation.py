@@ -36,9 +36,9 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float | int]:
         """The record's `metrics` section."""
-        nll, tokens, size = (self.bins[name].sum() for name in ("nll_sum", "tokens", "bytes"))
-        thirds = self.thirds.groupby("third")[["nll_sum", "tokens"]].sum()
-        head, middle, tail = (math.exp(row.nll_sum / row.tokens) for row in thirds.itertuples())
+        nll, tokens, size = (float(self.bins[name].to_numpy().sum()) for name in ("nll_sum", "tokens", "bytes"))
+        thirds = self.thirds[["nll_sum", "tokens"]].to_numpy(dtype=float).reshape(-1, THIRDS, 2).sum(axis=0)
+        head, middle, tail = (math.exp(loss / count) for loss, count in thirds)
         return {
             "ppl": math.exp(nll / tokens),
             "lim_ppl": middle,

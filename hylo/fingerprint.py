@@ -1,8 +1,8 @@
 """What makes two runs the same: everything that can change a run's numbers, hashed.
 
-The typed configuration without names and logging, the content of model and documents, the versions of the libraries, and
-the source of the code that makes numbers: the training and evaluation modules and, of the components, only those that
-the method uses. So a researcher who edits a component runs its cells again, and no others.
+The typed configuration without names and logging, the content of model and documents, the versions of the libraries,
+and the source of the code that makes numbers: the training and evaluation modules and, of the components, only those
+that the method uses. So a researcher who edits a component runs its cells again, and no others.
 """
 
 import ast

@@ -3,13 +3,13 @@
     outputs/<group>/<cell>-seed<k>-<fingerprint>/      group: a study's name, sweep-<hash>, or runs
         result.json       status, parameters, metrics, training, environment (see `new_result`)
         eval.parquet      window, bin (0-9), nll_sum, tokens, bytes         one row a window and position bin
-        thirds.parquet    window, third (0-2), nll_sum, tokens, bytes       the same sums by thirds: third 1 is "the middle"
-        windows.parquet   window, document, first_token, length             where each evaluation window was cut
+        thirds.parquet    window, third (0-2), nll_sum, tokens, bytes       the same by thirds: 1 is the middle
+        windows.parquet   window, document, first_token, length             where each window was cut
         curve.jsonl       one line an optimizer step
         config.yaml       the resolved config
         adapter/          safetensors + JSON
         traceback.txt     only where it failed
-    outputs/<group>/study.json                          the cells of the last sweep or study, in order, with their folders
+    outputs/<group>/study.json                          the cells in order, with their folders
 
 The names in these files are a contract: reports, notebooks and later tools read them.
 """
@@ -75,7 +75,7 @@ class RunRecord:
 
     @cached_property
     def curve(self) -> pd.DataFrame:
-        """One row an optimizer step: step, loss (nats a token), learning_rate, grad_norm, the step's tokens and seconds."""
+        """One row an optimizer step: step, loss (nats a token), learning_rate, grad_norm, its tokens and seconds."""
         path = self.folder / CURVE
         return pd.read_json(path, lines=True) if path.exists() and path.stat().st_size else pd.DataFrame()
 

@@ -40,7 +40,7 @@ class Session:
         if key not in self._kept:
             for other in [name for name in self._kept if name.startswith("base ")]:
                 del self._kept[other]
-        return self._once("base", model, device, make=lambda: model.load().to(device))
+        return self._once("base", model, device, make=lambda: on_device(model.load(), device))
 
     def documents(self, data: DataConfig, split: Split) -> list[Document]:
         """The documents of a split."""
@@ -68,6 +68,12 @@ class Session:
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
+
+
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model, moved to a device."""
+    torch.nn.Module.to(model, device)
+    return model
 
 
 def _key(kind: str, *parts: object) -> str:

@@ -1,7 +1,7 @@
 """Studies: a question, a protocol and named cells, run one after the other or not at all where they are complete.
 
-A study is `experiments/<name>/study.yaml`. A sweep (`train.py -m`) and a single call of train.py are run and reported by
-the same functions.
+A study is `experiments/<name>/study.yaml`. A sweep (`train.py -m`) and a single call of train.py are run and
+reported by the same functions.
 """
 
 import dataclasses
@@ -156,7 +156,7 @@ def run_plan(plan: Plan, session: Session) -> bool:
         print(f"[{number}/{len(plan.cells)}] {plan.group}: {cell.name}, seed {cell.config.seed}", flush=True)
         try:
             run_cell(cell, session)
-        except Exception as error:  # the record holds the traceback; the other cells must run
+        except Exception as error:  # noqa: BLE001 - the record holds the traceback; the other cells must run
             print(f"    failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     return report_plan(plan, session)
 

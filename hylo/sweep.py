@@ -1,4 +1,4 @@
-"""The Hydra callback around a sweep: all jobs are checked before the first runs, and reported together after the last."""
+"""The Hydra callback around a sweep: all jobs are checked before the first runs and reported after the last."""
 
 import sys
 from collections.abc import Iterator

@@ -152,8 +152,8 @@ def train(
             step's own tokens and seconds. A loss or norm that is not finite is None.
 
     Returns:
-        The record's `training` section: steps, tokens, seconds, tokens_per_second, final_loss (nats a token, of the last
-        finite step), nonfinite_steps, max_loss_jump (largest rise between neighbouring steps, in nats a token).
+        The record's `training` section: steps, tokens, seconds, tokens_per_second, final_loss (nats a token, of the
+        last finite step), nonfinite_steps, max_loss_jump (largest rise between neighbouring steps, in nats a token).
 
     Raises:
         ConfigError: the batches cannot be made of these windows and processes.

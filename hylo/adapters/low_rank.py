@@ -6,8 +6,8 @@
                                                                          arXiv 2402.09353, equation 5 and section 4.3
 
 A [r, in] starts Kaiming-uniform (as PEFT) or orthogonal, B [out, r] at zero, m [out] at the row norms of W: at step 0
-the layer is exactly the base layer. A position gate g(p), where one is set, multiplies the update (B A x) and leaves the
-norm n as it is, so that n stays one number a row. A bias of the base layer is neither scaled nor normalised.
+the layer is exactly the base layer. A position gate g(p), where one is set, multiplies the update (B A x) and leaves
+the norm n as it is, so that n stays one number a row. A bias of the base layer is neither scaled nor normalised.
 
 Shapes: B batch, T tokens, I in features, O out features, R rank.
 """
@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,9 +102,11 @@ class LowRankConfig(ComponentConfig):
 class LowRankLayer(nn.Module):
     """A linear layer (nn.Linear or GPT-2's Conv1D) with its low-rank update. `base` is frozen and shared."""
 
+    weight_square_O: Tensor
+
     def __init__(self, base: nn.Module, config: LowRankConfig, A: nn.Parameter, B: nn.Parameter) -> None:
         super().__init__()
-        self.base = base
+        self.base: Any = base
         self.scale = config.scale
         self.dropout = config.dropout
         self.A = A

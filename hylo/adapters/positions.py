@@ -1,7 +1,7 @@
 """The true position of every token, for components that depend on it.
 
 A hook on the base model's forward works out the positions once a pass: `position_ids` where they are given, else the
-running count of real tokens in the attention mask (left padding does not count), else the cache offset plus 0, 1, 2, ...
+running count of real tokens in the attention mask (left padding does not count), else the cache offset plus 0, 1, ...
 Where positions had to be read from the mask they are also handed to the model itself, which would otherwise count the
 padding: single left-padded batches would then give other logits than the same text alone.
 

@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import datasets
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import HfHubHTTPError
 from omegaconf import MISSING
 
@@ -46,21 +48,22 @@ class HubDatasetConfig(DataConfig):
 
     def _rows(self, split: Split) -> Iterator[str]:
         try:
-            rows = datasets.load_dataset(
+            rows: Any = datasets.load_dataset(
                 self.repo,
                 self.subset,
                 split=self.splits[split.name],
                 revision=self.revision,
                 streaming=self.max_documents is not None,
             )
-        except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        except (ValueError, DatasetGenerationError) as error:
             fix = "check data.repo, data.subset and data.splits"
             raise ConfigError(problem("data.repo", self.repo, f"a data set that loads ({error})", fix)) from error
         except (HfHubHTTPError, OSError) as error:
             raise MissingDependency(
                 f"data.repo = {self.repo!r} cannot be fetched from the Hugging Face hub: {str(error).splitlines()[0]}\n"
                 f"    With network: check the name, `hf auth login` for gated data, and unset HF_HUB_OFFLINE.\n"
-                f"    Without network: data=shakespeare needs none; data=text reads local files; data.repo=<folder> a local copy."
+                f"    Without network: data=shakespeare needs none; data=text reads local files; "
+                f"data.repo=<folder> reads a local copy."
             ) from error
         if self.text_column not in (rows.column_names or ()):
             allowed = f"one of {', '.join(rows.column_names or ())}"

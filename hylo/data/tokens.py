@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -36,11 +37,12 @@ def documents_identity(documents: list[Document]) -> str:
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of a fast tokenizer's whole state."""
-    return text_hash(tokenizer.backend_tokenizer.to_str())
+    backend: Any = tokenizer.backend_tokenizer
+    return text_hash(backend.to_str())
 
 
 def tokenize(documents: list[Document], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedDocument]:
-    """Tokens of the documents as shipped: no cleaning, no special tokens. From the cache where they were made before."""
+    """Tokens of the documents as shipped: no cleaning, no special tokens. Cached by content."""
     key = text_hash(_FORMAT, documents_identity(documents), tokenizer_identity(tokenizer))
     folder = cached_folder(f"tokens/{key[:24]}", lambda draft: _make(documents, tokenizer, draft))
     names = json.loads((folder / "documents.json").read_text())

@@ -61,7 +61,7 @@ def target_layers(model: PreTrainedModel, targets: list[str]) -> dict[str, nn.Mo
         ValueError: a target matches no linear layer; the message lists the names that would.
     """
     head = model.get_output_embeddings()
-    linear = {
+    linear: dict[str, nn.Module] = {
         path: module
         for path, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head

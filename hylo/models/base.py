@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from omegaconf import MISSING
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-
 from transformers.utils.logging import disable_progress_bar
 
 from hylo.cache import file_hash, text_hash

@@ -38,7 +38,8 @@ class HubModelConfig(ModelConfig):
                 f"model.repo = {self.repo!r} (revision {self.revision}) cannot be fetched from the Hugging Face hub: "
                 f"{str(error).splitlines()[0]}\n"
                 f"    With network: check the name, `hf auth login` for gated models, and unset HF_HUB_OFFLINE.\n"
-                f"    Without network: model=smollm2_135m needs none; model=folder model.folder=<path> reads a local copy."
+                f"    Without network: model=smollm2_135m needs none; "
+                f"model=folder model.folder=<path> reads a local copy."
             ) from error
 
     def identity(self) -> str:

@@ -6,7 +6,7 @@ that a transposed weight or a swapped head count cannot pass unnoticed.
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -50,7 +50,7 @@ class TinyModelConfig(ModelConfig):
 
     def config(self) -> PretrainedConfig:
         """The transformers config: hidden size 48, two layers, 257 tokens."""
-        tokens = {"vocab_size": 257, "bos_token_id": 256, "eos_token_id": 256}
+        tokens: dict[str, Any] = {"vocab_size": 257, "bos_token_id": 256, "eos_token_id": 256}
         if self.architecture is TinyArchitecture.gpt2:
             return GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=self.context, **tokens)
         return LlamaConfig(
