@@ -107,12 +107,14 @@ def file_name(text: str) -> str:
 
 def name_sweep(arguments: list[str]) -> list[str]:
     """Command-line arguments of a sweep with its folder, `sweep-<hash of what is swept>`: the same sweep asked for
-    again is found again."""
-    if not {"-m", "--multirun"} & set(arguments) or any(text.startswith("hydra.sweep.dir=") for text in arguments):
-        return arguments
-    swept = sorted(text for text in arguments if "=" in text and not text.startswith(("hydra", "tracking", "outputs")))
+    again is found again. The flag comes first, because argparse finds no override behind one in their midst."""
+    flags = [text for text in arguments if text in ("-m", "--multirun")]
+    rest = [text for text in arguments if text not in flags]
+    if not flags or any(text.startswith("hydra.sweep.dir=") for text in rest):
+        return [*flags, *rest]
+    swept = sorted(text for text in rest if "=" in text and not text.startswith(("hydra", "tracking", "outputs")))
     mark = hashlib.sha256("\n".join(swept).encode()).hexdigest()[:8]
-    return [*arguments, f"hydra.sweep.dir=${{outputs}}/sweep-{mark}"]
+    return [*flags, *rest, f"hydra.sweep.dir=${{outputs}}/sweep-{mark}"]
 
 
 @contextmanager

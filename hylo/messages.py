@@ -5,7 +5,7 @@ import difflib
 import re
 from typing import Any
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -17,11 +17,28 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(error, MissingConfigException):
         return _unknown_choice(error)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
+    if "is not a subclass of" in str(cause):
+        return (
+            f"{getattr(cause, 'full_key', '')}: a section without a type\n"
+            f"    allowed: components that a file of conf/method/ chooses\n"
+            f"    fix:     write one, or remove the override"
+        )
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         if isinstance(cause, ConfigKeyError) or str(cause).startswith("Key "):
             return _unknown_key(cause)
         return _wrong_value(cause, str(error))
     return str(error)
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    key, _, value = error.override.partition("=")
+    return (
+        f"the override {error.override} cannot be read: {str(error).splitlines()[0]}\n"
+        f"    allowed: key=value; a value with any of = , : ( ) [ ] {{ }} in it is quoted\n"
+        f"    fix:     \"{key}='{value}'\""
+    )
 
 
 def _unknown_choice(error: MissingConfigException) -> str:

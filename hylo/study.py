@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,10 +18,11 @@ from hylo.cell import Cell, check
 from hylo.config import Config
 from hylo.errors import ConfigError, HyloError, problem
 from hylo.fingerprint import fingerprint
-from hylo.records import SCHEMA_VERSION, STUDY, read_study, write_json
-from hylo.report import print_report, write_report
+from hylo.records import SCHEMA_VERSION, STUDY, write_json
+from hylo.report import SUMMARY, Report, print_report, write_report
 from hylo.run import run_cell
 from hylo.session import Session
+from hylo.tracking import log_report, open_tracker
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -179,10 +181,30 @@ def report_plan(plan: Plan, session: Session) -> bool:
         "cells": [{"cell": name, "runs": runs} for name, runs in folders.items()],
     }
     write_json(plan.folder / STUDY, manifest)
+    summary = plan.folder / SUMMARY
+    before = summary.read_bytes() if summary.exists() else b""
     report = write_report(plan.folder)
+    if summary.read_bytes() != before:
+        track_report(plan, manifest, report)
     print_report(report)
-    runs = [run for runs in read_study(plan.folder).cells.values() for run in runs]
-    return all(run.complete for run in runs)
+    return all(run.complete for runs in report.study.cells.values() for run in runs)
+
+
+def track_report(plan: Plan, manifest: dict[str, Any], report: Report) -> None:
+    """Log the study's table and figures as a run of their own, in the group of its cells."""
+    config = plan.cells[0].config
+    tracker = open_tracker(
+        config.tracking,
+        folder=plan.outputs,
+        group=plan.group,
+        name=f"{plan.group}-report",
+        run_id=None,
+        resolved=manifest,
+        job_type="report",
+        tags=[config.model.name, config.data.name],
+    )
+    log_report(tracker, report.summary, report.figures)
+    tracker.finish()
 
 
 def _key(override: str) -> str:

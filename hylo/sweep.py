@@ -11,8 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from hylo.cli import SESSION, compose, job_cell, stop
-from hylo.errors import ConfigError, HyloError
+from hylo.cli import SESSION, compose, job_cell, readable_errors
+from hylo.errors import ConfigError
 from hylo.study import Plan, check_plan, report_plan, with_untuned
 
 
@@ -23,13 +23,13 @@ class SweepReport(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
+        with readable_errors():
             check_plan(sweep_plan(config), SESSION)
-        except HyloError as error:
-            stop(str(error))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if not report_plan(sweep_plan(config), SESSION):
+        with readable_errors():
+            complete = report_plan(sweep_plan(config), SESSION)
+        if not complete:
             sys.exit(1)
 
 

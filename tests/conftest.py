@@ -5,18 +5,25 @@ starts train.py as a user does and takes minutes. `make test` runs both; while e
 `pytest -m "not slow and not e2e"`.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Read by the libraries when they are first imported, so this comes before every other import.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["MPLBACKEND"] = "Agg"
+# The user's cache stays as it is, and a broken conversion cannot hide behind an older one.
+os.environ["HYLO_CACHE"] = tempfile.mkdtemp(prefix="hylo-tests-")
+atexit.register(shutil.rmtree, os.environ["HYLO_CACHE"], ignore_errors=True)
 
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from launch import TINY, write_text
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,3 +39,9 @@ def _no_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", guarded)
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Overrides of a cell that takes a fraction of a second: a tiny model on a few kilobytes of text."""
+    return (*TINY, *write_text(tmp_path_factory.mktemp("text")))

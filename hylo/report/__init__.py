@@ -20,6 +20,7 @@ from hylo.report.tables import conclusions, console_tables, markdown, print_tabl
 
 __all__ = [
     "COLUMNS",
+    "SUMMARY",
     "Report",
     "conclusions",
     "improvement_figure",
@@ -32,6 +33,8 @@ __all__ = [
     "summarize",
     "write_report",
 ]
+
+SUMMARY = "summary.csv"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def write_report(folder: Path) -> Report:
             image = io.BytesIO()
             draw(study, summary).savefig(image, format="png")
             figures.append(_write(folder / "figures" / f"{name}.png", image.getvalue()))
-    _write(folder / "summary.csv", summary.to_csv(index=False, lineterminator="\n").encode())
+    _write(folder / SUMMARY, summary.to_csv(index=False, lineterminator="\n").encode())
     _write(folder / "summary.md", markdown(study, summary, failed, figures).encode())
     return Report(study, summary, failed, figures)
 

@@ -1,0 +1,129 @@
+"""Tiny models of several architectures, methods composed from conf/, and what the adapter tests do with them."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import initialize_config_dir
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
+
+from hylo.adapters.component import ComponentConfig, Host
+from hylo.adapters.model import AdaptedModel, Method
+from hylo.cli import compose
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+CONTEXT, VOCABULARY = 32, 97
+
+_SIZES: dict[str, Any] = {
+    "hidden_size": 48,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,  # q, o: 48 to 64, k, v: 48 to 32; a transposed weight cannot pass for the right one
+    "max_position_embeddings": 2 * CONTEXT,
+}
+_TOKENS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+CONFIGS: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**_SIZES, **_TOKENS, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**_SIZES, **_TOKENS, tie_word_embeddings=False),  # biased q, k, v
+    "gpt2": GPT2Config(n_embd=48, n_inner=112, n_layer=2, n_head=4, n_positions=2 * CONTEXT, **_TOKENS),  # Conv1D
+}
+ARCHITECTURES = sorted(CONFIGS)
+
+
+def tiny(architecture: str, *, seed: int = 0) -> PreTrainedModel:
+    """A two-layer model in which every tensor counts.
+
+    Freshly initialised biases are zero, norm weights one, and attention is nearly uniform: a test on them cannot see a
+    bias scaled by DoRA, or a mask. So all are moved by a random amount.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(CONFIGS[architecture], dtype=torch.float32).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.15)
+    return model
+
+
+@cache
+def _composed(name: str, overrides: tuple[str, ...]) -> dict[str, ComponentConfig]:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config, _ = compose([f"method={name}", "model=tiny_llama", "tracking=none", *overrides])
+    return config.components
+
+
+def method(name: str, *overrides: str) -> dict[str, ComponentConfig]:
+    """The components of conf/method/<name>.yaml, composed and typed as a run does it."""
+    return dict(_composed(name, overrides))
+
+
+TRAINED = [name for name in METHODS if method(name)]
+"""Every method but those that train nothing."""
+
+
+def exclusive(components: Method) -> bool:
+    """Whether the method trains the base model's own weights instead of adding tensors."""
+    return any(config.exclusive for config in components.values())
+
+
+def adapt(base: PreTrainedModel, components: Method, *, seed: int = 0) -> AdaptedModel:
+    """The method on the model, in evaluation mode, as at step 0."""
+    return AdaptedModel(base, components, context_length=CONTEXT, seed=seed).eval()
+
+
+def host(architecture: str) -> Host:
+    """What a component is built on, for asking its config."""
+    return Host(tiny(architecture), CONTEXT, seed=0)
+
+
+def trained(model: AdaptedModel) -> dict[str, torch.nn.Parameter]:
+    """Trainable tensors as the adapter names them, `slot.name`."""
+    return {f"{slot}.{name}": tensor for slot, tensors in model.tensors().items() for name, tensor in tensors.items()}
+
+
+def values(model: AdaptedModel) -> dict[str, Tensor]:
+    """A copy of the trainable tensors."""
+    return {name: tensor.detach().clone() for name, tensor in trained(model).items()}
+
+
+@torch.no_grad()
+def perturb(model: AdaptedModel, *, seed: int = 1) -> None:
+    """Move every trainable tensor by a random amount: at step 0 most are zero, and hide what is computed from them."""
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in trained(model).values():
+        tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=0.1)
+
+
+def perturbed(base: PreTrainedModel, components: Method) -> AdaptedModel:
+    """The method on the model, with no trainable tensor at its start."""
+    model = adapt(base, components)
+    perturb(model)
+    return model
+
+
+def tokens(*shape: int, seed: int = 2) -> Tensor:
+    """Random token ids."""
+    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, ids: Tensor, **kwargs: Any) -> Tensor:
+    """Logits of a full pass."""
+    return model(input_ids=ids, **kwargs).logits
+
+
+def snapshot(model: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of the model's state."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_state(model: torch.nn.Module, before: dict[str, Tensor]) -> None:
+    """The model's state is that of the copy, name for name and bit for bit."""
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert [name for name, tensor in after.items() if not torch.equal(tensor, before[name])] == []

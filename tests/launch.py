@@ -1,0 +1,50 @@
+"""Starts train.py: in this process, which is fast, or in one of its own, as a user does."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+
+TINY = ("model=tiny_llama", "trainer=smoke", "tracking=none", "data.context_length=32", "data.eval_windows=6")
+"""A cell that takes a fraction of a second."""
+
+
+def train(*arguments: str) -> int:
+    """Run train.py in this process and return its exit code; sweeps and cells share what `hylo.cli.SESSION` keeps."""
+    with mock.patch.object(sys, "argv", ["train.py", *arguments]):
+        try:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        except SystemExit as stopped:
+            return int(stopped.code or 0)
+    return 0
+
+
+def train_process(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run train.py as a user does, with one thread."""
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, timeout=600, check=False)
+
+
+def write_text(folder: Path) -> tuple[str, ...]:
+    """Write three text files with some structure in them and return the overrides that choose them."""
+    rng = np.random.default_rng(0)
+    words = ["".join(chr(97 + letter) for letter in rng.integers(0, 26, rng.integers(2, 9))) for _ in range(60)]
+    overrides = ["data=text"]
+    for split in ("train", "validation", "test"):
+        path = folder / f"{split}.txt"
+        path.write_text(" ".join(rng.choice(words, 1_500)))
+        overrides.append(f"data.{split}_files=[{path}]")
+    return tuple(overrides)
+
+
+def files_below(folder: Path) -> dict[str, Any]:
+    """Every file below a folder with its time of change."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

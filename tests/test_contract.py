@@ -1,0 +1,201 @@
+"""What every method of conf/method/ promises on every architecture: what is trained, what is not, and coming back.
+
+Methods are found by glob and differ only in what their configs say (`exclusive`, the slots they fill), never by name.
+How adapted models read, pad and decode text is in test_contract_inference.py.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from adapters import (
+    ARCHITECTURES,
+    CONTEXT,
+    METHODS,
+    TRAINED,
+    adapt,
+    assert_same_state,
+    exclusive,
+    logits,
+    method,
+    perturb,
+    perturbed,
+    snapshot,
+    tiny,
+    tokens,
+    trained,
+)
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hylo.adapters.full import FullConfig
+from hylo.adapters.landmark_position_adaptive import PositionAdaptiveConfig
+from hylo.adapters.low_rank import LowRankConfig
+from hylo.adapters.model import SETTINGS, WEIGHTS, AdaptedModel, Method, adapted, method_problems, read_method
+from hylo.adapters.position_bias import PositionBiasConfig
+from hylo.errors import ConfigError, RecordError
+from hylo.models.base import skeleton_from_config
+from hylo.training import TrainerConfig, causal_loss, make_optimizer
+
+IDS = tokens(2, 12)
+LANDMARK_KL = 1e-5
+"""Bound of the KL to the base model in nats where a landmark lies `within a few thousandths of h`."""
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def base(architecture: str) -> PreTrainedModel:
+    return tiny(architecture)
+
+
+def _backward(model: AdaptedModel) -> None:
+    causal_loss(model(input_ids=IDS).logits, IDS).backward()
+
+
+def _kl(reference: Tensor, other: Tensor) -> float:
+    """Largest KL divergence over positions, in nats."""
+    p, q = reference.double().log_softmax(-1), other.double().log_softmax(-1)
+    return float(F.kl_div(q, p, log_target=True, reduction="none").sum(-1).max())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_trainable_set_is_what_is_declared(base: PreTrainedModel, name: str):
+    own = {id(parameter) for parameter in base.parameters()}
+    model = adapt(base, method(name))
+    declared = {id(tensor) for tensor in trained(model).values()}
+    assert {id(parameter) for parameter in model.parameters() if parameter.requires_grad} == declared
+    assert declared == own if exclusive(method(name)) else not declared & own
+    assert model.parameter_counts()["trainable"] == sum(tensor.numel() for tensor in trained(model).values())
+    assert all(tensor.dtype == torch.float32 for tensor in trained(model).values())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients_reach_every_declared_tensor_and_no_other(base: PreTrainedModel, name: str):
+    """At step 0 this would fail for a sound method: LoRA's B is zero and hides A. Hence the perturbation."""
+    model = perturbed(base, method(name))
+    _backward(model)
+    declared = trained(model)
+    dead = [name for name, tensor in declared.items() if tensor.grad is None or not tensor.grad.abs().max() > 0]
+    assert dead == []
+    ids = {id(tensor) for tensor in declared.values()}
+    assert [n for n, p in model.named_parameters() if id(p) not in ids and p.grad is not None] == []
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_recomputed_activations_give_the_same_gradients(base: PreTrainedModel, name: str):
+    """Gradient checkpointing runs layers again in the backward pass, after the forward hooks have ended."""
+    model = perturbed(base, method(name)).train()
+    _backward(model)
+    expected = {name: tensor.grad.clone() for name, tensor in trained(model).items() if tensor.grad is not None}
+    model.zero_grad()
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    _backward(model)
+    for name, tensor in trained(model).items():
+        torch.testing.assert_close(tensor.grad, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_identity_at_step_0(base: PreTrainedModel, name: str):
+    """Exact, but for landmarks, which start close to the base model."""
+    expected = logits(base, IDS)
+    model = adapt(base, method(name))
+    start = logits(model, IDS)
+    if "landmark" in method(name):
+        assert 0 < _kl(expected, start) < LANDMARK_KL
+    else:
+        torch.testing.assert_close(start, expected, rtol=0, atol=1e-6)
+    perturb(model)
+    assert (_kl(expected, logits(model, IDS)) > 1e3 * LANDMARK_KL) == (name in TRAINED)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_moves_all_that_is_trained_and_leaves_the_base_bit_equal(base: PreTrainedModel, name: str):
+    before, expected = snapshot(base), logits(base, IDS)
+    frozen = {} if exclusive(method(name)) else dict(base.named_parameters())
+    with adapted(base, method(name), context_length=CONTEXT, seed=0) as model:
+        optimizer = make_optimizer(model, TrainerConfig(weight_decay=0.1))
+        optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        assert sorted(map(id, optimized)) == sorted(map(id, trained(model).values()))
+        start = values(model)
+        model.train()
+        for _ in range(2):  # the second step reaches what hides behind a zero, such as LoRA's A behind B
+            optimizer.zero_grad()
+            _backward(model)
+            optimizer.step()
+        assert [key for key, tensor in trained(model).items() if torch.equal(tensor, start[key])] == []
+        assert [key for key, parameter in frozen.items() if not torch.equal(parameter, before[key])] == []
+    assert_same_state(base.eval(), before)
+    assert torch.equal(logits(base, IDS), expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_detach_leaves_no_trace_and_attaching_again_gives_the_same_logits(base: PreTrainedModel, name: str):
+    before, modules, untuned = snapshot(base), _modules(base), logits(base, IDS)
+    model = perturbed(base, method(name))
+    tuned, tensors = logits(model, IDS), values(model)
+    assert model.detach() is base
+    assert_same_state(base, before)
+    assert _modules(base) == modules
+    assert torch.equal(logits(base, IDS), untuned)
+
+    again = adapt(base, method(name), seed=9)
+    with torch.no_grad():
+        for key, tensor in trained(again).items():
+            tensor.copy_(tensors[key])
+    assert torch.equal(logits(again, IDS), tuned)
+
+
+def _modules(model: PreTrainedModel) -> dict[str, tuple[type, int]]:
+    """Type and number of hooks of every module."""
+    return {n: (type(m), len(m._forward_hooks) + len(m._forward_pre_hooks)) for n, m in model.named_modules()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_adapter_gives_bit_equal_logits_on_a_fresh_base(architecture: str, name: str, tmp_path: Path):
+    model = perturbed(tiny(architecture), method(name))
+    expected = logits(model, IDS)
+    model.save(tmp_path / "adapter")
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {WEIGHTS, SETTINGS}
+
+    components, context_length = read_method(tmp_path / "adapter")
+    assert (components, context_length) == (method(name), CONTEXT)
+    fresh = adapt(tiny(architecture), components, seed=9)
+    assert torch.equal(logits(fresh, IDS), expected) == (name not in TRAINED)
+    fresh.load(tmp_path / "adapter")
+    assert torch.equal(logits(fresh, IDS), expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_start_depends_on_the_seed_alone(base: PreTrainedModel, name: str):
+    def start(seed: int, global_seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(global_seed)
+        state = torch.get_rng_state()
+        with adapted(base, method(name), context_length=CONTEXT, seed=seed) as model:
+            assert torch.equal(torch.get_rng_state(), state), "building drew from the global generator"
+            return values(model)
+
+    first, same, other = start(0, 1), start(0, 2), start(1, 1)
+    assert [key for key in first if not torch.equal(first[key], same[key])] == []
+    differing = [key for key in first if not torch.equal(first[key], other[key])]
+    assert bool(differing) == (name in TRAINED and not exclusive(method(name)))
+
+
+def test_methods_that_share_a_tensor_share_its_first_draw(base: PreTrainedModel):
+    """Else a contrast of two methods is in part one of two draws. Builds with one generator would differ by order."""
+    drawn: dict[tuple[str, torch.Size], dict[str, Tensor]] = {}
+    for name in TRAINED:
+        with adapted(base, method(name), context_length=CONTEXT, seed=3) as model:
+            for key, tensor in values(model).items():
+                drawn.setdefault((key, tensor.shape), {})[name] = tensor
+    shared = {key: list(tensors.values()) for key, tensors in drawn.items() if len(tensors) > 1}
+    assert any(tensors[0].std() > 0 for tensors in shared.values() if tensors[0].numel() > 1)
+    assert [key for key, (first, *rest) in shared.items() if not all(torch.equal(first, other) for other in rest)] == []
+    # Tensors of one method are drawn apart, too: two layers of one shape do not start alike.
+    ones = [tensors[0].flatten() for (key, _), tensors in shared.items() if key.endswith(".A")]
+    assert not any(torch.equal(a, b) for i, a in enumerate(ones) for b in ones[:i])

@@ -1,0 +1,119 @@
+"""Impossible methods are refused before anything is attached, with the value, what is allowed, and the fix."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from adapters import CONFIGS, CONTEXT, adapt, assert_same_state, method, perturbed, snapshot, tiny
+
+from hylo.adapters.component import Host
+from hylo.adapters.full import FullConfig
+from hylo.adapters.landmark_position_adaptive import PositionAdaptiveConfig
+from hylo.adapters.low_rank import LowRankConfig
+from hylo.adapters.model import SETTINGS, WEIGHTS, Method, method_problems, read_method
+from hylo.adapters.position_bias import PositionBiasConfig
+from hylo.errors import ConfigError, RecordError
+from hylo.models.base import skeleton_from_config
+
+IMPOSSIBLE: list[tuple[Method, str, str]] = [
+    ({"position_bias": PositionBiasConfig()}, "method.position_bias = 'position_bias'", "method.low_rank"),
+    ({"full": FullConfig(), "low_rank": LowRankConfig()}, "method.full = 'full'", "remove low_rank"),
+    ({"full": FullConfig(), "landmark": PositionAdaptiveConfig()}, "method.full = 'full'", "remove landmark"),
+    ({"low_rank": LowRankConfig(rank=33)}, "method.low_rank.rank = 33", "1 to 32"),  # k and v: 48 to 32
+    ({"low_rank": LowRankConfig(target_modules=["wq"])}, "['wq']", "q_proj"),
+    ({"low_rank": LowRankConfig(target_modules=["q_proj", "proj"])}, "'proj' matches no", "q_proj"),
+    ({"low_rank": LowRankConfig(target_modules=["lm_head"])}, "'lm_head' matches no", "all-linear"),
+    ({"low_rank": LowRankConfig(target_modules=["norm"])}, "'norm' matches no", "all-linear"),
+    ({"low_rank": LowRankConfig(target_modules=[])}, "method.low_rank.target_modules = []", "all-linear"),
+    ({"low_rank": LowRankConfig(dropout=1.0)}, "low_rank.dropout = 1.0", ">= 0 and < 1"),
+    ({"low_rank": LowRankConfig(alpha=float("nan"))}, "low_rank.alpha = nan", "> 0"),
+    ({"low_rank": LowRankConfig(learning_rate_multiplier=0.0)}, "low_rank.learning_rate_multiplier = 0.0", "> 0"),
+    ({"landmark": PositionAdaptiveConfig(num_landmarks=0)}, "landmark.num_landmarks = 0", ">= 1"),
+    ({"landmark": PositionAdaptiveConfig(max_position=1)}, "landmark.max_position = 1", ">= 2"),
+]
+
+
+@pytest.mark.parametrize(("components", "value", "hint"), IMPOSSIBLE, ids=[value for _, value, _ in IMPOSSIBLE])
+def test_refused_with_value_allowed_and_fix(components: Method, value: str, hint: str):
+    base = tiny("llama")
+    before = snapshot(base)
+    with pytest.raises(ConfigError) as caught:
+        adapt(base, components)
+    message = str(caught.value)
+    assert value in message
+    assert hint in message
+    assert "allowed: " in message
+    assert "fix: " in message
+    assert_same_state(base, before)
+
+
+def test_several_problems_are_told_at_once():
+    components = {"position_bias": PositionBiasConfig(num_buckets=0), "low_rank": LowRankConfig(rank=0, alpha=-1.0)}
+    with pytest.raises(ConfigError) as caught:
+        adapt(tiny("llama"), components)
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize("rank", [32, 33])
+def test_the_largest_rank_is_the_smaller_side_and_checked_without_weights(rank: int):
+    components = {"low_rank": LowRankConfig(rank=rank)}
+    skeleton = Host(skeleton_from_config(CONFIGS["llama"]), CONTEXT, seed=0)
+    assert bool(list(method_problems(components, skeleton))) == (rank > 32)
+    if rank == 32:
+        assert adapt(tiny("llama"), components).parameter_counts()["trainable"] > 0
+
+
+@pytest.mark.parametrize("other", [LowRankConfig(rank=4), LowRankConfig(magnitude=True)])
+def test_a_saved_adapter_of_another_method_is_refused(other: LowRankConfig, tmp_path: Path):
+    perturbed(tiny("llama"), method("lora")).save(tmp_path)
+    model = adapt(tiny("llama"), {"low_rank": other})
+    before = snapshot(model)
+    with pytest.raises(RecordError, match=WEIGHTS):
+        model.load(tmp_path)
+    assert_same_state(model, before)
+
+
+def test_a_damaged_adapter_is_a_record_error(tmp_path: Path):
+    """One error that names the file, whatever is wrong with it."""
+    model = perturbed(tiny("llama"), method("lora"))
+    model.save(tmp_path)
+    settings = json.loads((tmp_path / SETTINGS).read_text())
+    settings["method"]["low_rank"]["component"] = "no_such_component"
+    for text in ("{", "{}", json.dumps(settings)):
+        (tmp_path / SETTINGS).write_text(text)
+        with pytest.raises(RecordError, match=SETTINGS):
+            read_method(tmp_path)
+    (tmp_path / SETTINGS).unlink()
+    with pytest.raises(RecordError, match=SETTINGS):
+        read_method(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"rnak": 8}, {"rank": "eight"}, {"rank": -1}])
+def test_adapter_settings_are_checked_like_any_other(change: dict[str, object], tmp_path: Path):
+    """An adapter's JSON may come from anywhere: a key that is not known, of the wrong type or out of range."""
+    model = perturbed(tiny("llama"), method("lora"))
+    model.save(tmp_path)
+    settings = json.loads((tmp_path / SETTINGS).read_text())
+    settings["method"]["low_rank"] |= change
+    (tmp_path / SETTINGS).write_text(json.dumps(settings))
+    with pytest.raises((RecordError, ConfigError), match="low_rank|rank|rnak"):
+        adapt(tiny("llama"), read_method(tmp_path)[0])
+
+
+def test_a_cut_off_weights_file_is_a_record_error(tmp_path: Path):
+    model = perturbed(tiny("llama"), method("lora"))
+    model.save(tmp_path)
+    content = (tmp_path / WEIGHTS).read_bytes()
+    for damaged in (content[: len(content) // 2], b"", None):
+        (tmp_path / WEIGHTS).unlink()
+        if damaged is not None:
+            (tmp_path / WEIGHTS).write_bytes(damaged)
+        with pytest.raises(RecordError, match=WEIGHTS):
+            model.load(tmp_path)
+
+
+def test_a_component_needs_a_forward_pass():
+    model = adapt(tiny("llama"), method("hylorada"))
+    with pytest.raises(TypeError, match="by name"):
+        model(torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 3))

@@ -1,0 +1,109 @@
+"""What every method of conf/method/ promises about text: no look at the future, and one meaning however it is fed.
+
+All parameters are perturbed: at step 0 most components are off, and every one of these tests would pass.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from adapters import ARCHITECTURES, METHODS, logits, method, perturbed, tiny, tokens
+from torch import Tensor
+
+from hylo.adapters.model import AdaptedModel
+
+LENGTHS = (5, 12, 9)
+TEXTS = [tokens(1, length, seed=length) for length in LENGTHS]
+NEW_TOKENS = 6
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=METHODS)
+def model(architecture: str, request: pytest.FixtureRequest) -> AdaptedModel:
+    return perturbed(tiny(architecture), method(request.param))
+
+
+def _left_padded(texts: list[Tensor], pad: int) -> tuple[Tensor, Tensor]:
+    """One batch of texts and its attention mask."""
+    length = max(text.shape[1] for text in texts)
+    rows = [torch.nn.functional.pad(text, (length - text.shape[1], 0), value=pad) for text in texts]
+    masks = [torch.arange(length) >= length - text.shape[1] for text in texts]
+    return torch.cat(rows), torch.stack(masks).long()
+
+
+@torch.no_grad()
+def _step_by_step(model: AdaptedModel, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Logits of decoding one token at a time with the cache."""
+    cache, steps = None, []
+    for t in range(ids.shape[1]):
+        given = {} if mask is None else {"attention_mask": mask[:, : t + 1]}
+        output = model(input_ids=ids[:, t : t + 1], past_key_values=cache, use_cache=True, **given)
+        cache = output.past_key_values
+        steps.append(output.logits)
+    return torch.cat(steps, dim=1)
+
+
+def _greedy(model: AdaptedModel, ids: Tensor) -> Tensor:
+    """The most likely continuation, by full passes without a cache."""
+    for _ in range(NEW_TOKENS):
+        ids = torch.cat([ids, logits(model, ids, use_cache=False)[:, -1:].argmax(-1)], dim=1)
+    return ids
+
+
+@pytest.mark.parametrize("t", [1, 7, 11])
+def test_causality(model: AdaptedModel, t: int):
+    ids = tokens(2, 12)
+    changed = ids.clone()
+    changed[:, t] = (changed[:, t] + 1) % 97
+    before, after = logits(model, ids), logits(model, changed)
+    torch.testing.assert_close(after[:, :t], before[:, :t], rtol=0, atol=1e-6)
+    assert ((after[:, t:] - before[:, t:]).abs().amax(-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("pad", [0, 96])
+def test_left_padding_and_batch_mates_change_nothing(model: AdaptedModel, pad: int):
+    """No position_ids are given. Rotary attention alone would pass: it sees distances only, and padding keeps those."""
+    ids, mask = _left_padded(TEXTS, pad)
+    together = logits(model, ids, attention_mask=mask)
+    for row, text in enumerate(TEXTS):
+        alone = logits(model, text)
+        torch.testing.assert_close(together[row : row + 1, -text.shape[1] :], alone, rtol=0, atol=2e-5)
+
+
+def test_batch_mates_change_nothing(model: AdaptedModel):
+    ids = tokens(3, 12)
+    torch.testing.assert_close(logits(model, ids)[1:2], logits(model, ids[1:2]), rtol=0, atol=2e-5)
+
+
+def test_decoding_with_the_cache_equals_the_full_pass(model: AdaptedModel):
+    """Positions must go on from the cache: counted from 0 at each token, RoPE is right and the components are wrong."""
+    ids = tokens(2, 12)
+    torch.testing.assert_close(_step_by_step(model, ids), logits(model, ids), rtol=0, atol=2e-5)
+
+
+def test_decoding_a_left_padded_batch_equals_each_text_alone(model: AdaptedModel):
+    ids, mask = _left_padded(TEXTS, pad=0)
+    stepped = _step_by_step(model, ids, mask)
+    for row, text in enumerate(TEXTS):
+        torch.testing.assert_close(
+            stepped[row : row + 1, -text.shape[1] :], logits(model, text), rtol=0, atol=2e-5
+        )
+
+
+def test_generate_equals_a_loop_of_full_passes(model: AdaptedModel):
+    ids, mask = _left_padded(TEXTS, pad=0)
+    generate = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
+    together = model.base.generate(ids, attention_mask=mask, **generate)
+    for row, text in enumerate(TEXTS):
+        expected = _greedy(model, text)
+        assert torch.equal(model.base.generate(text, attention_mask=torch.ones_like(text), **generate), expected)
+        assert torch.equal(together[row : row + 1, -expected.shape[1] :], expected)
+
+
+def test_evaluation_is_deterministic(model: AdaptedModel):
+    ids = tokens(2, 12)
+    assert torch.equal(logits(model, ids), logits(model, ids))
