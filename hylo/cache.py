@@ -5,10 +5,10 @@ Everything in it can be deleted at any time and is made again. `HYLO_CACHE` choo
 
 import hashlib
 import os
+import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
-
-from hylo.records import replacing_folder
 
 
 def cache_folder() -> Path:
@@ -21,12 +21,24 @@ def cache_folder() -> Path:
 def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
     """The folder `name` in the cache, made by `make(draft folder)` if it is not there.
 
-    Two processes may make it at the same time: each writes a draft of its own, and the last one in place stays.
+    Two processes may make it at the same time: each writes a draft of its own, and the first one in place stays. It is
+    not replaced, because the other process may be reading it already.
     """
     folder = cache_folder() / name
-    if not folder.exists():
-        with replacing_folder(folder) as draft:
-            make(draft)
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft_of(folder)
+    draft.mkdir()
+    try:
+        make(draft)
+        try:
+            draft.rename(folder)
+        except OSError:  # refused where a filled folder is in the way
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 
@@ -40,16 +52,22 @@ def text_hash(*parts: str | bytes) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content. Remembered in the cache under the file's path, size and time of change."""
+    """SHA-256 of a file's content. Remembered in the cache under the file's path, size and times of change."""
     status = path.stat()
-    key = text_hash(str(path.resolve()), str(status.st_size), str(status.st_mtime_ns))
+    # The inode's own time too: unpacking and copying with `cp -p` or rsync set the other one to that of the source.
+    key = text_hash(str(path.resolve()), *map(str, (status.st_size, status.st_mtime_ns, status.st_ctime_ns)))
     remembered = cache_folder() / "hashes" / key
     if remembered.exists():
         return remembered.read_text()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     remembered.parent.mkdir(parents=True, exist_ok=True)
-    draft = remembered.with_name(f".{key}.{os.getpid()}")
+    draft = _draft_of(remembered)
     draft.write_text(digest)
     draft.replace(remembered)
     return digest
+
+
+def _draft_of(path: Path) -> Path:
+    """A name that nobody else takes. Process ids do repeat: in containers, and on machines that share a disk."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")

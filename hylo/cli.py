@@ -3,13 +3,14 @@
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 from hydra import compose as hydra_compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
@@ -25,6 +26,13 @@ from hylo.study import Plan, check_plan, plan_study, run_plan, with_untuned
 
 SESSION = Session()
 """Shared by all jobs that this process runs: a sweep in one process loads weights and text once."""
+
+UNNAMED = {"seed", "seeds", "tracking", "outputs", "cell"}
+"""Keys that are never part of a cell's name: a row has all seeds, and the others change no number."""
+FIXED = "hydra.job.config.override_dirname.exclude_keys"
+"""Where Hydra keeps the keys that name no job of a sweep."""
+UNMARKED = ("-", "hydra", "tracking", "outputs")
+"""Arguments that make no other sweep: launchers and logging."""
 
 
 def main(composed: DictConfig) -> float | None:
@@ -46,11 +54,12 @@ def dispatch(composed: DictConfig) -> float | None:
     overrides, config = list(hydra.overrides.task), resolve(composed)
     method = hydra.runtime.choices["method"]
     if hydra.mode is RunMode.MULTIRUN:
-        return run_job(job_cell(config, overrides, method, Path(hydra.sweep.dir).name))
+        fixed = hydra.job.config.override_dirname.exclude_keys
+        return run_job(job_cell(config, overrides, method, Path(hydra.sweep.dir).name, fixed))
     if config.study:
         plan = plan_study(config, overrides, compose)
     else:
-        plan = with_untuned(Plan("runs", Path(config.outputs), [job_cell(config, overrides, method, "runs")]))
+        plan = with_untuned(Plan("runs", Path(config.outputs), [single_cell(config, overrides, method)]))
     if not run_plan(plan, SESSION):
         sys.exit(1)
     return None
@@ -83,20 +92,28 @@ def compose(overrides: Sequence[str]) -> tuple[Config, str]:
         raise ConfigError(explain(error)) from error
 
 
-def job_cell(config: Config, overrides: Sequence[str], method: str, group: str) -> Cell:
-    """A cell named by what was asked for: the method and every other override, without seed and logging."""
-    if config.cell:
-        name = config.cell
-    else:
-        unnamed = {"method", "seed", "seeds", "tracking", "outputs", "cell", "hydra"}
-        chosen = [text.lstrip("+").partition("=") for text in overrides]
-        rest = [
-            f"{key.removeprefix('method.')}={value}"
-            for key, _, value in chosen
-            if not unnamed & {key, key.split(".")[0]} or key.startswith("method.")
-        ]
-        name = ",".join([method, *rest])
-    return Cell(group, file_name(name), config, tuple(overrides))
+def job_cell(config: Config, overrides: Sequence[str], method: str, group: str, fixed: Collection[str]) -> Cell:
+    """A cell named by what sets it apart: the method and the overrides that change numbers.
+
+    Arguments:
+        fixed: keys of overrides that are the same for all cells of the group, and so no part of a name.
+    """
+    parts = [text.lstrip("+~").partition("=") for text in overrides]
+    unnamed = {"method", *fixed, *(key for key, _, _ in parts if _section(key) in UNNAMED)}
+    named = [f"{key.removeprefix('method.')}={value}" for key, _, value in parts if key not in unnamed]
+    name = ",".join([method, *named])
+    return Cell(group, config.cell or file_name(name), config, tuple(overrides))
+
+
+def single_cell(config: Config, overrides: Sequence[str], method: str) -> Cell:
+    """A cell that was asked for alone: what it runs on is no part of its name."""
+    keys = [text.lstrip("+~").partition("=")[0] for text in overrides]
+    fixed = [key for key in keys if _section(key) in {"model", "data"} or key == "trainer"]
+    return job_cell(config, overrides, method, "runs", fixed)
+
+
+def _section(key: str) -> str:
+    return key.partition(".")[0]
 
 
 def file_name(text: str) -> str:
@@ -106,23 +123,27 @@ def file_name(text: str) -> str:
 
 
 def name_sweep(arguments: list[str]) -> list[str]:
-    """Command-line arguments of a sweep with its folder, `sweep-<hash of what is swept>`: the same sweep asked for
-    again is found again. The flag comes first, because argparse finds no override behind one in their midst."""
+    """Command-line arguments of a sweep with its folder, `sweep-<hash of what is swept>`, so that the same sweep asked
+    for again is found again, and with the keys that all its jobs share. The flag comes first: argparse finds no
+    override behind a flag that stands between two."""
     flags = [text for text in arguments if text in ("-m", "--multirun")]
     rest = [text for text in arguments if text not in flags]
     if not flags or any(text.startswith("hydra.sweep.dir=") for text in rest):
         return [*flags, *rest]
-    swept = sorted(text for text in rest if "=" in text and not text.startswith(("hydra", "tracking", "outputs")))
-    mark = hashlib.sha256("\n".join(swept).encode()).hexdigest()[:8]
-    return [*flags, *rest, f"hydra.sweep.dir=${{outputs}}/sweep-{mark}"]
+    swept = sorted(text for text in rest if not text.startswith(UNMARKED))
+    mark = hashlib.sha256("\n".join(swept).encode()).hexdigest()
+    options = [text for text in rest if text.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides([text for text in rest if text not in options])
+    fixed = ",".join(f"'{each.key_or_group}'" for each in parsed if not each.is_sweep_override())
+    return [*flags, *rest, f"hydra.sweep.dir=${{outputs}}/sweep-{mark[:8]}", f"{FIXED}=[{fixed}]"]
 
 
 @contextmanager
 def command_line() -> Iterator[None]:
     """Around Hydra's main: names the sweep, and explains what Hydra cannot compose."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets its errors through instead of printing them itself
-    sys.argv[1:] = name_sweep(sys.argv[1:])
     with readable_errors():
+        sys.argv[1:] = name_sweep(sys.argv[1:])
         yield
 
 

@@ -40,11 +40,12 @@ def sweep_plan(config: DictConfig) -> Plan:
         ConfigError: a job cannot be composed, or asks for a study.
     """
     group, cells = Path(config.hydra.sweep.dir).name, []
+    fixed = config.hydra.job.config.override_dirname.exclude_keys
     for overrides in jobs(list(config.hydra.overrides.task)):
         job, method = compose(overrides)
         if job.study:
             raise ConfigError(f"study={job.study} is a sweep of its own\n    fix:     run it without -m")
-        cells.append(job_cell(job, overrides, method, group))
+        cells.append(job_cell(job, overrides, method, group, fixed))
     return with_untuned(Plan(group, Path(config.outputs), cells))
 
 

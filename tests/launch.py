@@ -9,6 +9,10 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from hydra import initialize_config_dir
+
+from hylo.cli import compose
+from hylo.config import Config
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,6 +28,12 @@ def train(*arguments: str) -> int:
         except SystemExit as stopped:
             return int(stopped.code or 0)
     return 0
+
+
+def composed(*overrides: str) -> Config:
+    """The typed configuration that train.py makes of overrides."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(overrides)[0]
 
 
 def train_process(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":

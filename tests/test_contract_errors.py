@@ -97,7 +97,7 @@ def test_adapter_settings_are_checked_like_any_other(change: dict[str, object], 
     settings = json.loads((tmp_path / SETTINGS).read_text())
     settings["method"]["low_rank"] |= change
     (tmp_path / SETTINGS).write_text(json.dumps(settings))
-    with pytest.raises((RecordError, ConfigError), match="low_rank|rank|rnak"):
+    with pytest.raises((RecordError, ConfigError), match=r"rank|rnak"):
         adapt(tiny("llama"), read_method(tmp_path)[0])
 
 

@@ -3,8 +3,6 @@
 All parameters are perturbed: at step 0 most components are off, and every one of these tests would pass.
 """
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from adapters import ARCHITECTURES, METHODS, logits, method, perturbed, tiny, tokens
@@ -17,12 +15,12 @@ TEXTS = [tokens(1, length, seed=length) for length in LENGTHS]
 NEW_TOKENS = 6
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(scope="module", params=METHODS)
 def model(architecture: str, request: pytest.FixtureRequest) -> AdaptedModel:
     return perturbed(tiny(architecture), method(request.param))
 
@@ -89,9 +87,7 @@ def test_decoding_a_left_padded_batch_equals_each_text_alone(model: AdaptedModel
     ids, mask = _left_padded(TEXTS, pad=0)
     stepped = _step_by_step(model, ids, mask)
     for row, text in enumerate(TEXTS):
-        torch.testing.assert_close(
-            stepped[row : row + 1, -text.shape[1] :], logits(model, text), rtol=0, atol=2e-5
-        )
+        torch.testing.assert_close(stepped[row : row + 1, -text.shape[1] :], logits(model, text), rtol=0, atol=2e-5)
 
 
 def test_generate_equals_a_loop_of_full_passes(model: AdaptedModel):

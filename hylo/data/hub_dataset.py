@@ -1,7 +1,9 @@
 """A data set of the Hugging Face hub, or a local folder in the hub's format, through `datasets`."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -30,11 +32,12 @@ class HubDatasetConfig(DataConfig):
     text_column: str = "text"
     """Column that holds the text."""
     document_start: str | None = None
-    """Regular expression of the row that begins a document (rows are then joined); None: every row is a document."""
+    """Regular expression of the row that begins a document: the first, or one after a blank row. The rows of a document
+    are joined. None: every row is a document."""
     splits: dict[str, str] = field(default_factory=lambda: {split.name: split.name for split in Split})
     """The data set's split for each of ours; slices such as train[:90%] are allowed."""
     max_documents: int | None = bounded(None, ge=1)
-    """Documents taken from the start of each split, read as a stream; None: all."""
+    """Documents taken from the start of each split, read as a stream where it is no slice; None: all."""
 
     def documents(self, split: Split) -> list[Document]:
         documents = self._joined(self._rows(split)) if self.document_start else self._single(self._rows(split))
@@ -47,39 +50,73 @@ class HubDatasetConfig(DataConfig):
         return taken
 
     def _rows(self, split: Split) -> Iterator[str]:
-        try:
+        theirs = self._split_of(split)
+        with self._explained():
             rows: Any = datasets.load_dataset(
-                self.repo,
+                os.path.expanduser(self.repo),
                 self.subset,
-                split=self.splits[split.name],
+                split=theirs,
                 revision=self.revision,
-                streaming=self.max_documents is not None,
+                streaming=self.max_documents is not None and "[" not in theirs,  # a stream has no slices
             )
-        except (ValueError, DatasetGenerationError) as error:
-            fix = "check data.repo, data.subset and data.splits"
-            raise ConfigError(problem("data.repo", self.repo, f"a data set that loads ({error})", fix)) from error
+        columns = (rows.features or {}).items()
+        texts = [name for name, kind in columns if isinstance(kind, datasets.Value) and "string" in kind.dtype]
+        if self.text_column not in texts:
+            allowed = f"a column of text ({', '.join(texts) or 'there is none'})"
+            raise ConfigError(problem("data.text_column", self.text_column, allowed, "name the column with the text"))
+        with self._explained():
+            for row in rows:
+                yield row[self.text_column] or ""
+
+    def _split_of(self, split: Split) -> str:
+        """The data set's split for one of ours, which no other of ours may share."""
+        key, theirs = f"data.splits.{split.name}", self.splits.get(split.name)
+        if theirs is None:
+            raise ConfigError(problem(key, None, "a split of the data set, or a slice of one", f"+{key}={split.name}"))
+        for name, other in self.splits.items():
+            if other == theirs and name != split.name:
+                fix = "divide a split with slices, for example train[:90%] and train[90%:]"
+                raise ConfigError(problem(key, theirs, f"another split than data.splits.{name}", fix))
+        return theirs
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns the errors of `datasets` into those that a user can act on."""
+        try:
+            yield
         except (HfHubHTTPError, OSError) as error:
             raise MissingDependency(
-                f"data.repo = {self.repo!r} cannot be fetched from the Hugging Face hub: {str(error).splitlines()[0]}\n"
+                f"data.repo = {self.repo!r} cannot be fetched from the Hugging Face hub: {_first_line(error)}\n"
                 f"    With network: check the name, `hf auth login` for gated data, and unset HF_HUB_OFFLINE.\n"
                 f"    Without network: data=shakespeare needs none; data=text reads local files; "
                 f"data.repo=<folder> reads a local copy."
             ) from error
-        if self.text_column not in (rows.column_names or ()):
-            allowed = f"one of {', '.join(rows.column_names or ())}"
-            raise ConfigError(problem("data.text_column", self.text_column, allowed, "name the column with the text"))
-        return (row[self.text_column] for row in rows)
+        except (ValueError, RuntimeError, StopIteration, DatasetGenerationError) as error:
+            allowed = f"a data set that loads ({_first_line(error.__cause__ or error)})"
+            fix = "check data.repo, data.subset and data.splits"
+            raise ConfigError(problem("data.repo", self.repo, allowed, fix)) from error
 
     def _single(self, rows: Iterable[str]) -> Iterator[Document]:
         return (Document(f"row-{index}", text) for index, text in enumerate(rows) if text.strip())
 
     def _joined(self, rows: Iterable[str]) -> Iterator[Document]:
         assert self.document_start is not None
-        start, lines, count = re.compile(self.document_start), [], 0
+        try:
+            start = re.compile(self.document_start)
+        except re.error as error:
+            allowed = f"a regular expression ({error})"
+            raise ConfigError(problem("data.document_start", self.document_start, allowed, "correct it")) from error
+        lines: list[str] = []
+        count = 0
         for line in rows:
-            if start.search(line) and lines:
+            after_blank = not lines or not lines[-1].strip()
+            if after_blank and start.search(line) and any(each.strip() for each in lines):
                 yield Document(f"document-{count}", "".join(lines))
                 lines, count = [], count + 1
             lines.append(line)
-        if lines:
+        if any(line.strip() for line in lines):
             yield Document(f"document-{count}", "".join(lines))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

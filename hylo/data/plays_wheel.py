@@ -28,14 +28,15 @@ class PlaysWheelConfig(DataConfig):
     def documents(self, split: Split) -> list[Document]:
         plays = self._plays()
         held_out = {Split.test: self.test_plays, Split.validation: self.validation_plays}
-        for key, names in (("data.test_plays", self.test_plays), ("data.validation_plays", self.validation_plays)):
+        for part, names in held_out.items():
             for name in names:
                 if name not in plays:
-                    raise ConfigError(problem(key, name, f"one of {', '.join(sorted(plays))}", "correct the name"))
-        if both := set(self.test_plays) & set(self.validation_plays):
-            raise ConfigError(
-                problem("data.test_plays", sorted(both), "plays not in data.validation_plays", "name each once")
-            )
+                    allowed = f"one of {', '.join(sorted(plays))}"
+                    raise ConfigError(problem(f"data.{part.name}_plays", name, allowed, "correct the name"))
+        named = [*self.test_plays, *self.validation_plays]
+        if repeated := sorted({name for name in named if named.count(name) > 1}):
+            key = "data.test_plays and data.validation_plays"
+            raise ConfigError(problem(key, repeated, "every play once, in one of the two", "name each once"))
         if split is Split.train:
             names = sorted(plays.keys() - set(self.test_plays) - set(self.validation_plays))
         else:
@@ -45,4 +46,8 @@ class PlaysWheelConfig(DataConfig):
     def _plays(self) -> dict[str, Path]:
         files = wheel_files(self.wheel, f"data={self.name}")
         inside = {name: path for name, path in files.items() if name.startswith(f"{self.folder}/")}
-        return {path.stem: path for path in inside.values() if path.suffix == ".md"}
+        plays = {path.stem: path for path in inside.values() if path.suffix == ".md"}
+        if not plays:
+            allowed = f"a folder of {self.wheel} with *.md below it"
+            raise ConfigError(problem("data.folder", self.folder, allowed, "check the folder's path inside the wheel"))
+        return plays
