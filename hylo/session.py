@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hylo.data.base import DataConfig, Document, Split
 from hylo.data.tokens import documents_identity, tokenize
-from hylo.data.windows import Windows, cut_windows, spread
+from hylo.data.windows import Windows, cut_windows, sample
 from hylo.models.base import ModelConfig
 from hylo.schema import plain
 
@@ -61,7 +61,7 @@ class Session:
 
     def eval_windows(self, data: DataConfig, model: ModelConfig) -> Windows:
         """The windows that every cell of this model and data is evaluated on."""
-        return spread(self.windows(data, model, data.eval_split), data.eval_windows)
+        return sample(self.windows(data, model, data.eval_split), data.eval_windows)
 
     def _once(self, kind: str, *parts: object, make: Callable[[], T]) -> T:
         key = _key(kind, *parts)

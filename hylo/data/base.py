@@ -34,7 +34,7 @@ class DataConfig(ABC):
     context_length: int = bounded(256, ge=4)
     """Tokens a window, for training and evaluation. The first is context only: L tokens give L - 1 predictions."""
     eval_windows: int | None = bounded(32, ge=1)
-    """Evaluation windows, spread evenly over the split's windows; None: all of them."""
+    """Evaluation windows, a fixed random sample of the split's windows; None: all of them."""
     eval_split: Split = Split.test
     """test, or validation for choosing settings."""
 
