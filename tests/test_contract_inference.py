@@ -3,6 +3,8 @@
 All parameters are perturbed: at step 0 most components are off, and every one of these tests would pass.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from adapters import ARCHITECTURES, METHODS, logits, method, perturbed, tiny, tokens
@@ -52,6 +54,12 @@ def _greedy(model: AdaptedModel, ids: Tensor) -> Tensor:
     return ids
 
 
+def _generate(model: AdaptedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """The same by the base model's own `generate`."""
+    generate: Any = model.base.generate
+    return generate(ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+
+
 @pytest.mark.parametrize("t", [1, 7, 11])
 def test_causality(model: AdaptedModel, t: int):
     ids = tokens(2, 12)
@@ -92,11 +100,10 @@ def test_decoding_a_left_padded_batch_equals_each_text_alone(model: AdaptedModel
 
 def test_generate_equals_a_loop_of_full_passes(model: AdaptedModel):
     ids, mask = _left_padded(TEXTS, pad=0)
-    generate = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
-    together = model.base.generate(ids, attention_mask=mask, **generate)
+    together = _generate(model, ids, mask)
     for row, text in enumerate(TEXTS):
         expected = _greedy(model, text)
-        assert torch.equal(model.base.generate(text, attention_mask=torch.ones_like(text), **generate), expected)
+        assert torch.equal(_generate(model, text, torch.ones_like(text)), expected)
         assert torch.equal(together[row : row + 1, -expected.shape[1] :], expected)
 
 

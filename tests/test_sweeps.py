@@ -1,0 +1,109 @@
+"""Sweeps and studies: names, rows, seeds, every override, every shipped file."""
+
+from pathlib import Path
+from unittest import mock
+
+import pandas as pd
+import pytest
+from launch import ROOT, composed, train
+from omegaconf import OmegaConf
+
+import hylo.run
+from hylo.records import read_study
+from hylo.study import study_names
+
+CONF = ROOT / "conf"
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def sweep_folder() -> Path:
+    (folder,) = Path("outputs").glob("sweep-*")
+    return folder
+
+
+def test_a_sweep_as_written(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("-m", "method=landmark_pa,landmark_learnable", *tiny) == 0
+    study = read_study(sweep_folder())
+    assert list(study.cells) == ["none", "landmark_pa", "landmark_learnable"]
+    printed = capsys.readouterr().out
+    assert printed.count("RANDOM WEIGHTS") == 2, "both tables say that the weights are random"
+    assert "Against the previous row" in printed
+    summary = pd.read_csv(sweep_folder() / "summary.csv")
+    assert list(summary["cell"]) == ["none", "landmark_pa", "landmark_learnable", "landmark_learnable"]
+    assert (sweep_folder() / "summary.md").exists()
+    assert {path.name for path in (sweep_folder() / "figures").iterdir()} >= {"improvement.png", "ppl_by_position.png"}
+
+
+def test_seeds_share_a_row_and_the_untuned_model_runs_once(tiny: tuple[str, ...]) -> None:
+    assert train("-m", *tiny, "method=lora,rslora", "seed=0,1,2") == 0
+    study = read_study(sweep_folder())
+    assert {cell: [run.seed for run in runs] for cell, runs in study.cells.items()} == {
+        "none": [0], "lora": [0, 1, 2], "rslora": [0, 1, 2]
+    }  # fmt: skip
+    summary = pd.read_csv(sweep_folder() / "summary.csv")
+    assert set(summary.query("cell != 'none'")["seeds"]) == {3}
+
+
+def test_names_hold_what_is_swept_and_nothing_else(tiny: tuple[str, ...]) -> None:
+    arguments = ("method.low_rank.rank=2,4", "trainer.learning_rate=1e-3,1e-4", "method=lora")
+    assert train(*arguments, "-m", *tiny) == 0
+    names = list(read_study(sweep_folder()).cells)
+    assert names[0] == "none"
+    assert names[1:] == [f"lora,low_rank.rank={r},trainer.learning_rate={lr}" for r in (2, 4) for lr in (0.001, 0.0001)]
+
+
+def test_a_sweep_asked_for_again_runs_nothing(tiny: tuple[str, ...]) -> None:
+    sweep = ("-m", *tiny, "method=lora,none")
+    assert train(*sweep) == 0
+    with mock.patch.object(hylo.run, "execute", side_effect=AssertionError("ran again")):
+        assert train(*sweep) == 0
+        assert train("-m", "method=lora,none", *tiny, "hydra.verbose=false") == 0
+    assert len(list(Path("outputs").glob("sweep-*"))) == 1
+
+
+def test_a_component_is_switched_off_by_an_override(tiny: tuple[str, ...]) -> None:
+    """Leave-one-out needs no new file, and hylorada without its additions is rslora, found by its fingerprint."""
+    assert train("-m", *tiny, "method=rslora") == 0
+    with mock.patch.object(hylo.run, "execute", side_effect=AssertionError("ran again")):
+        assert train(*tiny, "method=hylorada", "method.landmark=null", "method.position_bias=null") == 0
+
+
+def test_every_method_runs(tiny: tuple[str, ...]) -> None:
+    """Found by glob, so a new YAML is tested by being there."""
+    assert train("-m", "method=glob(*)", *tiny, "model=tiny_gpt2", "trainer.steps=2") == 0
+    cells = read_study(sweep_folder()).cells
+    assert set(cells) == {path.stem for path in (CONF / "method").glob("*.yaml")}
+    assert all(run.complete for runs in cells.values() for run in runs)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_choice_composes(path: Path) -> None:
+    mandatory = ["model.folder=/somewhere"] if path.stem == "folder" else []
+    config = composed(f"{path.parent.name}={path.stem}", *mandatory)
+    assert getattr(config, path.parent.name) is not None
+    keys = [line.split(":")[0].strip() for line in path.read_text().splitlines()]
+    text = path.read_text().splitlines()
+    for number, line in enumerate(text):
+        if line and not line.startswith((" ", "#", "defaults", "{")) and line.split(":")[1].strip():
+            assert text[number - 1].lstrip().startswith("#"), f"{path.name}: {keys[number]} does not say why"
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_study_runs(name: str, tiny: tuple[str, ...]) -> None:
+    assert train(f"study={name}", *tiny) == 0
+    (folder,) = (path.parent for path in Path("outputs").glob("*/study.json"))
+    study = read_study(folder)
+    shipped = OmegaConf.load(ROOT / "experiments" / name / "study.yaml")
+    assert list(study.cells) == list(shipped.cells)
+    assert all(run.complete for runs in study.cells.values() for run in runs)
+
+
+def test_a_study_with_other_seeds(tiny: tuple[str, ...]) -> None:
+    assert train("study=ablation", *tiny, "seeds=[3,4]") == 0
+    (folder,) = (path.parent for path in Path("outputs").glob("*/study.json"))
+    assert [run.seed for run in read_study(folder).cells["rslora"]] == [3, 4]
+    assert len(read_study(folder).cells["base"]) == 1

@@ -1,0 +1,156 @@
+"""Tokens: the tokenizer's own, with the bytes that each one covers; made once, and never mistaken for others."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from hylo.data.base import Document
+from hylo.data.tokens import TokenizedDocument, tokenize
+from hylo.models.tiny import END_OF_TEXT, byte_tokenizer
+
+CORPUS = ["To be, or not to be: that is the question. \n\n\tcafé é naïve ﬁ 北京大学 🙂🙃👩‍👧 \r\n"] * 4
+
+
+def byte_level(*, trim: bool, normalizer: Any = None) -> PreTrainedTokenizerBase:
+    """Merges of bytes, as GPT-2, SmolLM2 and (with a normalizer) Qwen2 have them; special tokens at both ends."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=310, initial_alphabet=alphabet, special_tokens=["<s>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    template = processors.TemplateProcessing(single="<s> $A <s>", special_tokens=[("<s>", 0)])
+    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=trim), template])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+
+
+def sentence_piece() -> PreTrainedTokenizerBase:
+    """A space before the text and bytes for rare characters, as Llama has them."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=340, limit_alphabet=25, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+TOKENIZERS = {
+    "bytes": byte_tokenizer(),
+    "trimmed": byte_level(trim=True),
+    "untrimmed": byte_level(trim=False),
+    "normalized": byte_level(trim=False, normalizer=normalizers.NFC()),
+    "sentence pieces": sentence_piece(),
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setenv("HYLO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def documents(*texts: str) -> list[Document]:
+    return [Document(f"document {index}", text) for index, text in enumerate(texts)]
+
+
+def check(tokens: TokenizedDocument, text: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The tokenizer's ids, and byte ends that rise to the text's length."""
+    assert tokens.ids.dtype == np.int32
+    assert tokens.ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(tokens.byte_ends) == len(tokens.ids)
+    sizes = np.diff(tokens.byte_ends, prepend=0)
+    assert (sizes >= 0).all()
+    assert sizes.sum() == len(text.encode())
+
+
+TEXTS = [
+    "To be, or not to be", "", " ", " a  \n\n ", "trailing \t", "\r\n", "café", "cafe\u0301", "ﬁ", "北京 東京", "🙂",
+    "x🙃y", "👩‍👧", "a\u200db\ufeff", "\x00", END_OF_TEXT, "<s>", "é" * 50,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_ids_and_bytes(name: str):
+    """Characters of several bytes are split over several tokens by most of these; one byte a character, or a byte count
+    from decoding each token alone, would be wrong for them. Documents do not run into each other."""
+    tokenizer = TOKENIZERS[name]
+    for tokens, text in zip(tokenize(documents(*TEXTS), tokenizer), TEXTS, strict=True):
+        check(tokens, text, tokenizer)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(text=st.text(st.characters(codec="utf-8"), max_size=30))
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_ids_and_bytes_of_any_text(name: str, text: str):
+    (tokens,) = tokenize(documents(text), TOKENIZERS[name])
+    check(tokens, text, TOKENIZERS[name])
+
+
+def test_a_character_counts_where_its_first_token_ends():
+    (tokens,) = tokenize(documents("aé🙂b"), byte_tokenizer())
+    assert tokens.byte_ends.tolist() == [1, 3, 3, 7, 7, 7, 7, 8]
+
+
+def test_names_and_order():
+    given_documents = [Document("z", "one"), Document("a/b c.txt", "two"), Document("é", "three")]
+    tokens = tokenize(given_documents, byte_tokenizer())
+    assert [each.name for each in tokens] == ["z", "a/b c.txt", "é"]
+    assert [len(each.ids) for each in tokens] == [3, 3, 5]
+
+
+def test_a_second_call_reads_the_cache():
+    tokenizer = byte_level(trim=False)
+    first = tokenize(documents(*TEXTS), tokenizer)
+    mute = cast(PreTrainedTokenizerBase, SimpleNamespace(backend_tokenizer=tokenizer.backend_tokenizer))
+    with pytest.raises(TypeError, match="not callable"):
+        tokenize(documents("another text"), mute)
+    second = tokenize(documents(*TEXTS), mute)
+    assert [each.name for each in second] == [each.name for each in first]
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+        np.testing.assert_array_equal(one.byte_ends, other.byte_ends)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        documents("one", "two!"),
+        documents("two", "one"),
+        documents("onet", "wo"),  # the same characters in a row, cut elsewhere
+        documents("one"),
+        [Document("document 0", "one"), Document("renamed", "two")],
+    ],
+    ids=["text", "order", "cut", "fewer", "name"],
+)
+def test_other_documents_have_another_entry(cache: Path, change: list[Document]):
+    tokenizer = byte_tokenizer()
+    tokenize(documents("one", "two"), tokenizer)
+    for tokens, document in zip(tokenize(change, tokenizer), change, strict=True):
+        assert tokens.name == document.name
+        assert tokenizer.decode(tokens.ids) == document.text
+    assert len(list((cache / "tokens").iterdir())) == 2
+
+
+def test_another_tokenizer_has_another_entry(cache: Path):
+    """Also one with the same tokens under the same ids, whose merges alone stand in another order."""
+    tokenizer = byte_level(trim=False)
+    backend: Any = tokenizer.backend_tokenizer
+    state = json.loads(backend.to_str())
+    state["model"]["merges"].reverse()
+    reordered = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
+    assert reordered.get_vocab() == tokenizer.get_vocab()
+    (one,), (other,) = (tokenize(documents(CORPUS[0]), each) for each in (tokenizer, reordered))
+    assert one.ids.tolist() != other.ids.tolist()
+    check(other, CORPUS[0], reordered)
+    assert len(list((cache / "tokens").iterdir())) == 2

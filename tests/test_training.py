@@ -1,0 +1,188 @@
+"""The training loop: schedule, accumulation, clipping, non-finite losses, resuming, determinism."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from launch import composed
+
+from hylo.adapters.model import AdaptedModel, adapted
+from hylo.config import Config
+from hylo.data.base import Split
+from hylo.data.windows import Windows, batches
+from hylo.errors import ConfigError, TrainingDiverged
+from hylo.runtime import accelerator_for
+from hylo.session import Session
+from hylo.training import Decay, TrainerConfig, accumulate, causal_loss, learning_rate_factor, make_optimizer, train
+
+SESSION = Session()
+
+
+@pytest.fixture
+def config(tiny: tuple[str, ...]) -> Config:
+    return composed(*tiny, "method=hylorada_dora", "method.low_rank.dropout=0.1", "trainer.steps=6")
+
+
+def run(config: Config, folder: Path, **named: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Train once in a folder; the record's section and the trained tensors."""
+    folder.mkdir(exist_ok=True)
+    accelerator = accelerator_for(config.trainer.device, config.trainer.precision)
+    base = SESSION.base(config.model, accelerator.device)
+    windows = SESSION.windows(config.data, config.model, Split.train)
+    with adapted(base, config.components, context_length=32, seed=config.seed) as model:
+        section = train(
+            model, windows, config.trainer, accelerator, seed=config.seed, folder=folder, label="test", **named
+        )
+        return section, flat(model)
+
+
+def flat(model: AdaptedModel) -> dict[str, torch.Tensor]:
+    return {f"{slot}.{n}": t.detach().clone() for slot, ts in model.tensors().items() for n, t in ts.items()}
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "curve.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("decay", Decay)
+def test_learning_rate(decay: Decay) -> None:
+    """Rises in a straight line, reaches the peak once, decays, and no step has a rate of zero."""
+    config = TrainerConfig(steps=10, warmup_steps=3, decay=decay)
+    factors = [learning_rate_factor(step, config) for step in range(10)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    left = [(10 - step) / 7 for step in range(3, 10)]
+    expected = {
+        Decay.linear: left,
+        Decay.cosine: [math.sin(math.pi / 2 * share) ** 2 for share in left],
+        Decay.constant: [1.0] * 7,
+    }
+    assert factors[3:] == pytest.approx(expected[decay])
+    assert min(factors) > 0
+
+
+def test_the_loss_falls(config: Config, tmp_path: Path) -> None:
+    config.trainer = replace(config.trainer, steps=30, learning_rate=0.01)
+    section, _ = run(config, tmp_path)
+    curve = losses(tmp_path)
+    assert np.mean(curve[-5:]) < np.mean(curve[:5]) - 0.5
+    assert section["final_loss"] == curve[-1]
+    assert section["max_loss_jump"] == pytest.approx(max(np.diff(curve)))
+    assert section["tokens"] == 30 * 2 * 32
+
+
+def test_an_interrupted_run_ends_bit_equal(config: Config, tmp_path: Path) -> None:
+    """Optimizer state, order of windows and dropout all continue. Restoring weights alone would pass a loose check."""
+    whole, expected = run(config, tmp_path / "whole")
+    config.trainer = replace(config.trainer, checkpoint_seconds=1e-9)
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["step"] == 4:
+            raise KeyboardInterrupt
+
+    torch.manual_seed(1)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "parts", on_step=stop)
+    assert len(losses(tmp_path / "parts")) == 4
+    torch.manual_seed(2)
+    steps: list[int] = []
+    section, tensors = run(config, tmp_path / "parts", on_step=lambda line: steps.append(line["step"]))
+    assert steps == [4, 5, 6], "the state after step 3 was the last on disk"
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
+    timing = {"seconds", "tokens_per_second"}
+    assert {k: v for k, v in section.items() if k not in timing} == {k: v for k, v in whole.items() if k not in timing}
+
+
+def test_random_numbers_of_the_caller_are_left_alone(config: Config, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    run(config, tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_accumulated_gradients_are_those_of_one_batch(config: Config) -> None:
+    accelerator = accelerator_for(config.trainer.device, config.trainer.precision)
+    base = SESSION.base(config.model, accelerator.device)
+    ids = SESSION.windows(config.data, config.model, Split.train).ids[:4]
+    with adapted(base, config.components, context_length=32, seed=0) as model:
+        model.eval()  # dropout would differ
+        tensors = [tensor for tensors in model.tensors().values() for tensor in tensors.values()]
+        gradients = []
+        for parts in ([ids], [ids[:2], ids[2:]]):
+            loss = accumulate(model, parts, accelerator)
+            gradients.append([tensor.grad.clone() for tensor in tensors if tensor.grad is not None])
+            model.zero_grad(set_to_none=True)
+            expected = causal_loss(model(input_ids=torch.from_numpy(ids).long()).logits, torch.from_numpy(ids).long())
+            assert loss == pytest.approx(float(expected))
+        for one, two in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
+
+
+def test_gradient_checkpointing_changes_no_loss(config: Config, tmp_path: Path) -> None:
+    run(config, tmp_path / "plain")
+    config.trainer = replace(config.trainer, gradient_checkpointing=True)
+    run(config, tmp_path / "recomputed")
+    assert losses(tmp_path / "recomputed") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
+
+
+def test_gradients_are_clipped(config: Config, tmp_path: Path) -> None:
+    """After one step of AdamW only the moments tell how large the gradient was."""
+    norms: list[float] = []
+    config.trainer = replace(config.trainer, steps=2, max_grad_norm=1e-3)
+    _, clipped = run(config, tmp_path / "a", on_step=lambda line: norms.append(line["grad_norm"]))
+    config.trainer = replace(config.trainer, max_grad_norm=1e9)
+    _, free = run(config, tmp_path / "b")
+    assert norms[0] > 1e-3, "the recorded norm is the one before clipping"
+    assert any(not torch.equal(clipped[name], free[name]) for name in clipped)
+
+
+def test_vectors_have_no_weight_decay_and_components_their_own_rate(config: Config) -> None:
+    config.trainer = replace(config.trainer, weight_decay=0.1)
+    landmark = config.components["landmark"]
+    landmark.learning_rate_multiplier = 3.0
+    base = SESSION.base(config.model, torch.device("cpu"))
+    with adapted(base, config.components, context_length=32, seed=0) as model:
+        groups = make_optimizer(model, config.trainer).param_groups
+        own = {id(tensor) for tensor in model.tensors()["landmark"].values()}
+        assert sum(len(group["params"]) for group in groups) == len(flat(model))
+        for group in groups:
+            for tensor in group["params"]:
+                assert group["weight_decay"] == (0.1 if tensor.dim() > 1 else 0.0)
+                assert group["peak"] == config.trainer.learning_rate * (3 if id(tensor) in own else 1)
+
+
+def test_steps_that_are_not_finite_are_counted_skipped_and_stopped_on(config: Config, tmp_path: Path) -> None:
+    config.components["low_rank"].alpha = 1e30  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(TrainingDiverged, match=r"3 steps .* allowed are 2 .*trainer\.learning_rate"):
+        run(config, tmp_path)
+    curve = losses(tmp_path)
+    assert curve[0] is not None
+    assert curve[1:] == [None, None, None], "a loss that is not finite is recorded as null, never as a number"
+
+
+def test_skipped_steps_leave_the_tensors_alone(config: Config, tmp_path: Path) -> None:
+    config.components["low_rank"].alpha = 1e30  # pyright: ignore[reportAttributeAccessIssue]
+    config.trainer = replace(config.trainer, max_nonfinite_steps=100)
+    section, tensors = run(config, tmp_path)
+    assert section["nonfinite_steps"] == 5
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_batches_that_cannot_be_made(config: Config, tmp_path: Path) -> None:
+    config.trainer = replace(config.trainer, batch_size=100_000)
+    with pytest.raises(ConfigError, match=r"trainer\.batch_size = 100000\s+allowed: at most \d+"):
+        run(config, tmp_path)
+
+
+def test_every_window_comes_once_an_epoch() -> None:
+    ids = np.arange(10, dtype=np.int32)[:, None]
+    windows = Windows(ids, ids, np.array(["a"] * 10, dtype=object), np.arange(10))
+    source = batches(windows, 4, np.random.default_rng(0))
+    drawn = np.concatenate([next(source) for _ in range(5)]).ravel()
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert list(drawn[:10]) != list(drawn[10:]), "epochs differ in their order"
