@@ -20,6 +20,7 @@ from hylo.cell import Cell
 from hylo.config import Config, resolve
 from hylo.errors import ConfigError, HyloError
 from hylo.messages import explain
+from hylo.records import file_name
 from hylo.run import run_cell
 from hylo.session import Session
 from hylo.study import Plan, check_plan, plan_study, run_plan, with_untuned
@@ -114,12 +115,6 @@ def single_cell(config: Config, overrides: Sequence[str], method: str) -> Cell:
 
 def _section(key: str) -> str:
     return key.partition(".")[0]
-
-
-def file_name(text: str) -> str:
-    """The text with everything but letters, digits and `_.,=+-` replaced, at most 100 characters."""
-    safe = "".join(letter if letter.isalnum() or letter in "_.,=+-" else "-" for letter in text).lstrip(".")
-    return safe if len(safe) <= 100 else f"{safe[:88]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def name_sweep(arguments: list[str]) -> list[str]:

@@ -14,6 +14,7 @@
 The names in these files are a contract: reports, notebooks and later tools read them.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -166,6 +167,12 @@ def adopt(record: RunRecord, folder: Path, *, study: str, cell: str, seed: int) 
             shutil.copytree(record.folder, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK))
             write_json(draft / RESULT, record.result | {"study": study, "cell": cell, "seed": seed})
     return read_run(folder)
+
+
+def file_name(text: str) -> str:
+    """The text with everything but letters, digits and `_.,=+-` replaced, at most 100 characters."""
+    safe = "".join(letter if letter.isalnum() or letter in "_.,=+-" else "-" for letter in text).lstrip(".")
+    return safe if len(safe) <= 100 else f"{safe[:88]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def write_json(path: Path, content: Any) -> None:

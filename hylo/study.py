@@ -18,7 +18,7 @@ from hylo.cell import Cell, check
 from hylo.config import Config
 from hylo.errors import ConfigError, HyloError, problem
 from hylo.fingerprint import fingerprint
-from hylo.records import SCHEMA_VERSION, STUDY, write_json
+from hylo.records import SCHEMA_VERSION, STUDY, file_name, write_json
 from hylo.report import SUMMARY, Report, print_report, write_report
 from hylo.run import run_cell
 from hylo.session import Session
@@ -120,7 +120,7 @@ def plan_study(config: Config, overrides: Sequence[str], compose: Compose) -> Pl
             cells.append(Cell("", name, own_config, (*texts, f"seed={seed}")))
             if not own_config.components:
                 break  # nothing trains, so seeds make no difference
-    group = ",".join([config.study, *named]).replace("/", "-")
+    group = file_name(",".join([config.study, *named]))
     plan = Plan(group, Path(config.outputs), [dataclasses.replace(cell, group=group) for cell in cells])
     return with_untuned(dataclasses.replace(plan, question=study.question, protocol=study.protocol))
 

@@ -189,12 +189,12 @@ def train(
             seconds = time.perf_counter() - began
             rate = config.learning_rate * learning_rate_factor(done.step, config)
             done.count(loss, tokens, seconds, finite)
-            line = {"step": done.step, "loss": loss if finite else None, "learning_rate": rate}
-            line |= {"grad_norm": float(norm) if finite else None, "tokens": tokens, "seconds": round(seconds, 4)}
+            line = {"step": done.step, "loss": finite_or_none(loss), "learning_rate": rate}
+            line |= {"grad_norm": finite_or_none(float(norm)), "tokens": tokens, "seconds": round(seconds, 4)}
             curve.add(line)
             on_step(line)
             if done.nonfinite_steps > config.max_nonfinite_steps:
-                raise diverged(done, config, loss)
+                raise diverged(done, config, loss, float(norm))
             progress.update(done.step, loss=loss, tokens_per_second=done.tokens / done.seconds)
             if accelerator.is_main_process:
                 checkpoint.save_if_due(asdict(done))
@@ -283,10 +283,16 @@ def check_batches(config: TrainerConfig, windows: Windows, processes: int) -> No
         )
 
 
-def diverged(done: Progression, config: TrainerConfig, loss: float) -> TrainingDiverged:
+def finite_or_none(value: float) -> float | None:
+    """The value, or None where it is not finite: JSON has no NaN, and no number stands in for one."""
+    return value if math.isfinite(value) else None
+
+
+def diverged(done: Progression, config: TrainerConfig, loss: float, norm: float) -> TrainingDiverged:
     """The error for too many steps that are not finite."""
     return TrainingDiverged(
-        f"step {done.step}: loss {loss}; {done.nonfinite_steps} steps had a loss or gradient that is not finite, "
+        f"step {done.step}: loss {loss:g}, gradient norm {norm:g}; "
+        f"{done.nonfinite_steps} steps had a loss or gradient that is not finite, "
         f"allowed are {config.max_nonfinite_steps} (trainer.max_nonfinite_steps). "
         f"Try a lower trainer.learning_rate (now {config.learning_rate:g}) or a longer warm-up."
     )

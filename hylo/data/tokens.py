@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from hylo.cache import cached_folder, text_hash
 from hylo.data.base import Document
 
-_FORMAT = "1"
+_FORMAT = "2"
 """Part of the cache key; raise it when the way of tokenising changes."""
 
 
@@ -60,6 +60,7 @@ def _make(documents: list[Document], tokenizer: PreTrainedTokenizerBase, folder:
     for document in documents:
         encoded = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         character_ends = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)[:, 1]
+        character_ends[-1:] = len(document.text)  # a normalizer, or trimming of spaces, can end the last token early
         character_bytes = [len(character.encode()) for character in document.text]
         ids.append(np.asarray(encoded["input_ids"], dtype=np.int32))
         byte_ends.append(np.concatenate([[0], np.cumsum(character_bytes, dtype=np.int64)])[character_ends])

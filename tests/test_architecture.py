@@ -1,0 +1,158 @@
+"""Where things are in the models of transformers that the tables name, and the tiny models that stand for them."""
+
+from typing import Any
+
+import pytest
+import torch
+from adapters import CONFIGS, CONTEXT, VOCABULARY, logits, method, perturbed, tiny, tokens
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, OPTConfig, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hylo.adapters.low_rank import LowRankConfig
+from hylo.models.architecture import (
+    ALL_LINEAR,
+    default_targets,
+    final_norm,
+    hidden_size,
+    layer_shape,
+    model_context_length,
+    target_layers,
+    weight_OI,
+)
+from hylo.models.tiny import TinyArchitecture, TinyModelConfig
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 2 * CONTEXT,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+NAMED: dict[str, PretrainedConfig] = CONFIGS | {
+    "opt": OPTConfig(ffn_dim=112, word_embed_proj_dim=48, pad_token_id=1, **_SIZES),
+    "gpt_neox": GPTNeoXConfig(intermediate_size=112, pad_token_id=None, **_SIZES),
+}
+
+
+def _model(architecture: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(NAMED[architecture]).eval()
+
+
+@pytest.mark.parametrize("architecture", NAMED)
+def test_the_final_norm_is_what_the_head_reads(architecture: str):
+    """Not the first norm that a search by name meets, which is inside the first layer."""
+    model = _model(architecture)
+    seen: list[Tensor] = []
+    head = model.get_output_embeddings()
+    assert head is not None
+    final_norm(model).register_forward_hook(lambda module, args, output: seen.append(output))
+    head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    logits(model, tokens(1, 4))
+    normed, read = seen
+    assert torch.equal(normed, read)
+    assert read.shape[-1] == hidden_size(model) == 48
+    assert model_context_length(model) == 2 * CONTEXT
+
+
+@pytest.mark.parametrize("architecture", NAMED)
+def test_default_targets_are_the_projections_of_attention(architecture: str):
+    """Every linear layer of attention; on GPT-2 and GPT-NeoX the published names match one layer of the FFN, too."""
+    model = _model(architecture)
+    targets = default_targets(model)
+    everything = target_layers(model, [ALL_LINEAR])
+    chosen = target_layers(model, targets)
+    assert {path for path in everything if "attn" in path or "attention" in path} <= set(chosen)
+    assert {path.rpartition(".")[2] for path in chosen} == set(targets)
+    assert model.get_output_embeddings() not in everything.values()
+    assert all(model.get_submodule(path) is layer for path, layer in everything.items())
+
+
+@pytest.mark.parametrize("architecture", NAMED)
+def test_components_work_on_every_architecture_that_a_table_names(architecture: str):
+    """The part of the contract that depends on where things are: all components, no look ahead, no trace left."""
+    base = _model(architecture)
+    ids, mask = tokens(1, 10), torch.tensor([[0] * 3 + [1] * 7])
+    before = logits(base, ids)
+    model = perturbed(base, method("hylorada_dora"))
+    after = logits(model, ids)
+    assert (after - before).abs().max() > 1e-3
+    torch.testing.assert_close(logits(model, ids[:, :6]), after[:, :6], rtol=0, atol=1e-6)
+    alone = logits(model, ids[:, 3:])
+    torch.testing.assert_close(logits(model, ids, attention_mask=mask)[:, 3:], alone, rtol=0, atol=2e-5)
+    assert torch.equal(logits(model.detach(), ids), before)
+
+
+def test_a_model_without_a_final_norm_is_refused():
+    """OPT-350M norms after each layer and has no final norm."""
+    config = OPTConfig(ffn_dim=112, word_embed_proj_dim=48, do_layer_norm_before=False, pad_token_id=1, **_SIZES)
+    with pytest.raises(ValueError, match="OPTForCausalLM has no final norm"):
+        final_norm(AutoModelForCausalLM.from_config(config))
+
+
+def test_targets_match_whole_names_or_path_endings():
+    model = tiny("llama")
+    assert set(target_layers(model, ["v_proj"])) == {f"model.layers.{i}.self_attn.v_proj" for i in range(2)}
+    assert set(target_layers(model, ["1.self_attn.v_proj"])) == {"model.layers.1.self_attn.v_proj"}
+    assert set(target_layers(model, ["model.layers.0.mlp.up_proj"])) == {"model.layers.0.mlp.up_proj"}
+    for target in ("proj", "self_attn", "embed_tokens", ".*v_proj", "model.layers.2.self_attn.v_proj"):
+        with pytest.raises(
+            ValueError, match="matches no linear layer of LlamaForCausalLM; it has down_proj, gate_proj"
+        ):
+            target_layers(model, ["v_proj", target])
+
+
+def test_conv1d_stores_its_weight_transposed():
+    linear, conv = nn.Linear(3, 5), Conv1D(5, 3)
+    assert layer_shape(linear) == layer_shape(conv) == (3, 5)
+    assert weight_OI(linear).shape == weight_OI(conv).shape == (5, 3)
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(x @ weight_OI(conv).T + conv.bias, conv(x))
+
+
+@pytest.mark.parametrize("architecture", TinyArchitecture)
+def test_tiny_models_depend_on_their_seed_alone(architecture: TinyArchitecture):
+    state = torch.manual_seed(1).get_state()
+    first = TinyModelConfig(name="tiny", architecture=architecture).load()
+    assert torch.equal(torch.get_rng_state(), state), "loading drew from the global generator"
+    torch.manual_seed(2)
+    same = TinyModelConfig(name="tiny", architecture=architecture).load()
+    other = TinyModelConfig(name="tiny", architecture=architecture, weights_seed=1).load()
+    ids = tokens(1, 8)
+    assert torch.equal(logits(first, ids), logits(same, ids))
+    assert not torch.equal(logits(first, ids), logits(other, ids))
+    assert not first.training
+
+
+@pytest.mark.parametrize("architecture", TinyArchitecture)
+def test_tiny_skeletons_have_the_shapes_of_the_model(architecture: TinyArchitecture):
+    config = TinyModelConfig(name="tiny", architecture=architecture, context=64)
+    skeleton, model = config.skeleton(), config.load()
+    assert {p.device.type for p in skeleton.parameters()} == {"meta"}
+    shapes = [{name: tensor.shape for name, tensor in each.named_parameters()} for each in (skeleton, model)]
+    assert shapes[0] == shapes[1]
+    assert model_context_length(model) == 64
+    assert len(config.tokenizer()) == model.config.vocab_size
+
+
+def test_tiny_identities_differ_with_what_decides_the_weights():
+    configs = [
+        TinyModelConfig(name="tiny", architecture=architecture, context=context, weights_seed=seed)
+        for architecture in TinyArchitecture
+        for context in (64, 512)
+        for seed in (0, 1)
+    ]
+    assert len({config.identity() for config in configs}) == len(configs)
+    assert TinyModelConfig(name="other").identity() == TinyModelConfig(name="tiny").identity()
+
+
+def test_the_tiny_llama_has_grouped_queries():
+    """A swapped head count shows in a shape."""
+    config = TinyModelConfig(name="tiny").config()
+    assert isinstance(config, LlamaConfig)
+    layers = target_layers(TinyModelConfig(name="tiny").skeleton(), ["k_proj", "v_proj", *("gate_proj", "down_proj")])
+    assert all(fan_in != fan_out for fan_in, fan_out in map(layer_shape, layers.values()))
+    assert LowRankConfig().rank <= min(min(layer_shape(layer)) for layer in layers.values())
