@@ -114,7 +114,8 @@ def position_sums(nll: np.ndarray, sizes: np.ndarray, groups: int, name: str) ->
         {
             "window": np.repeat(np.arange(count), groups),
             name: np.tile(np.arange(groups), count),
-            "nll_sum": (nll @ member.T).ravel(),
+            # Not a product with `member`: there, one loss that is not finite would spoil all groups.
+            "nll_sum": np.stack([nll[:, group].sum(axis=1) for group in member], axis=1).ravel(),
             "tokens": np.tile(member.sum(axis=1), count),
             "bytes": (sizes @ member.T).ravel(),
         }

@@ -98,7 +98,7 @@ def test_token_nll_against_a_loop(model: AdaptedModel, accelerator: Accelerator)
 
 
 def test_batch_size_changes_nothing(model: AdaptedModel, accelerator: Accelerator):
-    """Seven windows: the last batch is short, or the only one is. A mean of batch means would weigh its windows more."""
+    """Seven windows: the last batch is short, or the only one. A mean of batch means would weigh its windows more."""
     windows = random_windows(7)
     by_size = [evaluate(model, windows, accelerator, batch_size=size, label="test") for size in (1, 3, 7, 8)]
     for other in by_size[1:]:
@@ -199,13 +199,12 @@ def test_a_loss_that_is_not_finite_stays_in_its_own_group():
 
 
 def test_ppl_is_the_exponential_of_the_mean_token_loss():
-    """A mean of each window's perplexity, the published error, would be 75.9."""
+    """A mean of each window's perplexity, the published error, would be 75.6 instead of 20.1."""
     nll = np.stack([np.full(255, 1.0), np.full(255, 5.0)])
     metrics = of(nll).metrics()
     assert metrics["ppl"] == pytest.approx(math.exp(3.0))
     assert metrics["nll_nats_per_token"] == pytest.approx(3.0)
     assert metrics["eval_tokens"] == 2 * 255
-    assert np.mean(np.exp(nll.mean(1))) == pytest.approx(75.6, abs=0.1)
 
 
 def test_lim_ppl_is_of_the_middle_third():

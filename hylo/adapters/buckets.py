@@ -30,9 +30,11 @@ def bucket_boundaries(bucketing: Bucketing, num_buckets: int, max_position: int)
     index = torch.arange(1, num_buckets, dtype=torch.float64)
     if bucketing is Bucketing.uniform:
         return (index * max_position / num_buckets).ceil().long()
-    return torch.maximum(index, (max_position ** (index / num_buckets)).round()).long()
+    logarithmic = (max_position ** (index / num_buckets)).round()
+    # Each boundary at least one after the last: where rounding makes two equal, all that follow move up.
+    return (index + (logarithmic - index).clamp(min=0).cummax(dim=0).values).long()
 
 
 def assign_buckets(positions: Tensor, boundaries: Tensor) -> Tensor:
     """Bucket of each position: int64 of the shape of `positions`, in [0, len(boundaries)]."""
-    return torch.bucketize(positions, boundaries, right=True)
+    return torch.bucketize(positions.contiguous(), boundaries, right=True)

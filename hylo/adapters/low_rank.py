@@ -71,7 +71,9 @@ class LowRankConfig(ComponentConfig):
 
     def layers(self, host: Host) -> dict[str, nn.Module]:
         """The target layers by path."""
-        return target_layers(host.model, self.target_modules or default_targets(host.model))
+        return target_layers(
+            host.model, default_targets(host.model) if self.target_modules is None else self.target_modules
+        )
 
     def problems(self, key: str, host: Host) -> Iterator[str]:
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -108,9 +109,12 @@ class AdaptedModel(nn.Module):
         """Read trained tensors written by `save` into this model.
 
         Raises:
-            RecordError: a tensor is missing, unknown, or of another shape.
+            RecordError: the file is missing or damaged, or a tensor in it is missing, unknown, or of another shape.
         """
-        saved = load_file(folder / WEIGHTS)
+        try:
+            saved = load_file(folder / WEIGHTS)
+        except (OSError, SafetensorError) as error:
+            raise RecordError(f"{folder / WEIGHTS} cannot be read ({error}); train the adapter again") from error
         own = {f"{slot}.{name}": tensor for slot, ts in self.tensors().items() for name, tensor in ts.items()}
         wrong = [name for name in own.keys() | saved.keys() if name not in own or name not in saved]
         wrong += [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]

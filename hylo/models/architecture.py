@@ -58,7 +58,7 @@ def target_layers(model: PreTrainedModel, targets: list[str]) -> dict[str, nn.Mo
     """Linear layers (nn.Linear or Conv1D) whose path is, or ends in, one of the targets; by path.
 
     Raises:
-        ValueError: a target matches no linear layer; the message lists the names that would.
+        ValueError: a target matches no linear layer; or there is none; the message lists the names that would.
     """
     head = model.get_output_embeddings()
     linear: dict[str, nn.Module] = {
@@ -68,7 +68,7 @@ def target_layers(model: PreTrainedModel, targets: list[str]) -> dict[str, nn.Mo
     }
     if targets == [ALL_LINEAR]:
         return linear
-    for target in targets:
+    for target in targets or [""]:
         if not any(_matches(path, target) for path in linear):
             names = ", ".join(sorted({path.rpartition(".")[2] for path in linear}))
             raise ValueError(f"{target!r} matches no linear layer of {type(model).__name__}; it has {names}")
