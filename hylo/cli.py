@@ -24,6 +24,7 @@ from hylo.records import file_name
 from hylo.run import run_cell
 from hylo.session import Session
 from hylo.study import Plan, check_plan, plan_study, run_plan, with_untuned
+from hylo.training import TrainerConfig
 
 SESSION = Session()
 """Shared by all jobs that this process runs: a sweep in one process loads weights and text once."""
@@ -101,6 +102,7 @@ def job_cell(config: Config, overrides: Sequence[str], method: str, group: str, 
     """
     parts = [text.lstrip("+~").partition("=") for text in overrides]
     unnamed = {"method", *fixed, *(key for key, _, _ in parts if _section(key) in UNNAMED)}
+    unnamed |= {f"trainer.{key}" for key in TrainerConfig.WITHOUT_EFFECT}
     named = [f"{key.removeprefix('method.')}={value}" for key, _, value in parts if key not in unnamed]
     name = ",".join([method, *named])
     return Cell(group, config.cell or file_name(name), config, tuple(overrides))

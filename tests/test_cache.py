@@ -1,26 +1,19 @@
-"""What is made once and shared: the cache on disk, the session in memory; and the bounds that settings are held to."""
+"""The cache: entries are whole, made once, and found again by content. And the bounds that settings are held to."""
 
 import os
 import subprocess
 import sys
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from launch import composed
 
 from hylo.cache import cache_folder, cached_folder, file_hash, text_hash
-from hylo.data.base import Split
-from hylo.models.tiny import TinyArchitecture, TinyModelConfig
 from hylo.schema import bound_problems, bounded
-from hylo.session import Session, weights_checksum
 
 ROOT = Path(__file__).resolve().parent.parent
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -190,67 +183,6 @@ def test_a_file_of_the_same_size_and_time_is_read_again(tmp_path: Path):
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     assert file_hash(path) != first
-
-
-# --- the session ---
-
-
-def test_the_base_is_loaded_once():
-    session = Session()
-    first = session.base(TinyModelConfig(name="one"), CPU)
-    assert session.base(TinyModelConfig(name="one"), CPU) is first
-    assert session.base(TinyModelConfig(name="one", weights_seed=1), CPU) is not first
-
-
-def test_another_model_is_loaded_after_the_first_is_let_go(monkeypatch: pytest.MonkeyPatch):
-    """Not after the other is there: memory would have to hold both."""
-    session, alive = Session(), []
-    load = TinyModelConfig.load
-
-    def watched(config: TinyModelConfig) -> Any:
-        alive.append(first() is not None)
-        return load(config)
-
-    first = weakref.ref(session.base(TinyModelConfig(name="llama"), CPU))
-    monkeypatch.setattr(TinyModelConfig, "load", watched)
-    session.base(TinyModelConfig(name="gpt2", architecture=TinyArchitecture.gpt2), CPU)
-    assert alive == [False]
-
-
-def test_documents_and_windows_are_made_once_for_each_setting(tiny: tuple[str, ...]):
-    session, config = Session(), composed(*tiny)
-    data, model = config.data, config.model
-    windows = session.windows(data, model, Split.test)
-    assert session.windows(data, model, Split.test) is windows
-    assert session.documents(data, Split.test) is session.documents(data, Split.test)
-    assert session.documents_identity(data, Split.test) != session.documents_identity(data, Split.train)
-    assert session.windows(data, model, Split.train).ids[0].tolist() != windows.ids[0].tolist()
-    assert len(session.eval_windows(data, model)) == data.eval_windows == 6
-    data.context_length, data.eval_split, data.eval_windows = 16, Split.train, None
-    assert session.eval_windows(data, model).ids.shape == (len(session.documents(data, Split.train)[0].text) // 16, 16)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_the_checksum_sees_every_bit_of_a_weight(dtype: torch.dtype):
-    """The sign of a zero and the payload of a NaN included, which a comparison of values does not see."""
-    model: Any = TinyModelConfig(name="tiny").load()
-    model.to(dtype)
-    before = weights_checksum(model)
-    assert weights_checksum(model) == before
-    name, weight = next(
-        (name, tensor) for name, tensor in model.state_dict().items() if name.endswith("up_proj.weight")
-    )
-    bits = weight.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize])
-    for value in (0.02, 0.0, float("nan")):
-        weight[5, 7] = value
-        expected = weights_checksum(model)
-        for bit in range(8 * dtype.itemsize):
-            flip = torch.ones((), dtype=bits.dtype) << bit
-            bits[5, 7] ^= flip
-            changed = {key for key, total in weights_checksum(model).items() if total != expected[key]}
-            assert changed == {name}, f"bit {bit} of {value}"
-            bits[5, 7] ^= flip
-        assert weights_checksum(model) == expected
 
 
 # --- bounds of settings ---

