@@ -1,4 +1,4 @@
-"""Where things are in the models of transformers that the tables name, and the tiny models that stand for them."""
+"""Where things are in every architecture that the tables name."""
 
 from typing import Any
 
@@ -32,7 +32,6 @@ from hylo.models.architecture import (
     target_layers,
     weight_OI,
 )
-from hylo.models.tiny import TinyArchitecture, TinyModelConfig
 
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -130,39 +129,3 @@ def test_conv1d_stores_its_weight_transposed():
     assert weight_OI(linear).shape == weight_OI(conv).shape == (5, 3)
     x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(x @ weight_OI(conv).T + conv.bias, conv(x))
-
-
-@pytest.mark.parametrize("architecture", TinyArchitecture)
-def test_tiny_models_depend_on_their_seed_alone(architecture: TinyArchitecture):
-    state = torch.manual_seed(1).get_state()
-    first = TinyModelConfig(name="tiny", architecture=architecture).load()
-    assert torch.equal(torch.get_rng_state(), state), "loading drew from the global generator"
-    torch.manual_seed(2)
-    same = TinyModelConfig(name="tiny", architecture=architecture).load()
-    other = TinyModelConfig(name="tiny", architecture=architecture, weights_seed=1).load()
-    ids = tokens(1, 8)
-    assert torch.equal(logits(first, ids), logits(same, ids))
-    assert not torch.equal(logits(first, ids), logits(other, ids))
-    assert not first.training
-
-
-@pytest.mark.parametrize("architecture", TinyArchitecture)
-def test_tiny_skeletons_have_the_shapes_of_the_model(architecture: TinyArchitecture):
-    config = TinyModelConfig(name="tiny", architecture=architecture, context=64)
-    skeleton, model = config.skeleton(), config.load()
-    assert {p.device.type for p in skeleton.parameters()} == {"meta"}
-    shapes = [{name: tensor.shape for name, tensor in each.named_parameters()} for each in (skeleton, model)]
-    assert shapes[0] == shapes[1]
-    assert model_context_length(model) == 64
-    assert len(config.tokenizer()) == model.config.vocab_size
-
-
-def test_tiny_identities_differ_with_what_decides_the_weights():
-    configs = [
-        TinyModelConfig(name="tiny", architecture=architecture, context=context, weights_seed=seed)
-        for architecture in TinyArchitecture
-        for context in (64, 512)
-        for seed in (0, 1)
-    ]
-    assert len({config.identity() for config in configs}) == len(configs)
-    assert TinyModelConfig(name="other").identity() == TinyModelConfig(name="tiny").identity()

@@ -15,6 +15,8 @@ from hylo.adapters.model import AdaptedModel
 LENGTHS = (5, 12, 9)
 TEXTS = [tokens(1, length, seed=length) for length in LENGTHS]
 NEW_TOKENS = 6
+ROUNDING = 1e-4
+"""Of float32 in logits up to 6. A position that is off by one moves them by 30 times as much or more."""
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -77,25 +79,25 @@ def test_left_padding_and_batch_mates_change_nothing(model: AdaptedModel, pad: i
     together = logits(model, ids, attention_mask=mask)
     for row, text in enumerate(TEXTS):
         alone = logits(model, text)
-        torch.testing.assert_close(together[row : row + 1, -text.shape[1] :], alone, rtol=0, atol=2e-5)
+        torch.testing.assert_close(together[row : row + 1, -text.shape[1] :], alone, rtol=0, atol=ROUNDING)
 
 
 def test_batch_mates_change_nothing(model: AdaptedModel):
     ids = tokens(3, 12)
-    torch.testing.assert_close(logits(model, ids)[1:2], logits(model, ids[1:2]), rtol=0, atol=2e-5)
+    torch.testing.assert_close(logits(model, ids)[1:2], logits(model, ids[1:2]), rtol=0, atol=ROUNDING)
 
 
 def test_decoding_with_the_cache_equals_the_full_pass(model: AdaptedModel):
     """Positions must go on from the cache: counted from 0 at each token, RoPE is right and the components are wrong."""
     ids = tokens(2, 12)
-    torch.testing.assert_close(_step_by_step(model, ids), logits(model, ids), rtol=0, atol=2e-5)
+    torch.testing.assert_close(_step_by_step(model, ids), logits(model, ids), rtol=0, atol=ROUNDING)
 
 
 def test_decoding_a_left_padded_batch_equals_each_text_alone(model: AdaptedModel):
     ids, mask = _left_padded(TEXTS, pad=0)
     stepped = _step_by_step(model, ids, mask)
     for row, text in enumerate(TEXTS):
-        torch.testing.assert_close(stepped[row : row + 1, -text.shape[1] :], logits(model, text), rtol=0, atol=2e-5)
+        torch.testing.assert_close(stepped[row : row + 1, -text.shape[1] :], logits(model, text), rtol=0, atol=ROUNDING)
 
 
 def test_generate_equals_a_loop_of_full_passes(model: AdaptedModel):

@@ -240,11 +240,16 @@ def test_refused(lines: Path, case: str, limit: int | None):
 @pytest.mark.parametrize("limit", [None, 10**6])
 @pytest.mark.parametrize(
     "content",
-    ["", '{"text": " "}\n', '{"text": "cut o', '{"text": "one"}\n' * 20_000 + '{"text": "cut o'],
+    [
+        "",
+        '{"text": " "}\n',
+        '{"text": "cut o',
+        (json.dumps({"text": "one " * 25_000}) + "\n") * 120 + '{"text": "cut o',
+    ],
     ids=["empty", "blank", "damaged", "damaged late"],
 )
 def test_files_without_documents(tmp_path: Path, content: str, limit: int | None):
-    """Damage far down in a file comes to light while a stream is read, after the data set was opened."""
+    """Files are read in blocks of 10 MB: damage further down comes to light while a stream is read, not when opened."""
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "train.jsonl").write_text(content)
     with pytest.raises(ConfigError, match=r"data\.(repo|splits\.train|text_column) = "):

@@ -151,9 +151,13 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, accelerator: Accelera
         )
         for rank in ("0", "1")
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    finally:  # one that fails leaves the other waiting for it
+        for process in processes:
+            process.kill()
     alone = AdaptedModel(sharp(TinyArchitecture.llama), {}, context_length=LENGTH, seed=0)
     expected = token_nll(alone, random_windows(7).ids, accelerator, batch_size=4, label="test")
     for rank in range(2):

@@ -155,6 +155,11 @@ def pickled(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def pickled_beside_others(folder: Path) -> None:
+    pickled(folder)
+    save_file({"one": torch.zeros(1)}, folder / "adapter.safetensors")
+
+
 def without_a_tensor(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
@@ -168,6 +173,7 @@ def truncated(folder: Path) -> None:
 
 DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pickled weights": (pickled, "pickled"),
+    "pickled weights beside other tensors": (pickled_beside_others, "model.safetensors"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json.*save_pretrained"),
     "broken config": (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
     "unknown architecture": (lambda folder: edit_config(folder, model_type="nonesuch"), "nonesuch"),
