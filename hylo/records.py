@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,7 +188,8 @@ def write_json(path: Path, content: Any) -> None:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A draft folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    # Not the process id: a killed process may leave its draft, and in containers ids come again.
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     draft.mkdir()
     try:
         yield draft

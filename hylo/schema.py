@@ -68,6 +68,11 @@ def bound_problems(node: Any, key: str = "") -> Iterator[str]:
     elif isinstance(node, dict):
         for name, child in node.items():
             yield from bound_problems(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for index, child in enumerate(node):
+            yield from bound_problems(child, f"{key}[{index}]")
+    elif isinstance(node, float) and not math.isfinite(node):
+        yield problem(key, node, str(Bounds()), "a finite number")
 
 
 T = TypeVar("T")

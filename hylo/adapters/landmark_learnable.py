@@ -42,7 +42,7 @@ class LearnableConfig(MixtureConfig):
     """tau, the softness of a boundary as a fraction of P_max; 0.004 is one token of a context of 256."""
 
     def problems(self, key: str, host: Host) -> Iterator[str]:
-        yield from ()
+        yield from self.mixture_problems(key, host)
 
     def build(self, host: Host) -> "LearnableLandmark":
         return LearnableLandmark(self, host)

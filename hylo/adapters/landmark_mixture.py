@@ -7,6 +7,7 @@ output at step 0 lies within a few thousandths of h: close to the base model, no
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from hylo.adapters.component import Component, ComponentConfig, Host, constant, normal, zeros
+from hylo.errors import problem
 from hylo.models.architecture import final_norm, hidden_size
 from hylo.schema import bounded
 
@@ -29,6 +31,14 @@ class MixtureConfig(ComponentConfig):
     """N, the number of position buckets."""
     max_position: int | None = bounded(None, ge=2)
     """P_max in tokens, the end of the buckets; None: the run's context length."""
+
+    def mixture_problems(self, key: str, host: Host) -> Iterator[str]:
+        """A model without a final norm has no place for the mixture."""
+        try:
+            final_norm(host.model)
+        except ValueError as error:
+            design = type(self).__module__.rpartition(".")[2]
+            yield problem(key, design, f"a model with a final norm; {error}", f"{key}=null")
 
     def mixture_parameter_count(self, host: Host) -> int:
         """K d for L, K d for C, N K for P, one for a."""

@@ -27,7 +27,7 @@ class PositionAdaptiveConfig(MixtureConfig):
     """logarithmic, or uniform as published."""
 
     def problems(self, key: str, host: Host) -> Iterator[str]:
-        yield from ()
+        yield from self.mixture_problems(key, host)
 
     def build(self, host: Host) -> "PositionAdaptiveLandmark":
         return PositionAdaptiveLandmark(self, host)

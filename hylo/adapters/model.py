@@ -55,7 +55,7 @@ class AdaptedModel(nn.Module):
     def __init__(self, base: PreTrainedModel, method: Method, *, context_length: int, seed: int) -> None:
         super().__init__()
         host = Host(base, context_length, seed)
-        if problems := [*bound_problems(dict(method)), *method_problems(method, host)]:
+        if problems := [*bound_problems({"method": dict(method)}), *method_problems(method, host)]:
             raise ConfigError(*problems)
         for parameter in base.parameters():
             parameter.requires_grad_(False)

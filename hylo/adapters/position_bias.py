@@ -33,7 +33,7 @@ class PositionBiasConfig(ComponentConfig):
     bucketing: Bucketing = Bucketing.logarithmic
     """logarithmic, or uniform as published."""
     max_position: int | None = bounded(None, ge=2)
-    """P_max in tokens, where the last bucket begins; None: the run's context length."""
+    """P_max in tokens, the end of the buckets; None: the run's context length."""
 
     def problems(self, key: str, host: Host) -> Iterator[str]:
         yield from ()
