@@ -5,7 +5,8 @@
 Logarithmic boundaries are P_max^(i/N), but no bucket is narrower than one token: the first buckets hold one position
 each, later ones grow geometrically up to P_max. Uniform boundaries are i * P_max / N; with P_max = 32,768 they are the
 published behaviour, which put every position of a short context into bucket 0. Positions from P_max on fall into the
-last bucket, where there are at least as many positions as buckets. Own design; the idea of exact then logarithmic buckets is that of T5 (arXiv 1910.10683, section 2.1).
+last bucket, where there are at least as many positions as buckets. Own design; the idea of exact then logarithmic
+buckets is that of T5 (arXiv 1910.10683, section 2.1).
 """
 
 from enum import Enum
