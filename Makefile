@@ -1,7 +1,7 @@
 # Works from a clean clone: every target that needs the environment builds it first, and only once.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ablation report test lint types format clean
+.PHONY: help setup ablation report test lint types bench format clean
 
 PY    := .venv/bin/python
 PIP   := $(PY) -m pip install --disable-pip-version-check -q
@@ -12,7 +12,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  SEEDS=0,1,2        seeds of 'make ablation' (default 0; one seed shows evaluation noise only)"
-	@echo "  ARGS='...'         passed on: Hydra overrides for ablation, options for report and test"
+	@echo "  ARGS='...'         passed on: Hydra overrides for ablation, options for report, test and bench"
 	@echo "  PYTHON=python3.12  the interpreter that 'make setup' builds .venv from (3.11 or newer)"
 
 setup: .venv/.stamp-hylo ## build .venv from the locks: about 3 minutes the first time, nothing after that
@@ -32,6 +32,9 @@ lint: setup ## check style and formatting
 
 types: setup ## check types
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
+
+bench: setup ## time and memory of a training step beside PEFT, as ratios (a few minutes)
+	$(PY) benchmarks/training_step.py $(ARGS)
 
 format: setup ## apply the formatter and the safe fixes, and strip notebook outputs
 	$(PY) -m ruff check --fix .
