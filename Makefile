@@ -23,8 +23,8 @@ ablation: setup ## run the ablation study and write its report; finished runs ar
 report: setup ## rebuild tables, figures and report.html from the records alone
 	$(PY) -m hylo.report $(ARGS)
 
-test: setup ## run every test, the end-to-end one included
-	$(PY) -m pytest $(ARGS)
+test: setup ## run every test, the end-to-end one included, in two processes
+	$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: setup ## check style and formatting
 	$(PY) -m ruff check .

@@ -14,6 +14,7 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on two threads, and two test processes would be on four
 # The user's cache stays as it is, and a broken conversion cannot hide behind an older one.
 os.environ["HYLO_CACHE"] = tempfile.mkdtemp(prefix="hylo-tests-")
 atexit.register(shutil.rmtree, os.environ["HYLO_CACHE"], ignore_errors=True)

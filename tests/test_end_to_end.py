@@ -42,7 +42,7 @@ def independent_nll(windows: pd.DataFrame) -> np.ndarray:
 
 @pytest.mark.e2e
 def test_a_cell_on_the_real_model(tmp_path: Path) -> None:
-    done = train_process(*CELL, cwd=tmp_path, OMP_NUM_THREADS="2")
+    done = train_process(*CELL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     study = read_study(tmp_path / "outputs" / "runs")
     untuned, tuned = (runs[0] for runs in study.cells.values())
