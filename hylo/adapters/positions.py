@@ -1,4 +1,4 @@
-"""The true position of every token, for components that depend on it.
+"""What is known of the pass under way: the true position of every token, which are padding, and the cache.
 
 A hook on the base model's forward works out the positions once a pass: `position_ids` where they are given, else the
 running count of real tokens in the attention mask (left padding does not count), else the cache offset plus 0, 1, ...
@@ -13,11 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 
 class Positions:
     """Positions of the pass under way. One instance is shared by all components of a model."""
+
+    real: Tensor | None = None
+    """[B, T] bool, False for padding; None: no mask was given, every token counts."""
+    cache: Cache | None = None
+    """The cache that the pass was given. One that the model makes for itself is known only from its output."""
 
     def __init__(self) -> None:
         self._current: Tensor | None = None
@@ -34,7 +39,10 @@ class Positions:
         def before_forward(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if len(args) > 1:
                 raise TypeError(f"pass everything but input_ids by name, got {len(args)} positional arguments")
+            self.cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
             self._current, kwargs = _positions_of(args, kwargs)
+            time = self._current.shape[-1]
+            self.real = mask[:, -time:].bool() if mask is not None and mask.dim() == 2 else None
             return args, kwargs
 
         return model.register_forward_pre_hook(before_forward, with_kwargs=True)
