@@ -2,15 +2,16 @@
 
     out = softmax(q [K_L; k]^T / sqrt(D) + mask) [a V_L; v]
 
-K_L, V_L [H, K, D]: a layer's keys and values, one set for each key/value head, before those of the text; a: one
-scalar a layer on the values (`scale`). The landmarks have no position (keys of the text come here already rotated, K_L as it is)
-and no mask hides them. Own design after the published HyLoRADA; learned keys and values at every layer are the idea of
-prefix tuning (arXiv 2101.00190), which makes them by a network.
+K_L, V_L [H, K, D]: a layer's keys and values, one set for each key/value head, before those of the text; a: one scalar
+a layer on the values (`scale`). The landmarks have no position (keys of the text come here already rotated, K_L as it
+is) and no mask hides them. Own design after the published HyLoRADA; learned keys and values at every layer are the
+idea of prefix tuning (arXiv 2101.00190), which makes them by a network.
 
 Step 0: K_L, V_L ~ N(0, 0.02^2) and a = 0.1. The values add next to nothing, but the keys take their share of the
 softmax: a query whose logits to t + 1 tokens are all zero gives the landmarks K / (K + t + 1) of its attention and
 shrinks what it reads by as much. So the model at step 0 is not the base model: the first tokens of a text move most,
-later ones less, and attention that is sharp hardly at all.
+later ones less. SmolLM2-135M on four windows of 256 tokens of a play goes from a perplexity of 40.4 to 49.3; the KL to
+the base model is 5 nats at the first token, 0.65 at the ninth, 0.08 at the last and 0.24 on average.
 
 The landmarks enter through the attention functions of transformers: each attention module gets a copy of its config
 that selects a function registered here, which extends the keys, values and mask and calls the one selected before.
@@ -122,13 +123,21 @@ def _prepend(landmarks_HKD: Tensor, text_BHSD: Tensor) -> Tensor:
     return torch.cat([landmarks, text_BHSD], dim=2)
 
 
-def _extended_mask(mask: Tensor | None, K: int, queries: int, keys: int, causal: bool, device: torch.device) -> Any:
+def _extended_mask(mask: Tensor | None, K: int, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
     """The mask with K columns more, which hide nothing, before those of the text. None: all is visible."""
     if mask is None:
+        queries, keys = query.shape[2], key.shape[2]
         if queries == 1 or not causal:
             return None
-        mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril()  # what is_causal means in torch
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()  # torch's meaning of is_causal
     return F.pad(mask, (K, 0), value=mask.dtype == torch.bool)  # True shows in a bool mask, 0 in one that is added
+
+
+def _added(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """The mask as eager attention reads it: added to the scores."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
 
 
 def _extend(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -139,11 +148,10 @@ def _extend(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     ) -> tuple[Tensor, Tensor | None]:
         landmarks = _LANDMARKS[module]
         K = landmarks.keys.shape[1]
-        causal = kwargs.get("is_causal")
-        causal = getattr(module, "is_causal", True) if causal is None else causal
-        # Eager attention takes no is_causal: without a mask it hides nothing.
-        causal = causal and implementation != "eager"
-        mask = _extended_mask(attention_mask, K, query.shape[2], key.shape[2], causal, query.device)
+        causal = getattr(module, "is_causal", True) if kwargs.get("is_causal") is None else kwargs["is_causal"]
+        mask = _extended_mask(attention_mask, K, query, key, causal)
+        # The model makes its masks for the attention that its own config names, which may have changed since.
+        mask = _added(mask, query) if implementation == "eager" else mask
         output, weights = _original(implementation, module)(module, query, *landmarks(key, value), mask, **kwargs)
         return output, None if weights is None else weights[..., K:]  # as many columns as the text has tokens
 

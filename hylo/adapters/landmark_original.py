@@ -67,6 +67,8 @@ class OriginalConfig(ComponentConfig):
 class RunningSums(DynamicLayer):
     """A layer of a cache that holds, for every token, the sum of the hidden states up to it and their number."""
 
+    is_compileable = True  # leaves the answer to the other layers: without it, caches of fixed size lose their mask
+
 
 class OriginalLandmark(Component):
     """Learned vectors mixed into the last hidden state by the mean of the hidden states.
