@@ -123,6 +123,27 @@ def test_a_cache_of_fixed_size_gives_the_same(architecture: str, name: str):
     torch.testing.assert_close(torch.cat([first, rest], dim=1), logits(model, IDS), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", LANDMARKS)
+def test_generating_with_a_cache_of_fixed_size(name: str, implementation: str, monkeypatch: pytest.MonkeyPatch):
+    """`generate` then makes masks of four dimensions, in which padding is harder to see."""
+    base = tiny("llama")
+    monkeypatch.setattr(base.config, "_attn_implementation", implementation)
+    model = _strong(base, method(name, "method.low_rank=null"))
+    mask = torch.ones_like(IDS)
+    mask[0, :6] = 0
+    generate: Any = model.base.generate
+
+    def generated(ids: Tensor, mask: Tensor, **kwargs: Any) -> Tensor:
+        settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "disable_compile": True}
+        output = {"return_dict_in_generate": True, "output_logits": True}
+        return torch.stack(generate(ids, attention_mask=mask, **settings, **output, **kwargs).logits)
+
+    fixed = generated(IDS, mask, cache_implementation="static")
+    torch.testing.assert_close(fixed, generated(IDS, mask, use_cache=False), rtol=0, atol=1e-4)
+    torch.testing.assert_close(fixed[:, :1], generated(IDS[:1, 6:], mask[:1, 6:]), rtol=0, atol=1e-4)
+
+
 def test_a_cache_filled_without_the_landmarks_is_refused(original: AdaptedModel):
     cache = DynamicCache(config=original.base.config)
     _filled(original, IDS[:, :4], past_key_values=cache)

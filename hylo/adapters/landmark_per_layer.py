@@ -3,9 +3,9 @@
     out = h + a (w L)        w = softmax(h L^T / sqrt(d))
 
 h: the FFN's output before the residual is added. Each layer has its L [K, d] ~ N(0, 0.02^2) and its scalar a, which
-starts at 0.05, so that h moves by about a thousandth (in units of a typical hidden state) at step 0: close to the base
-model, not equal to it. Own design after the published HyLoRADA, which pooled h over the whole sequence and hooked
-parts of the FFN as well; here every token chooses by itself.
+starts at 0.05, so that an entry of h moves by about 0.0005 at step 0: close to the base model, not equal to it. Own
+design after the published HyLoRADA, which pooled h over the whole sequence and hooked parts of the FFN as well; here
+every token chooses by itself.
 """
 
 import math
