@@ -30,12 +30,13 @@ from adapters import (
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hylo.adapters.component import AtStart
 from hylo.adapters.model import SETTINGS, WEIGHTS, AdaptedModel, adapted, read_method
 from hylo.training import TrainerConfig, causal_loss, make_optimizer, prepare_for_training
 
 IDS = tokens(2, 12)
-LANDMARK_KL = 1e-5
-"""Bound of the KL to the base model in nats where a landmark lies `within a few thousandths of h`."""
+NEAR_KL = 1e-5
+"""Bound of the KL to the base model in nats where a component starts `near` it."""
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -98,16 +99,18 @@ def test_recomputed_activations_give_the_same_gradients(base: PreTrainedModel, n
 
 @pytest.mark.parametrize("name", METHODS)
 def test_identity_at_step_0(base: PreTrainedModel, name: str):
-    """Exact, but for landmarks, which start close to the base model."""
+    """Exact, or near, or neither: as far as the components declare it."""
     expected = logits(base, IDS)
     model = adapt(base, method(name))
     start = logits(model, IDS)
-    if "landmark" in method(name):
-        assert 0 < _kl(expected, start) < LANDMARK_KL
-    else:
+    declared = {config.at_start for config in method(name).values()} | {AtStart.same}
+    if declared == {AtStart.same}:
         torch.testing.assert_close(start, expected, rtol=0, atol=1e-6)
+    else:
+        assert (_kl(expected, start) > NEAR_KL) == (AtStart.apart in declared)
+        assert not torch.equal(start, expected)
     perturb(model)
-    assert (_kl(expected, logits(model, IDS)) > 1e3 * LANDMARK_KL) == (name in TRAINED)
+    assert (_kl(expected, logits(model, IDS)) > 1e3 * NEAR_KL) == (name in TRAINED)
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -24,6 +24,7 @@ SMOLLM2_135M: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 LORA_R8, DORA, POSITION_BIAS, LANDMARK_K8, LEARNABLE_K8 = 811_008, 46_080, 64, 12_545, 12_576
+ORIGINAL_K4, PER_LAYER_K4, ATTENTION_K4 = 6_145, 36_876, 73_740
 GPT2_SMALL = [
     ("none", 0),
     ("lora", LORA_R8),
@@ -31,6 +32,12 @@ GPT2_SMALL = [
     ("dora", LORA_R8 + DORA),
     ("rslora_dora", LORA_R8 + DORA),
     ("rslora_dora_pb", LORA_R8 + DORA + POSITION_BIAS),
+    ("landmark_original", LORA_R8 + ORIGINAL_K4),
+    ("landmark_original method.low_rank=null method.landmark.pooling=sequence", ORIGINAL_K4),
+    ("landmark_per_layer", LORA_R8 + PER_LAYER_K4),
+    ("landmark_per_layer method.low_rank=null", PER_LAYER_K4),
+    ("landmark_attention", LORA_R8 + ATTENTION_K4),
+    ("landmark_attention method.low_rank=null", ATTENTION_K4),
     ("landmark_pa", LORA_R8 + LANDMARK_K8),
     ("landmark_learnable", LORA_R8 + LEARNABLE_K8),
     ("hylorada", 823_617),

@@ -8,6 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import ClassVar
 
 import torch
@@ -68,6 +69,14 @@ class Host:
         return nn.Parameter(tensor.to(self.model.device))
 
 
+class AtStart(Enum):
+    """How an untrained component leaves the base model."""
+
+    same = "exactly as it is"
+    near = "within a few thousandths of its hidden states"
+    apart = "another function; the component's docstring says how far"
+
+
 @dataclass(kw_only=True, slots=True)
 class ComponentConfig(ABC):
     """Settings of one component. Subclasses add their own fields."""
@@ -76,9 +85,16 @@ class ComponentConfig(ABC):
     """Slots of the method that must be filled for this component to mean anything."""
     exclusive: ClassVar[bool] = False
     """True where the component makes sense only as the whole method."""
+    at_start: ClassVar[AtStart] = AtStart.same
+    """What the model is at step 0."""
 
     learning_rate_multiplier: float = bounded(1.0, gt=0)
     """Times trainer.learning_rate, for this component's tensors."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token's output depends on later tokens. False only for a published behaviour that leaks."""
+        return True
 
     @abstractmethod
     def problems(self, key: str, host: Host) -> Iterator[str]:

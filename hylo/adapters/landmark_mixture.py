@@ -9,13 +9,14 @@ output at step 0 lies within a few thousandths of h: close to the base model, no
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from hylo.adapters.component import Component, ComponentConfig, Host, constant, normal, zeros
+from hylo.adapters.component import AtStart, Component, ComponentConfig, Host, constant, normal, zeros
 from hylo.errors import problem
 from hylo.models.architecture import final_norm, hidden_size
 from hylo.schema import bounded
@@ -24,6 +25,8 @@ from hylo.schema import bounded
 @dataclass(kw_only=True, slots=True)
 class MixtureConfig(ComponentConfig):
     """Sizes of the mixture."""
+
+    at_start: ClassVar[AtStart] = AtStart.near
 
     num_landmarks: int = bounded(8, ge=1)
     """K, the number of learned vectors."""

@@ -1,4 +1,4 @@
-"""The true position of every token, for components that depend on it.
+"""What is known of the pass under way: the true position of every token, which are padding, and the cache.
 
 A hook on the base model's forward works out the positions once a pass: `position_ids` where they are given, else the
 running count of real tokens in the attention mask (left padding does not count), else the cache offset plus 0, 1, ...
@@ -13,11 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 
 class Positions:
     """Positions of the pass under way. One instance is shared by all components of a model."""
+
+    real: Tensor | None = None
+    """[B, T] bool, False for padding; None: no mask was given, every token counts."""
+    cache: Cache | None = None
+    """The cache that the pass was given. One that the model makes for itself is known only from its output."""
 
     def __init__(self) -> None:
         self._current: Tensor | None = None
@@ -34,7 +39,10 @@ class Positions:
         def before_forward(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if len(args) > 1:
                 raise TypeError(f"pass everything but input_ids by name, got {len(args)} positional arguments")
+            self.cache = kwargs.get("past_key_values")
+            seen = 0 if self.cache is None else int(self.cache.get_seq_length())
             self._current, kwargs = _positions_of(args, kwargs)
+            self.real = _real_tokens(kwargs.get("attention_mask"), seen, self._current.shape[-1])
             return args, kwargs
 
         return model.register_forward_pre_hook(before_forward, with_kwargs=True)
@@ -54,3 +62,19 @@ def _positions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor
     cache = kwargs.get("past_key_values")
     offset = cache.get_seq_length() if cache is not None else 0
     return torch.arange(offset, offset + time, device=inputs.device).unsqueeze(0), kwargs
+
+
+def _real_tokens(mask: Any, seen: int, time: int) -> Tensor | None:
+    """Which tokens of the pass are no padding, [B, T] bool; None where the mask does not say.
+
+    A mask of [B, 1, T, keys], boolean or added, is one that `generate` makes for caches of fixed size, and hides from a
+    token of padding even itself. Hybrid models get one such mask for each kind of layer.
+    """
+    if isinstance(mask, dict):
+        mask = next((one for one in mask.values() if one is not None), None)
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+        return None
+    if mask.dim() == 2:
+        return mask[:, -time:].bool()
+    own = mask[:, 0].diagonal(offset=min(seen, mask.shape[-1] - time), dim1=1, dim2=2)
+    return own if own.dtype == torch.bool else own == 0

@@ -1,4 +1,4 @@
-"""Where things are in a causal language model of transformers: target layers, final norm, sizes.
+"""Where things are in a causal language model of transformers: target layers, attention, FFN, final norm, sizes.
 
 Works by structure, on the meta device too; an architecture that differs is an entry in a table here.
 """
@@ -17,6 +17,7 @@ _DEFAULT_TARGETS = {
 }
 _OTHERWISE = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+_FFNS = ("mlp", "feed_forward", "ffn", "fc2")  # OPT has no module of its own for the FFN: its last layer stands for it
 
 
 def default_targets(model: PreTrainedModel) -> list[str]:
@@ -42,6 +43,61 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
         if isinstance(norm := getattr(body, name, None), nn.Module):
             return norm
     raise ValueError(f"{type(model).__name__} has no final norm under the names {', '.join(_FINAL_NORMS)}")
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers of the stack, in order.
+
+    Raises:
+        ValueError: the decoder holds no list of as many layers as its config says.
+    """
+    count = model.config.get_text_config().num_hidden_layers
+    for module in decoder(model).children():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return list(module)
+    raise ValueError(f"{type(model).__name__} has no list of {count} layers")
+
+
+def ffn_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The module of each layer whose output is that of the FFN before the residual is added.
+
+    Raises:
+        ValueError: a layer has none under a known name.
+    """
+    found = [
+        next((ffn for name in _FFNS if (ffn := getattr(layer, name, None))), None) for layer in decoder_layers(model)
+    ]
+    if None in found:
+        raise ValueError(
+            f"layer {found.index(None)} of {type(model).__name__} has no FFN under the names {', '.join(_FFNS)}"
+        )
+    return [ffn for ffn in found if ffn is not None]
+
+
+def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """The self-attention of each layer: the module that calls an attention function of transformers' registry.
+
+    Raises:
+        ValueError: the architecture computes attention by itself, or a layer has not exactly one such module.
+    """
+    name = type(model).__name__
+    if not model._supports_attention_backend:
+        raise ValueError(f"{name} does not call the attention functions of transformers' registry")
+    found: list[nn.Module] = []
+    for index, layer in enumerate(decoder_layers(model)):
+        inside = [m for m in layer.modules() if m is not layer and hasattr(m, "is_causal") and hasattr(m, "layer_idx")]
+        if len(inside) != 1:
+            raise ValueError(f"layer {index} of {name} has {len(inside)} attention modules, expected 1")
+        found += inside
+    return found
+
+
+def key_value_shape(model: PreTrainedModel) -> tuple[int, int]:
+    """(key/value heads, width of a head) of a layer's keys and values."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return getattr(config, "num_key_value_heads", None) or heads, width
 
 
 def hidden_size(model: PreTrainedModel) -> int:

@@ -1,0 +1,84 @@
+"""Per-layer landmarks: each layer's FFN output attends to learned vectors of its own.
+
+    out = h + a (w L)        w = softmax(h L^T / sqrt(d))
+
+h: the FFN's output before the residual is added. Each layer has its L [K, d] ~ N(0, 0.02^2) and its scalar a, which
+starts at 0.05, so that an entry of h moves by about 0.0005 at step 0: close to the base model, not equal to it. Own
+design after the published HyLoRADA, which pooled h over the whole sequence and hooked parts of the FFN as well; here
+every token chooses by itself.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from hylo.adapters.component import AtStart, Component, ComponentConfig, Host, constant, normal
+from hylo.errors import problem
+from hylo.models.architecture import decoder_layers, ffn_modules, hidden_size
+from hylo.schema import bounded, register
+
+
+@register("component")
+@dataclass(kw_only=True, slots=True)
+class PerLayerConfig(ComponentConfig):
+    """Landmarks at every FFN."""
+
+    at_start: ClassVar[AtStart] = AtStart.near
+
+    num_landmarks: int = bounded(4, ge=1)
+    """K, the number of learned vectors of a layer."""
+
+    def problems(self, key: str, host: Host) -> Iterator[str]:
+        try:
+            ffn_modules(host.model)
+        except ValueError as error:
+            yield problem(key, "landmark_per_layer", f"a model with an FFN in every layer; {error}", f"{key}=null")
+
+    def build(self, host: Host) -> "PerLayerLandmark":
+        return PerLayerLandmark(self, host)
+
+    def parameter_count(self, host: Host) -> int:
+        return len(decoder_layers(host.model)) * (self.num_landmarks * hidden_size(host.model) + 1)
+
+
+class LayerLandmarks(nn.Module):
+    """One layer's vectors. Shapes: B batch, T tokens, D hidden size, K landmarks."""
+
+    def __init__(self, config: PerLayerConfig, host: Host, index: int) -> None:
+        super().__init__()
+        shape = (config.num_landmarks, hidden_size(host.model))
+        self.L = host.parameter(f"landmark.layers.{index}.L", shape, normal(0.02))
+        self.a = host.parameter(f"landmark.layers.{index}.a", (), constant(0.05))
+
+    def forward(self, h_BTD: Tensor) -> Tensor:
+        w_BTK = F.softmax(F.linear(h_BTD.float(), self.L) / math.sqrt(self.L.shape[-1]), dim=-1)
+        return h_BTD + (self.a * (w_BTK @ self.L)).to(h_BTD.dtype)
+
+
+class PerLayerLandmark(Component):
+    """The landmarks of all layers."""
+
+    def __init__(self, config: PerLayerConfig, host: Host) -> None:
+        super().__init__()
+        count = len(decoder_layers(host.model))
+        self.layers = nn.ModuleList(LayerLandmarks(config, host, index) for index in range(count))
+        self._hooks: list[RemovableHandle] = []
+
+    def attach(self, model: PreTrainedModel) -> None:
+        for landmarks, ffn in zip(self.layers, ffn_modules(model), strict=True):
+
+            def after_ffn(module: nn.Module, args: object, output: Tensor, landmarks: nn.Module = landmarks) -> Tensor:
+                return landmarks(output)
+
+            self._hooks.append(ffn.register_forward_hook(after_ffn))
+
+    def detach(self, model: PreTrainedModel) -> None:
+        assert self._hooks, "detach follows attach"
+        for hook in self._hooks:
+            hook.remove()

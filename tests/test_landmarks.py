@@ -1,0 +1,237 @@
+"""What is particular to a landmark design: sums that ride in the cache, declared leaks, attention functions."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from adapters import (
+    CONFIGS,
+    VOCABULARY,
+    adapt,
+    assert_same_state,
+    logits,
+    method,
+    perturb,
+    perturbed,
+    snapshot,
+    tiny,
+    tokens,
+)
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GemmaConfig,
+    GPTJConfig,
+    GPTNeoXConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedModel,
+    StaticCache,
+)
+
+from hylo.adapters.landmark_attention import AttentionConfig
+from hylo.adapters.landmark_original import OriginalConfig, Pooling
+from hylo.adapters.model import AdaptedModel, Method
+from hylo.errors import ConfigError
+from hylo.models.architecture import attention_modules, decoder_layers, ffn_modules
+
+IDS = tokens(3, 10)
+LANDMARKS = ["landmark_original", "landmark_per_layer", "landmark_attention"]
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+OTHERS = {
+    "opt": OPTConfig(ffn_dim=112, word_embed_proj_dim=48, pad_token_id=1, **_SIZES),
+    "gpt_neox": GPTNeoXConfig(intermediate_size=112, pad_token_id=None, **_SIZES),
+    "gemma": GemmaConfig(intermediate_size=112, num_key_value_heads=1, head_dim=16, pad_token_id=None, **_SIZES),
+    "mistral": MistralConfig(
+        intermediate_size=112, num_key_value_heads=2, head_dim=16, sliding_window=4, pad_token_id=None, **_SIZES
+    ),
+}
+
+
+def _strong(base: PreTrainedModel, components: Method) -> AdaptedModel:
+    """Landmarks so far from their start that sums of another text or length show."""
+    model = perturbed(base, components)
+    for seed in range(5):
+        perturb(model, seed=seed)
+    return model
+
+
+@pytest.fixture
+def original() -> AdaptedModel:
+    return _strong(tiny("llama"), {"landmark": OriginalConfig()})
+
+
+def _filled(model: AdaptedModel, ids: Tensor, **kwargs: Any) -> Any:
+    """The cache after a pass."""
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=True, **kwargs).past_key_values
+
+
+def test_a_pass_of_several_tokens_goes_on_from_the_cache(original: AdaptedModel):
+    cache = _filled(original, IDS[:, :4])
+    _filled(original, IDS[:, 4:7], past_key_values=cache)
+    rest = logits(original, IDS[:, 7:], past_key_values=cache)
+    torch.testing.assert_close(rest, logits(original, IDS)[:, 7:], rtol=0, atol=1e-4)
+
+
+def test_the_sums_follow_whatever_happens_to_the_cache(original: AdaptedModel):
+    """State kept beside the cache, by its identity, would be that of other texts, of later tokens, or be missing."""
+    cache = _filled(original, IDS[:, :8])
+    copied = copy.deepcopy(cache)
+    cache.reorder_cache(torch.tensor([2, 0, 0]))
+    cache.crop(-2)
+    mixed = torch.cat([IDS[[2, 0, 0], :6], IDS[:, 6:]], dim=1)
+    torch.testing.assert_close(
+        logits(original, mixed[:, 6:], past_key_values=cache), logits(original, mixed)[:, 6:], rtol=0, atol=1e-4
+    )
+    torch.testing.assert_close(
+        logits(original, IDS[:, 8:], past_key_values=copied), logits(original, IDS)[:, 8:], rtol=0, atol=1e-4
+    )
+    copied.reset()
+    torch.testing.assert_close(logits(original, IDS, past_key_values=copied), logits(original, IDS), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LANDMARKS)
+def test_beam_search_is_the_same_with_and_without_a_cache(name: str):
+    """Beams change places in the cache after every token."""
+    model = _strong(tiny("llama"), method(name, "method.low_rank=null"))
+    generate: Any = model.base.generate
+    settings = {"max_new_tokens": 8, "num_beams": 4, "do_sample": False, "pad_token_id": 0}
+    mask = torch.ones_like(IDS)
+    cached, recomputed = (generate(IDS, attention_mask=mask, use_cache=use, **settings) for use in (True, False))
+    assert torch.equal(cached, recomputed)
+
+
+@pytest.mark.parametrize("name", LANDMARKS)
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_cache_of_fixed_size_gives_the_same(architecture: str, name: str):
+    """Its keys are longer than the text, and its first mask is none at all."""
+    model = _strong(tiny(architecture), method(name, "method.low_rank=null"))
+    cache = StaticCache(config=model.base.config, max_cache_len=16)
+    first = logits(model, IDS[:, :6], past_key_values=cache)
+    rest = torch.cat([logits(model, IDS[:, t : t + 1], past_key_values=cache) for t in range(6, 10)], dim=1)
+    torch.testing.assert_close(torch.cat([first, rest], dim=1), logits(model, IDS), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", LANDMARKS)
+def test_generating_with_a_cache_of_fixed_size(name: str, implementation: str, monkeypatch: pytest.MonkeyPatch):
+    """`generate` then makes masks of four dimensions, in which padding is harder to see."""
+    base = tiny("llama")
+    monkeypatch.setattr(base.config, "_attn_implementation", implementation)
+    model = _strong(base, method(name, "method.low_rank=null"))
+    mask = torch.ones_like(IDS)
+    mask[0, :6] = 0
+    generate: Any = model.base.generate
+
+    def generated(ids: Tensor, mask: Tensor, **kwargs: Any) -> Tensor:
+        settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "disable_compile": True}
+        output = {"return_dict_in_generate": True, "output_logits": True}
+        return torch.stack(generate(ids, attention_mask=mask, **settings, **output, **kwargs).logits)
+
+    fixed = generated(IDS, mask, cache_implementation="static")
+    torch.testing.assert_close(fixed, generated(IDS, mask, use_cache=False), rtol=0, atol=1e-4)
+    torch.testing.assert_close(fixed[:, :1], generated(IDS[:1, 6:], mask[:1, 6:]), rtol=0, atol=1e-4)
+
+
+def test_a_cache_filled_without_the_landmarks_is_refused(original: AdaptedModel):
+    cache = DynamicCache(config=original.base.config)
+    _filled(original, IDS[:, :4], past_key_values=cache)
+    cache.layers.pop()
+    with pytest.raises(ValueError, match="filled without these landmarks"):
+        _filled(original, IDS[:, 4:], past_key_values=cache)
+
+
+@pytest.mark.parametrize("pooling", Pooling)
+def test_the_published_pooling_leaks_and_says_so(pooling: Pooling):
+    config = OriginalConfig(pooling=pooling)
+    model = perturbed(tiny("llama"), {"landmark": config})
+    changed = IDS.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % VOCABULARY
+    difference = (logits(model, changed) - logits(model, IDS))[:, 0].abs().max()
+    assert config.causal == (difference < 1e-6)
+
+
+@pytest.mark.parametrize("name", LANDMARKS)
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_other_architectures(architecture: str, name: str):
+    """The part of the contract that depends on where things are: no look ahead, padding, decoding, no trace left."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(OTHERS[architecture]).eval()
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    ids, mask = tokens(1, 10), torch.tensor([[0] * 3 + [1] * 7])
+    before = logits(base, ids)
+    model = _strong(base, method(name, "method.low_rank=null"))
+    after = logits(model, ids)
+    assert (after - before).abs().max() > 1e-2
+    torch.testing.assert_close(logits(model, ids[:, :6]), after[:, :6], rtol=0, atol=1e-6)
+    alone = logits(model, ids[:, 3:])
+    torch.testing.assert_close(logits(model, ids, attention_mask=mask)[:, 3:], alone, rtol=0, atol=1e-4)
+    cache = _filled(model, ids[:, :5])
+    torch.testing.assert_close(logits(model, ids[:, 5:], past_key_values=cache), after[:, 5:], rtol=0, atol=1e-4)
+    assert torch.equal(logits(model.detach(), ids), before)
+
+
+def test_attention_landmarks_leave_the_config_alone_even_while_attached():
+    """The tiny models of an architecture share one config: another model must not find landmarks selected in it."""
+    base, other = tiny("llama"), tiny("llama", seed=1)
+    assert base.config is other.config
+    before, config, expected = dict(vars(base.config)), base.config, logits(other, IDS)
+    model = perturbed(base, {"landmark": AttentionConfig()})
+    assert vars(base.config) == before
+    assert torch.equal(logits(other, IDS), expected)
+    second = perturbed(other, {"landmark": AttentionConfig()})
+    model.detach()
+    assert not torch.equal(logits(second, IDS), expected)
+    assert base.config is config
+    assert all(module.config is config for module in attention_modules(base))
+    assert vars(config) == before
+
+
+@pytest.mark.parametrize("first", ["sdpa", "eager"])
+def test_masks_of_either_kind_are_read(first: str, monkeypatch: pytest.MonkeyPatch):
+    """The model makes masks for the attention it is set to now, the landmarks call that of when they were attached."""
+    base = tiny("llama")
+    mask = torch.ones_like(IDS)
+    mask[0, :3] = 0
+    monkeypatch.setattr(base.config, "_attn_implementation", first)
+    model = perturbed(base, {"landmark": AttentionConfig()})
+    for given in ({}, {"attention_mask": mask}):
+        results = []
+        for now in ("sdpa", "eager"):
+            monkeypatch.setattr(base.config, "_attn_implementation", now)
+            results.append(logits(model, IDS, **given)[given.get("attention_mask", torch.ones_like(IDS)).bool()])
+        torch.testing.assert_close(*results, rtol=0, atol=1e-5)
+
+
+def test_attention_landmarks_refuse_what_they_cannot_enter(monkeypatch: pytest.MonkeyPatch):
+    own = AutoModelForCausalLM.from_config(GPTJConfig(n_embd=48, n_layer=1, n_head=4, rotary_dim=4, vocab_size=9))
+    base = tiny("llama")
+    before = snapshot(base)
+    with pytest.raises(ConfigError, match="GPTJForCausalLM does not call the attention functions"):
+        adapt(own, {"landmark": AttentionConfig()})
+    monkeypatch.setattr(base.config, "_attn_implementation", "flex_attention")
+    with pytest.raises(ConfigError, match=r"sdpa or eager, not flex_attention(.|\n)*set_attn_implementation"):
+        adapt(base, {"landmark": AttentionConfig()})
+    assert_same_state(base, before)
+
+
+@pytest.mark.parametrize("architecture", [*CONFIGS, *OTHERS])
+def test_every_layer_has_one_attention_and_one_ffn(architecture: str):
+    base: PreTrainedModel = AutoModelForCausalLM.from_config((CONFIGS | OTHERS)[architecture])
+    layers = [set(layer.modules()) for layer in decoder_layers(base)]
+    for found in (attention_modules(base), ffn_modules(base)):
+        assert len(layers) == len(found) == len(set(found)) == 2
+        assert all(module in layer for module, layer in zip(found, layers, strict=True))
