@@ -22,6 +22,7 @@ from hylo.errors import ConfigError, HyloError
 from hylo.messages import explain
 from hylo.records import file_name
 from hylo.run import run_cell
+from hylo.runtime import process_count
 from hylo.session import Session
 from hylo.study import Plan, check_plan, plan_study, run_plan, with_untuned
 from hylo.training import TrainerConfig
@@ -73,8 +74,10 @@ def run_job(cell: Cell) -> float | None:
         plan = with_untuned(Plan(cell.group, Path(cell.config.outputs), [cell]))
         check_plan(plan, SESSION)
         return [run_cell(each, SESSION) for each in plan.cells][-1].result["metrics"]["ppl"]
-    except Exception as error:  # noqa: BLE001 - the record holds the traceback; the sweep's other jobs must run
+    except Exception as error:
         print(f"{cell.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        if process_count() > 1:  # the other processes wait for this one in the middle of a step
+            raise
         return None
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from accelerate import Accelerator
 
 from hylo.adapters.model import adapted
 from hylo.cell import Cell
@@ -14,7 +15,7 @@ from hylo.evaluation import evaluate
 from hylo.fingerprint import fingerprint
 from hylo.recording import exclusive, new_result, recording
 from hylo.records import ADAPTER, EVAL, THIRDS, WINDOWS, RunRecord, adopt, find_complete, read_run
-from hylo.runtime import accelerator_for, environment, is_main_process, peak_memory_bytes, reset_peak_memory
+from hylo.runtime import accelerator_for, agreed, environment, is_main_process, peak_memory_bytes, reset_peak_memory
 from hylo.schema import plain
 from hylo.session import Session, weights_checksum
 from hylo.tracking import NullTracker, Tracker, log_run, log_step, open_tracker
@@ -28,21 +29,23 @@ def run_cell(cell: Cell, session: Session) -> RunRecord:
     """
     mark = fingerprint(cell.config, session)
     folder = cell.folder(mark)
-    main = is_main_process()
+    accelerator = accelerator_for(cell.config.trainer.device, cell.config.trainer.precision)
+    main = accelerator.is_main_process
     with exclusive(folder) if main else nullcontext():
-        if done := find_complete(Path(cell.config.outputs), mark):
-            identity = {"study": cell.group, "cell": cell.name, "seed": cell.config.seed}
-            return adopt(done, folder, **identity) if main else done
-        result = new_result(cell, mark, session)
-        with recording(cell, folder, result) if main else nullcontext():
-            execute(cell, folder, result, session)
+        done = find_complete(Path(cell.config.outputs), mark) if main else None
+        if not agreed(done is not None, accelerator):
+            result = new_result(cell, mark, session)
+            with recording(cell, folder, result) if main else nullcontext():
+                execute(cell, folder, result, session, accelerator)
+        elif done:
+            adopt(done, folder, study=cell.group, cell=cell.name, seed=cell.config.seed)
+    accelerator.wait_for_everyone()  # until the first process has written the record
     return read_run(folder)
 
 
-def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session) -> None:
+def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, accelerator: Accelerator) -> None:
     """Load, adapt, train, evaluate, save. Fills the sections of `result`."""
     config, label = cell.config, f"{cell.name} (seed {cell.config.seed})"
-    accelerator = accelerator_for(config.trainer.device, config.trainer.precision)
     base = session.base(config.model, accelerator.device)
     eval_windows = session.eval_windows(config.data, config.model)
     untouched = weights_checksum(base)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import broadcast
 
 from hylo import __version__
 from hylo.errors import ConfigError, problem
@@ -60,6 +61,19 @@ def accelerator_for(device: Device, precision: Precision) -> Accelerator:
 def is_main_process() -> bool:
     """Whether this process keeps records, among those that `accelerate launch` or `torchrun` started."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def process_count() -> int:
+    """How many processes `accelerate launch` or `torchrun` started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def agreed(answer: bool, accelerator: Accelerator) -> bool:
+    """The first process's answer, in every process: what they do next must be the same."""
+    if accelerator.num_processes == 1:
+        return answer
+    said = torch.tensor([int(answer)], device=accelerator.device)
+    return bool(broadcast(said).item())  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @cache

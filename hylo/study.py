@@ -21,6 +21,7 @@ from hylo.fingerprint import fingerprint
 from hylo.records import SCHEMA_VERSION, STUDY, file_name, write_json
 from hylo.report import SUMMARY, Report, print_report, write_report
 from hylo.run import run_cell
+from hylo.runtime import is_main_process, process_count
 from hylo.session import Session
 from hylo.tracking import log_report, open_tracker
 
@@ -155,12 +156,15 @@ def run_plan(plan: Plan, session: Session) -> bool:
     """
     check_plan(plan, session)
     for number, cell in enumerate(plan.cells, 1):
-        print(f"[{number}/{len(plan.cells)}] {plan.group}: {cell.name}, seed {cell.config.seed}", flush=True)
+        if is_main_process():
+            print(f"[{number}/{len(plan.cells)}] {plan.group}: {cell.name}, seed {cell.config.seed}", flush=True)
         try:
             run_cell(cell, session)
-        except Exception as error:  # noqa: BLE001 - the record holds the traceback; the other cells must run
+        except Exception as error:
             print(f"    failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    return report_plan(plan, session)
+            if process_count() > 1:  # the other processes wait for this one in the middle of a step
+                raise
+    return report_plan(plan, session) if is_main_process() else True
 
 
 def report_plan(plan: Plan, session: Session) -> bool:

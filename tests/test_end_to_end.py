@@ -102,7 +102,7 @@ def test_a_killed_run_continues_and_ends_bit_equal(tiny: tuple[str, ...], tmp_pa
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    """Gradients are averaged over processes, and only the first one keeps the record."""
+    """Gradients are averaged over processes, and only the first one keeps the record and reports it."""
     cell = [*tiny, "method=hylorada_dora", "trainer.steps=6", "trainer.device=cpu", "cell=both"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
     done = subprocess.run(
@@ -114,6 +114,7 @@ def test_two_processes_train_what_one_does(tiny: tuple[str, ...], tmp_path: Path
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Against the untuned model") == 1
     assert train_process(*cell, "outputs=one", cwd=tmp_path).returncode == 0
     one, two = (read_study(tmp_path / name / "runs").cells["both"][0] for name in ("one", "two"))
     assert two.result["environment"]["processes"] == 2
