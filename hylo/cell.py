@@ -12,7 +12,7 @@ from hylo.errors import ConfigError, problem
 from hylo.models.architecture import model_context_length
 from hylo.runtime import device_problems
 from hylo.session import Session
-from hylo.training import trainer_problems
+from hylo.trainer import trainer_problems
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from hylo.run import run_cell
 from hylo.runtime import process_count
 from hylo.session import Session
 from hylo.study import Plan, check_plan, plan_study, run_plan, with_untuned
-from hylo.training import TrainerConfig
+from hylo.trainer import TrainerConfig
 
 SESSION = Session()
 """Shared by all jobs that this process runs: a sweep in one process loads weights and text once."""

@@ -14,7 +14,7 @@ from hylo.errors import ConfigError, problem
 from hylo.models.base import ModelConfig
 from hylo.schema import bound_problems, bounded, import_all, register_root
 from hylo.tracking import TrackingConfig
-from hylo.training import TrainerConfig
+from hylo.trainer import TrainerConfig
 
 for package in (hylo.adapters, hylo.data, hylo.models):
     import_all(package)

@@ -18,6 +18,7 @@ import hylo.adapters.model
 import hylo.data.tokens
 import hylo.data.windows
 import hylo.evaluation
+import hylo.trainer
 import hylo.training
 from hylo.cache import text_hash
 from hylo.config import Config
@@ -25,10 +26,10 @@ from hylo.data.base import Split
 from hylo.runtime import library_versions
 from hylo.schema import plain
 from hylo.session import Session
-from hylo.training import TrainerConfig
+from hylo.trainer import TrainerConfig
 
 _MEASURES = (hylo.data.tokens, hylo.data.windows, hylo.evaluation)
-_TRAINS = (hylo.adapters.component, hylo.adapters.model, hylo.training)
+_TRAINS = (hylo.adapters.component, hylo.adapters.model, hylo.trainer, hylo.training)
 
 
 def fingerprint(config: Config, session: Session) -> str:

@@ -4,15 +4,13 @@ Nothing here knows which method it trains. Random numbers of a step come from (s
 and continued draws what an undisturbed one would have drawn.
 """
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from enum import Enum
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,78 +20,12 @@ from torch import Tensor, nn
 
 from hylo.adapters.model import AdaptedModel
 from hylo.checkpoint import CHECKPOINT, Checkpoint
+from hylo.curve import Curve
 from hylo.data.windows import Windows, batches
 from hylo.errors import ConfigError, TrainingDiverged, problem
 from hylo.progress import Progress
 from hylo.records import CURVE
-from hylo.runtime import Device, Precision
-from hylo.schema import bounded, register
-
-
-class Decay(Enum):
-    """Course of the learning rate after warm-up."""
-
-    linear = "to zero in a straight line"
-    cosine = "to zero along half a cosine"
-    constant = "none"
-
-
-@register("trainer")
-@dataclass(kw_only=True, slots=True)
-class TrainerConfig:
-    """How long, how fast, and on what."""
-
-    EVALUATION: ClassVar[frozenset[str]] = frozenset({"eval_batch_size", "precision", "device"})
-    """Fields that can change the numbers of an untrained model."""
-    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds", "save_adapter"})
-    """Fields that change no number, and so do not make another run."""
-
-    steps: int = bounded(24, ge=1)
-    """Optimizer steps."""
-    batch_size: int = bounded(4, ge=1)
-    """Windows a forward and backward pass, over all processes together."""
-    gradient_accumulation_steps: int = bounded(1, ge=1)
-    """Passes an optimizer step."""
-    learning_rate: float = bounded(5e-4, gt=0, le=10)
-    """Peak learning rate of AdamW."""
-    warmup_steps: int = bounded(2, ge=0)
-    """Steps in which the learning rate rises in a straight line to its peak; less than steps."""
-    decay: Decay = Decay.linear
-    """linear, cosine or constant."""
-    adam_beta1: float = bounded(0.9, ge=0, lt=1)
-    """Decay of the mean of gradients."""
-    adam_beta2: float = bounded(0.999, ge=0, lt=1)
-    """Decay of the mean of squared gradients."""
-    adam_epsilon: float = bounded(1e-8, gt=0)
-    """Added to the root of the mean of squares."""
-    weight_decay: float = bounded(0.0, ge=0)
-    """Decoupled weight decay of matrices; vectors and scalars have none."""
-    max_grad_norm: float = bounded(1.0, gt=0)
-    """Gradients are scaled down to at most this norm over all trained tensors."""
-    max_nonfinite_steps: int = bounded(2, ge=0)
-    """Steps with a loss or gradient that is not finite are counted and skipped; one more than this stops the run."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    eval_batch_size: int = bounded(8, ge=1)
-    """Evaluation windows a forward pass."""
-    precision: Precision = Precision.float32
-    """float32, or bfloat16 for the base model's arithmetic."""
-    device: Device = Device.auto
-    """auto, cpu, cuda or mps."""
-    checkpoint_seconds: float = bounded(60.0, gt=0)
-    """Time between two states from which an interrupted run continues."""
-    save_adapter: bool = True
-    """Keep the trained tensors with the record."""
-
-
-def trainer_problems(config: TrainerConfig) -> Iterator[str]:
-    """Settings that contradict each other, as text."""
-    if config.warmup_steps >= config.steps:
-        allowed = f"less than trainer.steps ({config.steps})"
-        yield problem(
-            "trainer.warmup_steps", config.warmup_steps, allowed, f"trainer.warmup_steps={config.steps // 10}"
-        )
-
+from hylo.trainer import TrainerConfig, learning_rate_factor
 
 UNTRAINED: dict[str, Any] = {
     "steps": 0,
@@ -241,16 +173,6 @@ def make_optimizer(model: AdaptedModel, config: TrainerConfig) -> torch.optim.Ad
     return torch.optim.AdamW(groups, betas=betas, eps=config.adam_epsilon)
 
 
-def learning_rate_factor(step: int, config: TrainerConfig) -> float:
-    """Share of the peak learning rate at a step (from 0): rises to 1 over the warm-up, then decays; never zero."""
-    if step < config.warmup_steps:
-        return (step + 1) / (config.warmup_steps + 1)
-    left = (config.steps - step) / (config.steps - config.warmup_steps)
-    if config.decay is Decay.linear:
-        return left
-    return 0.5 * (1 - math.cos(math.pi * left)) if config.decay is Decay.cosine else 1.0
-
-
 def prepare_for_training(model: AdaptedModel, config: TrainerConfig) -> None:
     """Training mode; activations recomputed where that was asked for."""
     model.train()
@@ -296,19 +218,3 @@ def diverged(done: Progression, config: TrainerConfig, loss: float, norm: float)
         f"allowed are {config.max_nonfinite_steps} (trainer.max_nonfinite_steps). "
         f"Try a lower trainer.learning_rate (now {config.learning_rate:g}) or a longer warm-up."
     )
-
-
-class Curve:
-    """curve.jsonl: one line an optimizer step, each on disk as soon as the step is done."""
-
-    def __init__(self, path: Path, *, keep: int, write: bool) -> None:
-        self.path, self.write = path, write
-        if write:
-            lines = path.read_text().splitlines(keepends=True)[:keep] if path.exists() else []
-            path.write_text("".join(lines))
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Append a step."""
-        if self.write:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")

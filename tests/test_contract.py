@@ -32,7 +32,8 @@ from transformers import PreTrainedModel
 
 from hylo.adapters.component import AtStart
 from hylo.adapters.model import SETTINGS, WEIGHTS, AdaptedModel, adapted, read_method
-from hylo.training import TrainerConfig, causal_loss, make_optimizer, prepare_for_training
+from hylo.trainer import TrainerConfig
+from hylo.training import causal_loss, make_optimizer, prepare_for_training
 
 IDS = tokens(2, 12)
 NEAR_KL = 1e-5

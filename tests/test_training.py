@@ -18,7 +18,8 @@ from hylo.data.windows import Windows, batches
 from hylo.errors import ConfigError, TrainingDiverged
 from hylo.runtime import accelerator_for
 from hylo.session import Session
-from hylo.training import Decay, TrainerConfig, accumulate, causal_loss, learning_rate_factor, make_optimizer, train
+from hylo.trainer import Decay, TrainerConfig, learning_rate_factor
+from hylo.training import accumulate, causal_loss, make_optimizer, train
 
 SESSION = Session()
 
