@@ -21,10 +21,8 @@ from hylo.config import Config, resolve
 from hylo.errors import ConfigError, HyloError
 from hylo.messages import explain
 from hylo.records import file_name
-from hylo.run import run_cell
-from hylo.runtime import process_count
 from hylo.session import Session
-from hylo.study import Plan, check_plan, plan_study, run_plan, with_untuned
+from hylo.study import Plan, check_plan, plan_study, run_or_report, run_plan, with_untuned
 from hylo.trainer import TrainerConfig
 
 SESSION = Session()
@@ -70,15 +68,15 @@ def dispatch(composed: DictConfig) -> float | None:
 
 def run_job(cell: Cell) -> float | None:
     """One job of a sweep and the untuned model it is compared with. A failure stays in the record: others go on."""
+    plan = with_untuned(Plan(cell.group, Path(cell.config.outputs), [cell]))
+    result = None
     try:
-        plan = with_untuned(Plan(cell.group, Path(cell.config.outputs), [cell]))
         check_plan(plan, SESSION)
-        return [run_cell(each, SESSION) for each in plan.cells][-1].result["metrics"]["ppl"]
-    except Exception as error:
-        print(f"{cell.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        if process_count() > 1:  # the other processes wait for this one in the middle of a step
-            raise
-        return None
+        for each in plan.cells:
+            result = run_or_report(each, SESSION)
+    except HyloError as error:
+        print(f"{cell.name}: {error}", file=sys.stderr, flush=True)
+    return result.result["metrics"]["ppl"] if result else None
 
 
 def compose(overrides: Sequence[str]) -> tuple[Config, str]:

@@ -49,6 +49,7 @@ def new_result(cell: Cell, mark: str, session: Session) -> dict[str, Any]:
             "eval_split": config.data.eval_split.name,
             "eval_identity": session.documents_identity(config.data, config.data.eval_split),
         },
+        "audit": {},
         "params": {},
         "metrics": {},
         "training": {},

@@ -5,6 +5,7 @@
         eval.parquet      window, bin (0-9), nll_sum, tokens, bytes         one row a window and position bin
         thirds.parquet    window, third (0-2), nll_sum, tokens, bytes       the same by thirds: 1 is the middle
         windows.parquet   window, document, first_token, length             where each window was cut
+        audit.json        what each check of the audit found (see `hylo.audit`); those that failed also in result.json
         curve.jsonl       one line an optimizer step
         config.yaml       the resolved config
         adapter/          safetensors + JSON
@@ -30,15 +31,18 @@ import pandas as pd
 
 from hylo.errors import RecordError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
 RESULT, EVAL, THIRDS, WINDOWS = "result.json", "eval.parquet", "thirds.parquet", "windows.parquet"
 CURVE, CONFIG, ADAPTER, TRACEBACK, STUDY = "curve.jsonl", "config.yaml", "adapter", "traceback.txt", "study.json"
+AUDIT = "audit.json"
 
 LOCK = ".lock"
 """Held by the process that works on a run."""
 
-_SECTIONS = ("schema_version", "status", "fingerprint", "study", "cell", "seed", "params", "metrics", "training")
+_SECTIONS = (
+    "schema_version", "status", "fingerprint", "study", "cell", "seed", "params", "metrics", "training", "audit",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

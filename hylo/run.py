@@ -9,12 +9,14 @@ import pandas as pd
 from accelerate import Accelerator
 
 from hylo.adapters.model import adapted
+from hylo.audit import Audit, print_findings, probe_ids, untouched_logits
 from hylo.cell import Cell
 from hylo.data.base import Split
-from hylo.evaluation import evaluate
+from hylo.data.windows import Windows
+from hylo.evaluation import Evaluation, evaluate
 from hylo.fingerprint import fingerprint
 from hylo.recording import exclusive, new_result, recording
-from hylo.records import ADAPTER, EVAL, THIRDS, WINDOWS, RunRecord, adopt, find_complete, read_run
+from hylo.records import ADAPTER, AUDIT, EVAL, THIRDS, WINDOWS, RunRecord, adopt, find_complete, read_run, write_json
 from hylo.runtime import accelerator_for, agreed, environment, is_main_process, peak_memory_bytes, reset_peak_memory
 from hylo.schema import plain
 from hylo.session import Session, weights_checksum
@@ -49,10 +51,16 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
     base = session.base(config.model, accelerator.device)
     eval_windows = session.eval_windows(config.data, config.model)
     untouched = weights_checksum(base)
-    reset_peak_memory()
+    probe = probe_ids(eval_windows, accelerator.device)
+    base_logits = untouched_logits(base, probe)
     with tracked(cell) as tracker:
         length = config.data.context_length
         with adapted(base, config.components, context_length=length, seed=config.seed) as model:
+            audit = Audit(model, probe, base_logits, seed=config.seed)
+            findings = audit.before_training()
+            if accelerator.is_main_process:
+                print_findings(f"{label}: audit", findings)
+            reset_peak_memory()
             training = UNTRAINED
             if config.components:
                 windows = session.windows(config.data, config.model, Split.train)
@@ -68,18 +76,26 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
                 )
             size = config.trainer.eval_batch_size
             evaluation = evaluate(model, eval_windows, accelerator, batch_size=size, label=f"{label}, evaluation")
+            audit.after_training()
+            result["audit"] = {"failed": audit.failed}
             result["params"] = model.parameter_counts()
             result["metrics"] = evaluation.metrics()
             result["training"] = training | {"peak_memory_bytes": peak_memory_bytes()}
             result["environment"] = environment(accelerator)
             if accelerator.is_main_process:
-                evaluation.bins.to_parquet(folder / EVAL, index=False)
-                evaluation.thirds.to_parquet(folder / THIRDS, index=False)
-                eval_windows.table().to_parquet(folder / WINDOWS, index=False)
+                write_tables(folder, audit, evaluation, eval_windows)
                 if config.components and config.trainer.save_adapter:
                     model.save(folder / ADAPTER)
         assert weights_checksum(base) == untouched, "a component left the shared base weights changed"
         log_run(tracker, pd.DataFrame(), result)
+
+
+def write_tables(folder: Path, audit: Audit, evaluation: Evaluation, windows: Windows) -> None:
+    """Write what was found, beside result.json: audit.json, eval.parquet, thirds.parquet, windows.parquet."""
+    write_json(folder / AUDIT, audit.record())
+    evaluation.bins.to_parquet(folder / EVAL, index=False)
+    evaluation.thirds.to_parquet(folder / THIRDS, index=False)
+    windows.table().to_parquet(folder / WINDOWS, index=False)
 
 
 @contextmanager

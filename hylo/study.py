@@ -18,7 +18,7 @@ from hylo.cell import Cell, check
 from hylo.config import Config
 from hylo.errors import ConfigError, HyloError, problem
 from hylo.fingerprint import fingerprint
-from hylo.records import SCHEMA_VERSION, STUDY, file_name, write_json
+from hylo.records import SCHEMA_VERSION, STUDY, RunRecord, file_name, write_json
 from hylo.report import SUMMARY, Report, print_report, write_report
 from hylo.run import run_cell
 from hylo.runtime import is_main_process, process_count
@@ -158,13 +158,19 @@ def run_plan(plan: Plan, session: Session) -> bool:
     for number, cell in enumerate(plan.cells, 1):
         if is_main_process():
             print(f"[{number}/{len(plan.cells)}] {plan.group}: {cell.name}, seed {cell.config.seed}", flush=True)
-        try:
-            run_cell(cell, session)
-        except Exception as error:
-            print(f"    failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            if process_count() > 1:  # the other processes wait for this one in the middle of a step
-                raise
+        run_or_report(cell, session)
     return report_plan(plan, session) if is_main_process() else True
+
+
+def run_or_report(cell: Cell, session: Session) -> RunRecord | None:
+    """Run a cell. A failure is printed and stays in the record, traceback and all; the other cells must run."""
+    try:
+        return run_cell(cell, session)
+    except Exception as error:
+        print(f"{cell.name}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        if process_count() > 1:  # the other processes wait for this one in the middle of a step
+            raise
+        return None
 
 
 def report_plan(plan: Plan, session: Session) -> bool:

@@ -7,7 +7,18 @@ from typing import Any
 import torch
 from hydra import initialize_config_dir
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
 
 from hylo.adapters.component import ComponentConfig, Host
 from hylo.adapters.model import AdaptedModel, Method
@@ -17,20 +28,27 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 CONTEXT, VOCABULARY = 32, 97
 
-_SIZES: dict[str, Any] = {
+_PLAIN: dict[str, Any] = {
     "hidden_size": 48,
-    "intermediate_size": 112,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,  # q, o: 48 to 64, k, v: 48 to 32; a transposed weight cannot pass for the right one
     "max_position_embeddings": 2 * CONTEXT,
 }
+_SIZES: dict[str, Any] = _PLAIN | {
+    "intermediate_size": 112,
+    "num_key_value_heads": 2,
+    "head_dim": 16,  # q, o: 48 to 64, k, v: 48 to 32; a transposed weight cannot pass for the right one
+}
 _TOKENS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+_TOKENS_OF_OPT: dict[str, Any] = _TOKENS | {"pad_token_id": 1}  # it cannot do without
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**_SIZES, **_TOKENS, tie_word_embeddings=True),
     "qwen2": Qwen2Config(**_SIZES, **_TOKENS, tie_word_embeddings=False),  # biased q, k, v
     "gpt2": GPT2Config(n_embd=48, n_inner=112, n_layer=2, n_head=4, n_positions=2 * CONTEXT, **_TOKENS),  # Conv1D
+    "gpt_neox": GPTNeoXConfig(intermediate_size=112, **_PLAIN, **_TOKENS),  # one projection for q, k, v
+    "opt": OPTConfig(ffn_dim=112, word_embed_proj_dim=48, **_PLAIN, **_TOKENS_OF_OPT),
+    "gemma": GemmaConfig(**_SIZES, **_TOKENS, tie_word_embeddings=True),
+    "mistral": MistralConfig(**_SIZES, **_TOKENS, tie_word_embeddings=False, sliding_window=8),
 }
 ARCHITECTURES = sorted(CONFIGS)
 
@@ -69,6 +87,12 @@ TRAINED = [name for name in METHODS if method(name)]
 def exclusive(components: Method) -> bool:
     """Whether the method trains the base model's own weights instead of adding tensors."""
     return any(config.exclusive for config in components.values())
+
+
+def declared_dead(model: AdaptedModel) -> list[str]:
+    """Trainable tensors of components that chose a published behaviour in which nothing reaches them."""
+    slots = {slot for slot, config in model.method.items() if "dead_tensors" in config.breaks}
+    return [name for name in trained(model) if name.partition(".")[0] in slots]
 
 
 def adapt(base: PreTrainedModel, components: Method, *, seed: int = 0) -> AdaptedModel:

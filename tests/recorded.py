@@ -43,6 +43,7 @@ def write_recorded_study(
     pretrained: bool = True,
     failed: Sequence[tuple[str, int]] = (),
     steps: int = 20,
+    audit: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """Write a group's folder: one untuned run, and one run a cell and seed.
 
@@ -54,6 +55,7 @@ def write_recorded_study(
         window_sd: between windows, of the untuned model's log PPL; shared by all cells.
         difference_sd: between windows, of a cell's difference to the untuned model; shared by the cell's seeds.
         params: trainable parameters by cell; 1,000 where a cell is not named.
+        audit: checks that failed, by cell.
         failed: (cell, seed) of runs that end with a traceback and no tables.
     """
     position = np.linspace(1.0, -0.3, length - 1)  # early tokens are harder, in nats
@@ -69,7 +71,7 @@ def write_recorded_study(
             run = folder / names[-1]
             run.mkdir(parents=True)
             nll = base + (effect + rng.normal(0, seed_sd)) * trains
-            result = _result(folder.name, cell, seed, steps if trains else 0, pretrained)
+            result = _result(folder.name, cell, seed, steps if trains else 0, pretrained, audit or {})
             result["params"] = {
                 "trainable": (params or {}).get(cell, 1_000) * trains,
                 "total": 10_000,
@@ -91,7 +93,9 @@ def write_recorded_study(
     return folder
 
 
-def _result(study: str, cell: str, seed: int, steps: int, pretrained: bool) -> dict[str, Any]:
+def _result(
+    study: str, cell: str, seed: int, steps: int, pretrained: bool, audit: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "status": COMPLETE,
@@ -111,6 +115,7 @@ def _result(study: str, cell: str, seed: int, steps: int, pretrained: bool) -> d
             "nonfinite_steps": 0,
             "max_loss_jump": 0.1 if steps else None,
         },
+        "audit": {"failed": list(audit.get(cell, ()))},
         "environment": {},
     }
 

@@ -1,5 +1,6 @@
 """Where things are in every architecture that the tables name."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -7,7 +8,6 @@ import torch
 from adapters import (
     CONFIGS,
     CONTEXT,
-    VOCABULARY,
     adapt,
     assert_same_state,
     logits,
@@ -18,7 +18,7 @@ from adapters import (
     tokens,
 )
 from torch import nn
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, OPTConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hylo.errors import ConfigError
@@ -33,27 +33,13 @@ from hylo.models.architecture import (
     weight_OI,
 )
 
-_SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 2 * CONTEXT,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-NAMED: dict[str, PretrainedConfig] = CONFIGS | {
-    "opt": OPTConfig(ffn_dim=112, word_embed_proj_dim=48, pad_token_id=1, **_SIZES),
-    "gpt_neox": GPTNeoXConfig(intermediate_size=112, pad_token_id=None, **_SIZES),
-}
-
 
 def _model(architecture: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(NAMED[architecture]).eval()
+    return AutoModelForCausalLM.from_config(CONFIGS[architecture]).eval()
 
 
-@pytest.mark.parametrize("architecture", NAMED)
+@pytest.mark.parametrize("architecture", CONFIGS)
 def test_the_final_norm_is_what_the_head_reads(architecture: str):
     """Not the first norm that a search by name meets, which is inside the first layer."""
     model = _model(architecture)
@@ -69,7 +55,7 @@ def test_the_final_norm_is_what_the_head_reads(architecture: str):
     assert model_context_length(model) == 2 * CONTEXT
 
 
-@pytest.mark.parametrize("architecture", NAMED)
+@pytest.mark.parametrize("architecture", CONFIGS)
 def test_default_targets_are_the_projections_of_attention(architecture: str):
     """Every linear layer of attention; on GPT-2 the published name c_proj matches one of the FFN, too."""
     model = _model(architecture)
@@ -83,7 +69,7 @@ def test_default_targets_are_the_projections_of_attention(architecture: str):
     assert all(model.get_submodule(path) is layer for path, layer in everything.items())
 
 
-@pytest.mark.parametrize("architecture", NAMED)
+@pytest.mark.parametrize("architecture", CONFIGS)
 def test_components_work_on_every_architecture_that_a_table_names(architecture: str):
     """The part of the contract that depends on where things are: all components, no look ahead, no trace left."""
     base = _model(architecture)
@@ -100,7 +86,8 @@ def test_components_work_on_every_architecture_that_a_table_names(architecture: 
 
 def test_a_model_without_a_final_norm_is_refused_before_anything_is_attached():
     """OPT-350M norms after each layer. A sweep shares the base model: half a method must not stay on it."""
-    config = OPTConfig(ffn_dim=112, word_embed_proj_dim=48, do_layer_norm_before=False, pad_token_id=1, **_SIZES)
+    config = copy.copy(CONFIGS["opt"])
+    config.do_layer_norm_before = False
     base = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(ValueError, match="OPTForCausalLM has no final norm"):
         final_norm(base)

@@ -22,11 +22,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
-    GemmaConfig,
     GPTJConfig,
-    GPTNeoXConfig,
-    MistralConfig,
-    OPTConfig,
     PreTrainedModel,
     StaticCache,
 )
@@ -39,23 +35,6 @@ from hylo.models.architecture import attention_modules, decoder_layers, ffn_modu
 
 IDS = tokens(3, 10)
 LANDMARKS = ["landmark_original", "landmark_per_layer", "landmark_attention"]
-_SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-OTHERS = {
-    "opt": OPTConfig(ffn_dim=112, word_embed_proj_dim=48, pad_token_id=1, **_SIZES),
-    "gpt_neox": GPTNeoXConfig(intermediate_size=112, pad_token_id=None, **_SIZES),
-    "gemma": GemmaConfig(intermediate_size=112, num_key_value_heads=1, head_dim=16, pad_token_id=None, **_SIZES),
-    "mistral": MistralConfig(
-        intermediate_size=112, num_key_value_heads=2, head_dim=16, sliding_window=4, pad_token_id=None, **_SIZES
-    ),
-}
 
 
 def _strong(base: PreTrainedModel, components: Method) -> AdaptedModel:
@@ -159,18 +138,14 @@ def test_the_published_pooling_leaks_and_says_so(pooling: Pooling):
     changed = IDS.clone()
     changed[:, -1] = (changed[:, -1] + 1) % VOCABULARY
     difference = (logits(model, changed) - logits(model, IDS))[:, 0].abs().max()
-    assert config.causal == (difference < 1e-6)
+    assert ("causality" in config.breaks) == (difference > 1e-6)
 
 
 @pytest.mark.parametrize("name", LANDMARKS)
-@pytest.mark.parametrize("architecture", OTHERS)
-def test_other_architectures(architecture: str, name: str):
-    """The part of the contract that depends on where things are: no look ahead, padding, decoding, no trace left."""
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(OTHERS[architecture]).eval()
-    with torch.no_grad():
-        for parameter in base.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_landmarks_alone_on_every_architecture(architecture: str, name: str):
+    """Far from their start, and with no low-rank update beside them."""
+    base = tiny(architecture)
     ids, mask = tokens(1, 10), torch.tensor([[0] * 3 + [1] * 7])
     before = logits(base, ids)
     model = _strong(base, method(name, "method.low_rank=null"))
@@ -228,9 +203,9 @@ def test_attention_landmarks_refuse_what_they_cannot_enter(monkeypatch: pytest.M
     assert_same_state(base, before)
 
 
-@pytest.mark.parametrize("architecture", [*CONFIGS, *OTHERS])
+@pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_layer_has_one_attention_and_one_ffn(architecture: str):
-    base: PreTrainedModel = AutoModelForCausalLM.from_config((CONFIGS | OTHERS)[architecture])
+    base: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGS[architecture])
     layers = [set(layer.modules()) for layer in decoder_layers(base)]
     for found in (attention_modules(base), ffn_modules(base)):
         assert len(layers) == len(found) == len(set(found)) == 2

@@ -270,6 +270,25 @@ def test_random_weights_are_marked_in_every_table(tmp_path: Path):
     assert (folder / "summary.md").read_text().count(f"**{RANDOM_WEIGHTS}**") == 2
 
 
+def test_a_failed_audit_marks_its_row_in_every_table(tmp_path: Path):
+    folder = write_recorded_study(
+        tmp_path / "leak", CELLS, [0], np.random.default_rng(8), audit={"low": ["causality", "padding"]}, **SIZE
+    )
+    report = write_report(folder)
+    line = "AUDIT FAILED: low [!]: causality, padding"
+    assert _printed(folder).count(line) == 2
+    text = (folder / "summary.md").read_text()
+    assert text.count(f"**{line}**") == 2
+    rows = [row for row in text.splitlines() if row.startswith("| ") and "low" in row.split("|")[1] + row.split("|")[2]]
+    assert rows
+    assert all("low [!]" in row for row in rows)  # as a cell, and as the reference of another one
+    assert set(_row(report.summary, "low", "untuned")["audit"].split(", ")) == {"causality", "padding"}
+    assert set(report.summary.loc[report.summary["cell"] != "low", "audit"]) == {"passed"}
+    told = {sentence.partition(":")[0]: "audit failed" in sentence for sentence in conclusions(report.summary)}
+    assert told["low against untuned"]
+    assert not told["high against untuned"]
+
+
 def test_what_intervals_mean_is_said(recorded: Path, tmp_path: Path):
     assert RANDOM_WEIGHTS not in _printed(recorded)
     assert "new seeds and new windows" in _printed(recorded)

@@ -17,7 +17,7 @@ from hylo.adapters.model import adapted, read_method
 from hylo.cli import SESSION
 from hylo.data.base import Split
 from hylo.evaluation import evaluate
-from hylo.records import COMPLETE, FAILED, RunRecord, read_study
+from hylo.records import AUDIT, COMPLETE, FAILED, SCHEMA_VERSION, RunRecord, read_study
 from hylo.runtime import accelerator_for
 from hylo.session import weights_checksum
 
@@ -36,7 +36,12 @@ def test_the_record_of_a_run(tiny: tuple[str, ...]) -> None:
     assert train(*tiny, "method=hylorada") == 0
     run = record("hylorada")
     result = run.result
-    assert (result["schema_version"], result["status"], result["study"], result["seed"]) == (1, COMPLETE, "runs", 0)
+    assert (result["schema_version"], result["status"], result["study"], result["seed"]) == (
+        SCHEMA_VERSION,
+        COMPLETE,
+        "runs",
+        0,
+    )
     assert run.folder.name.endswith(f"-seed0-{result['fingerprint']}")
     assert set(result["metrics"]) == {
         "ppl", "lim_ppl", "head_ppl", "tail_ppl", "nll_nats_per_token", "bits_per_byte", "eval_tokens"
@@ -45,6 +50,10 @@ def test_the_record_of_a_run(tiny: tuple[str, ...]) -> None:
         "steps", "tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "final_loss", "nonfinite_steps",
         "max_loss_jump",
     }  # fmt: skip
+    assert result["audit"] == {"failed": []}
+    checks = {finding["check"]: finding for finding in json.loads((run.folder / AUDIT).read_text())}
+    assert {"causality", "unmoved_tensors", "deterministic_evaluation"} < set(checks)
+    assert set(checks["causality"]) == {"check", "status", "value", "limit", "detail", "names"}
     assert set(result["environment"]) >= {"versions", "git_revision", "device", "threads"}
     params = result["params"]
     assert set(params["by_component"]) == {"low_rank", "position_bias", "landmark"}
@@ -60,7 +69,7 @@ def test_the_record_of_a_run(tiny: tuple[str, ...]) -> None:
     assert list(run.curve["step"]) == [1, 2, 3, 4]
     assert run.curve["tokens"].sum() == result["training"]["tokens"] == 4 * 2 * 32
     assert {path.name for path in run.folder.iterdir()} == {
-        ".lock", "adapter", "config.yaml", "curve.jsonl", "eval.parquet", "result.json", "thirds.parquet",
+        ".lock", "adapter", "audit.json", "config.yaml", "curve.jsonl", "eval.parquet", "result.json", "thirds.parquet",
         "windows.parquet",
     }  # fmt: skip
 

@@ -12,6 +12,7 @@ buckets is that of T5 (arXiv 1910.10683, section 2.1).
 from enum import Enum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -34,6 +35,11 @@ def bucket_boundaries(bucketing: Bucketing, num_buckets: int, max_position: int)
     logarithmic = (max_position ** (index / num_buckets)).round()
     # Each boundary at least one after the last: where rounding makes two equal, all that follow move up.
     return (index + (logarithmic - index).clamp(min=0).cummax(dim=0).values).long()
+
+
+def one_hot_buckets(positions: Tensor, boundaries: Tensor) -> Tensor:
+    """Weight of each bucket for positions of shape [...]: [..., N] float32, one 1 a row."""
+    return F.one_hot(assign_buckets(positions, boundaries), len(boundaries) + 1).float()
 
 
 def assign_buckets(positions: Tensor, boundaries: Tensor) -> Tensor:

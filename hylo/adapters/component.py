@@ -33,6 +33,10 @@ class Component(nn.Module, ABC):
     def detach(self, model: PreTrainedModel) -> None:
         """Leave the base model as it was before `attach`, bit for bit."""
 
+    def bucket_weights(self, positions: Tensor) -> Tensor | None:
+        """How much each of N buckets counts for positions [...]: [..., N], rows sum to one; None without buckets."""
+        return None
+
     def tensors(self) -> dict[str, nn.Parameter]:
         """Trainable tensors by their names in a saved adapter. Frozen tensors of the base model are not among them."""
         return {
@@ -92,9 +96,9 @@ class ComponentConfig(ABC):
     """Times trainer.learning_rate, for this component's tensors."""
 
     @property
-    def causal(self) -> bool:
-        """Whether no token's output depends on later tokens. False only for a published behaviour that leaks."""
-        return True
+    def breaks(self) -> frozenset[str]:
+        """Checks of the audit that a published behaviour chosen here is known to fail. Everything else passes all."""
+        return frozenset()
 
     @abstractmethod
     def problems(self, key: str, host: Host) -> Iterator[str]:

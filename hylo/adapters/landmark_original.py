@@ -48,8 +48,9 @@ class OriginalConfig(ComponentConfig):
     """causal, or sequence as published, which leaks later tokens."""
 
     @property
-    def causal(self) -> bool:
-        return self.pooling is Pooling.causal
+    def breaks(self) -> frozenset[str]:
+        leaks = self.pooling is Pooling.sequence
+        return frozenset({"causality", "cached_decoding"} if leaks else ())
 
     def problems(self, key: str, host: Host) -> Iterator[str]:
         try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries
+from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries, one_hot_buckets
 from hylo.adapters.component import Host
 from hylo.adapters.landmark_mixture import MixtureConfig, MixtureLandmark
 from hylo.schema import register
@@ -25,6 +25,10 @@ class PositionAdaptiveConfig(MixtureConfig):
 
     bucketing: Bucketing = Bucketing.logarithmic
     """logarithmic, or uniform as published."""
+
+    @property
+    def breaks(self) -> frozenset[str]:
+        return frozenset({"bucket_occupancy"} if self.bucketing is Bucketing.uniform and self.max_position else ())
 
     def problems(self, key: str, host: Host) -> Iterator[str]:
         yield from self.mixture_problems(key, host)
@@ -48,3 +52,6 @@ class PositionAdaptiveLandmark(MixtureLandmark):
 
     def position_logits(self) -> Tensor:
         return F.embedding(assign_buckets(self.positions.current, self.boundaries), self.P)
+
+    def bucket_weights(self, positions: Tensor) -> Tensor:
+        return one_hot_buckets(positions, self.boundaries)

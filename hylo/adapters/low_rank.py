@@ -6,8 +6,9 @@
                                                                          arXiv 2402.09353, equation 5 and section 4.3
 
 A [r, in] starts Kaiming-uniform (as PEFT) or orthogonal, B [out, r] at zero, m [out] at the row norms of W: at step 0
-the layer is exactly the base layer. A position gate g(p), where one is set, multiplies the update (B A x) and leaves
-the norm n as it is, so that n stays one number a row. A bias of the base layer is neither scaled nor normalised.
+the layer is exactly the base layer. (`magnitude_start: ones` is the published start, which is another function.) A
+position gate g(p), where one is set, multiplies the update (B A x) and leaves the norm n as it is, so that n stays one
+number a row. A bias of the base layer is neither scaled nor normalised.
 
 Shapes: B batch, T tokens, I in features, O out features, R rank.
 """
@@ -43,6 +44,13 @@ class InitA(Enum):
     orthogonal = "orthogonal rows"
 
 
+class MagnitudeStart(Enum):
+    """Where DoRA's magnitude m starts."""
+
+    row_norms = "at the row norms of W"
+    ones = "at one: the layer starts as another function"
+
+
 @register("component")
 @dataclass(kw_only=True, slots=True)
 class LowRankConfig(ComponentConfig):
@@ -56,6 +64,8 @@ class LowRankConfig(ComponentConfig):
     """standard: s = alpha / r; rank_stabilized: s = alpha / sqrt(r)."""
     magnitude: bool = False
     """Train DoRA's magnitude m, one number an output feature."""
+    magnitude_start: MagnitudeStart = MagnitudeStart.row_norms
+    """row_norms, or ones as published, which throws away what the base model has learned."""
     dropout: float = bounded(0.0, ge=0, lt=1)
     """Probability with which an input of A is zeroed in training."""
     init_a: InitA = InitA.kaiming
@@ -63,6 +73,11 @@ class LowRankConfig(ComponentConfig):
     target_modules: list[str] | None = None
     """Names (or path endings) of the layers to adapt; [all-linear]: every linear layer but the output head; None: the
     published choice for the architecture: q, k, v, o; on GPT-2 c_attn and both c_proj."""
+
+    @property
+    def breaks(self) -> frozenset[str]:
+        apart = self.magnitude and self.magnitude_start is MagnitudeStart.ones
+        return frozenset({"identity_at_start"} if apart else ())
 
     @property
     def scale(self) -> float:
@@ -76,6 +91,9 @@ class LowRankConfig(ComponentConfig):
         )
 
     def problems(self, key: str, host: Host) -> Iterator[str]:
+        if self.magnitude_start is not MagnitudeStart.row_norms and not self.magnitude:
+            start = self.magnitude_start.name
+            yield problem(f"{key}.magnitude_start", start, "only with a magnitude", f"{key}.magnitude=true")
         try:
             layers = self.layers(host)
         except ValueError as error:
@@ -119,7 +137,9 @@ class LowRankLayer(nn.Module):
         if config.magnitude:
             W_OI = weight_OI(base).detach().float()
             self.register_buffer("weight_square_O", W_OI.square().sum(dim=1), persistent=False)
-            self.magnitude = nn.Parameter(self.weight_square_O.sqrt())
+            norms_O = self.weight_square_O.sqrt()
+            ones = config.magnitude_start is MagnitudeStart.ones
+            self.magnitude = nn.Parameter(torch.ones_like(norms_O) if ones else norms_O)
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         y_BTO = self.base(x_BTI)

@@ -62,6 +62,8 @@ class AdaptedModel(nn.Module):
         self.base = base
         self.method = dict(sorted(method.items(), key=lambda item: len(item[1].requires)))
         self.context_length = context_length
+        self.expected_counts = {slot: config.parameter_count(host) for slot, config in self.method.items()}
+        """Trainable scalars of each slot by its component's closed formula."""
         for slot, config in self.method.items():
             host.components[slot] = config.build(host)
         self.components = nn.ModuleDict(host.components)
@@ -74,7 +76,7 @@ class AdaptedModel(nn.Module):
 
     def tensors(self) -> dict[str, dict[str, nn.Parameter]]:
         """Trainable tensors by slot, then by name."""
-        return {slot: component.tensors() for slot, component in self._components()}
+        return {slot: component.tensors() for slot, component in self.slots()}
 
     def parameter_counts(self) -> dict[str, Any]:
         """Numbers of scalars: `trainable`, `total` (trainable and frozen), and trainable `by_component`."""
@@ -84,7 +86,7 @@ class AdaptedModel(nn.Module):
 
     def detach(self) -> PreTrainedModel:
         """Take every component off and return the base model as it was."""
-        for _, component in reversed(list(self._components())):
+        for _, component in reversed(list(self.slots())):
             component.detach(self.base)
         self._positions.remove()
         return self.base
@@ -123,7 +125,8 @@ class AdaptedModel(nn.Module):
         for name, tensor in own.items():
             tensor.copy_(saved[name])
 
-    def _components(self) -> Iterator[tuple[str, Component]]:
+    def slots(self) -> Iterator[tuple[str, Component]]:
+        """The components by slot, in the order in which they were attached."""
         for slot, component in self.components.items():
             assert isinstance(component, Component)
             yield slot, component

@@ -3,7 +3,8 @@
     y = W x + g(p) s B A x        g(p) = 1 + tanh(b[bucket(p)])
 
 One vector b [num_buckets] is shared by all adapted layers and starts at zero, so g = 1 at step 0. Own design after the
-published HyLoRADA, whose implementation never received positions; here p is the token's true position.
+published HyLoRADA, whose implementation never received positions (`receives_positions: false`); here p is the token's
+true position.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries
+from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries, one_hot_buckets
 from hylo.adapters.component import Component, ComponentConfig, Host, zeros
 from hylo.adapters.low_rank import LowRank, LowRankLayer
 from hylo.schema import bounded, register
@@ -34,6 +35,13 @@ class PositionBiasConfig(ComponentConfig):
     """logarithmic, or uniform as published."""
     max_position: int | None = bounded(None, ge=2)
     """P_max in tokens, the end of the buckets; None: the run's context length."""
+    receives_positions: bool = True
+    """False as published: the gate never learns where a token stands and stays 1, so b is dead."""
+
+    @property
+    def breaks(self) -> frozenset[str]:
+        flaws = {"bucket_occupancy"} if self.bucketing is Bucketing.uniform and self.max_position else set()
+        return frozenset(flaws if self.receives_positions else {"dead_tensors", "unmoved_tensors"})
 
     def problems(self, key: str, host: Host) -> Iterator[str]:
         yield from ()
@@ -58,12 +66,16 @@ class PositionBias(Component):
         self._positions = host.positions
         low_rank = host.components["low_rank"]
         assert isinstance(low_rank, LowRank)
-        self._layers = [layer for layer in low_rank.layers.values() if isinstance(layer, LowRankLayer)]
+        layers = low_rank.layers.values() if config.receives_positions else ()
+        self._layers = [layer for layer in layers if isinstance(layer, LowRankLayer)]
 
     def gate(self) -> Tensor:
         """g(p) for the positions of the pass under way: [B, T] or [1, T]."""
         buckets = assign_buckets(self._positions.current, self.boundaries)
         return 1 + torch.tanh(F.embedding(buckets, self.b.unsqueeze(-1)).squeeze(-1))
+
+    def bucket_weights(self, positions: Tensor) -> Tensor | None:
+        return one_hot_buckets(positions, self.boundaries) if self._layers else None
 
     def attach(self, model: PreTrainedModel) -> None:
         for layer in self._layers:

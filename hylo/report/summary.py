@@ -17,9 +17,11 @@ COLUMNS = [
     "cell", "reference", "seeds", "ppl", "ppl_low", "ppl_high", "lim_ppl",
     "improvement_pct", "improvement_low", "improvement_high", "lim_improvement_pct",
     "trainable_params", "added_params", "params_per_pct", "train_seconds", "tokens_per_second", "peak_memory_bytes",
+    "audit",
 ]  # fmt: skip
 _COUNTS = ["seeds", "trainable_params", "added_params", "peak_memory_bytes"]
-_TEXTS = ["cell", "reference"]
+_TEXTS = ["cell", "reference", "audit"]
+PASSED = "passed"
 _MIDDLE = 1  # of the thirds
 
 Pair = tuple[RunRecord, RunRecord]
@@ -37,6 +39,7 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
     - `improvement_pct`: 100 (1 - PPL / PPL of the reference); intervals as in `hylo.stats`, 95 %.
     - `added_params`: trainable parameters beyond the same reference's; `params_per_pct`: divided by the improvement.
     - `train_seconds`, `tokens_per_second`: means over seeds; `peak_memory_bytes`: the largest.
+    - `audit`: passed, or the checks that failed in any run of the cell.
 
     The bootstrap's generator is seeded by the names of cell and reference, so a row does not depend on other rows.
 
@@ -137,6 +140,7 @@ def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
     except ValueError as error:
         raise RecordError(f"{used[0].folder}: {error}") from error
     row |= _cost(used)
+    row["audit"] = ", ".join(sorted({name for run in used for name in value_of(run, "audit", "failed")})) or PASSED
     if others:
         row["added_params"] = row["trainable_params"] - value_of(others[0], "params", "trainable")
     if pairs:

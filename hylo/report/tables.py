@@ -14,11 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from hylo.records import StudyRecord
-from hylo.report.summary import complete_runs, value_of
+from hylo.report.summary import PASSED, complete_runs, value_of
 
 MISSING = "\N{EN DASH}"
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: these numbers say nothing about methods"
 ONE_SEED = "95 % intervals cover evaluation noise only (one seed: new windows, not new training runs)"
+AUDIT_FAILED = "AUDIT FAILED: "
+MARK = " [!]"
+"""Behind the name of a cell whose audit failed."""
 SEVERAL_SEEDS = "95 % intervals cover new seeds and new windows; where seeds is 1, evaluation noise only"
 
 _CONSOLE_WIDTH = 120
@@ -65,9 +68,25 @@ def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
             f"{len(runs[0].windows):,} evaluation windows, {tokens} predicted tokens; seeds a cell: {_span(seeds)}"
         )
         lines.append(ONE_SEED if max(summary["seeds"], default=1) <= 1 else SEVERAL_SEEDS)
+    lines += audit_failures(summary)
     if study.manifest.get("protocol"):
         lines.append(f"protocol: {study.manifest['protocol']}")
     return lines
+
+
+def audit_failures(summary: pd.DataFrame) -> list[str]:
+    """One line a cell whose audit failed."""
+    found = {row["cell"]: row["audit"] for row in summary.to_dict("records") if row["audit"] != PASSED}
+    return [f"{AUDIT_FAILED}{cell}{MARK}: {checks.replace('_', ' ')}" for cell, checks in found.items()]
+
+
+def _rows(part: pd.DataFrame, summary: pd.DataFrame) -> list[Row]:
+    """The rows of a table, with the cells marked whose audit failed."""
+    failed = set(summary.loc[summary["audit"] != PASSED, "cell"])
+    return [
+        row | {key: f"{row[key]}{MARK}" for key in ("cell", "reference") if row[key] in failed}
+        for row in part.to_dict("records")
+    ]
 
 
 def console_tables(study: StudyRecord, summary: pd.DataFrame) -> list[Table]:
@@ -75,7 +94,11 @@ def console_tables(study: StudyRecord, summary: pd.DataFrame) -> list[Table]:
     lines = caption(study, summary)
     columns = {_UNTUNED: _CONSOLE_UNTUNED, _PREVIOUS: _CONSOLE_PREVIOUS}
     parts = split_by_reference(summary, study.untuned).items()
-    return [_console_table(f"{study.name}: {title}", part, columns[title], lines) for title, part in parts if len(part)]
+    return [
+        _console_table(f"{study.name}: {title}", _rows(part, summary), columns[title], lines)
+        for title, part in parts
+        if len(part)
+    ]
 
 
 def print_tables(tables: list[Table], console: Console | None = None) -> None:
@@ -97,10 +120,10 @@ def markdown(study: StudyRecord, summary: pd.DataFrame, failed: list[str], figur
     blocks = [f"# {study.name}"]
     if study.manifest.get("question"):
         blocks.append(str(study.manifest["question"]))
-    notes = [f"**{line}**" if line == RANDOM_WEIGHTS else line for line in caption(study, summary)]
+    notes = [f"**{_escape(line)}**" if _warns(line) else line for line in caption(study, summary)]
     for title, part in split_by_reference(summary, study.untuned).items():
         if len(part):
-            blocks += [f"## {title}", _markdown_table(part), "\n".join(f"- {note}" for note in notes)]
+            blocks += [f"## {title}", _markdown_table(_rows(part, summary)), "\n".join(f"- {note}" for note in notes)]
     if failed:
         blocks += ["## Not in the tables", "\n".join(f"- {_escape(line)}" for line in failed)]
     blocks += [f"![{path.stem.replace('_', ' ')}]({path.relative_to(study.folder).as_posix()})" for path in figures]
@@ -122,20 +145,22 @@ def _sentence(row: Row) -> str:
     sentence = f"{contrast}: perplexity is {'lower' if row['improvement_low'] > 0 else 'higher'}, improvement {size} %"
     if pd.notna(row["params_per_pct"]):
         sentence += f", at {number(row['params_per_pct'], 0)} added parameters for each percent"
+    if row["audit"] != PASSED:
+        sentence += f"; but its audit failed ({row['audit'].replace('_', ' ')}), so the number may mean something else"
     return sentence + (" (evaluation noise only: one seed)." if row["seeds"] == 1 else ".")
 
 
-def _console_table(title: str, part: pd.DataFrame, columns: dict[str, Column], lines: list[str]) -> Table:
+def _console_table(title: str, rows: list[Row], columns: dict[str, Column], lines: list[str]) -> Table:
     table = Table(
         title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0
     )
-    table.caption = Text("\n").join(Text(line, style="bold red" if line == RANDOM_WEIGHTS else "dim") for line in lines)
+    table.caption = Text("\n").join(Text(line, style="bold red" if _warns(line) else "dim") for line in lines)
     for header in columns:
         if header in ("cell", "reference"):
             table.add_column(header, overflow="fold", min_width=_NAME_WIDTH, vertical="bottom")
         else:
             table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
-    for row in part.to_dict("records"):
+    for row in rows:
         table.add_row(*(Text(show(row)) for show in columns.values()))
     return table
 
@@ -146,11 +171,15 @@ def _foldable(table: Table) -> int:
     return sum(max(0, max(len(str(cell)) for cell in column.cells) - _NAME_WIDTH) for column in names)
 
 
-def _markdown_table(part: pd.DataFrame) -> str:
+def _markdown_table(rows: list[Row]) -> str:
     headers = [header.replace("\n", "") if "[" not in header else header.replace("\n", " ") for header in _ALL_COLUMNS]
-    lines = [headers, ["---" if header in ("cell", "reference") else "---:" for header in headers]]
-    lines += [[_escape(show(row)) for show in _ALL_COLUMNS.values()] for row in part.to_dict("records")]
+    lines = [headers, ["---" if header in ("cell", "reference", "audit") else "---:" for header in headers]]
+    lines += [[_escape(show(row)) for show in _ALL_COLUMNS.values()] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _warns(line: str) -> bool:
+    return line == RANDOM_WEIGHTS or line.startswith(AUDIT_FAILED)
 
 
 def _escape(text: str) -> str:
@@ -196,12 +225,13 @@ _ALL_COLUMNS: dict[str, Column] = {
     "train_\nseconds": _show("train_seconds"),
     "tokens\n_per\n_second": _show("tokens_per_second", 0),
     "peak_memory_bytes": _show("peak_memory_bytes", 0),
+    "audit": _text("audit"),
 }
 # The untuned model trains nothing, so against it added_params is trainable_params and every reference is the same.
 _CONSOLE_UNTUNED = {
     header: show
     for header, show in _ALL_COLUMNS.items()
-    if header not in ("reference", "added_params", "peak_memory_bytes")
+    if header not in ("reference", "added_params", "peak_memory_bytes", "audit")
 } | {"peak\n_memory": _memory}
 _CONSOLE_PREVIOUS = {
     "cell": _text("cell"),

@@ -1,0 +1,93 @@
+"""The audit: properties without which a run's numbers mean something else than they say.
+
+Before the first step: identity at start, causality, cached decoding, padding, dead and frozen tensors, parameter count,
+bucket occupancy. After training: tensors that never moved, deterministic evaluation. It takes a few short windows and
+no training. A failed check does not stop a run: it is recorded (audit.json) and marks the run's row in every table.
+The properties are the specification of an adapter for causal language models; the checks are own design.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hylo.adapters.model import AdaptedModel
+from hylo.audit.behaviour import cached_decoding, causality, deterministic_evaluation, identity_at_start, padding
+from hylo.audit.finding import Finding, Status, failed_checks, print_findings
+from hylo.audit.occupancy import bucket_occupancy
+from hylo.audit.probe import Probe
+from hylo.audit.tensors import (
+    backward,
+    checksums,
+    clear_gradients,
+    dead_tensors,
+    frozen_tensors,
+    parameter_count,
+    unmoved_tensors,
+)
+from hylo.data.windows import Windows
+
+__all__ = ["Audit", "Finding", "Status", "print_findings", "probe_ids", "untouched_logits"]
+
+WINDOWS, LENGTH = 2, 32
+"""Windows of the probe and tokens of each, at most."""
+
+
+class Audit:
+    """The checks of one run.
+
+    Arguments:
+        model: the adapted model at its start.
+        ids: what `probe_ids` took of the evaluation windows, [B, T].
+        base_logits: of the base model alone on the same tokens, see `untouched_logits`.
+        seed: of the noise that moves tensors off their start.
+    """
+
+    def __init__(self, model: AdaptedModel, ids: Tensor, base_logits: Tensor, *, seed: int) -> None:
+        self.findings: list[Finding] = []
+        self._probe = Probe(model, ids, seed=seed)
+        self._base_logits = base_logits
+        self._start = checksums(self._probe)
+
+    def before_training(self) -> list[Finding]:
+        """The checks of the model as it was built. Leaves it, its gradients and all random state as they were."""
+        probe = self._probe
+        with probe.evaluating():
+            found = [identity_at_start(probe, self._base_logits)]
+            with probe.moved():
+                found += [causality(probe), cached_decoding(probe), padding(probe)]
+                backward(probe)
+                found += [dead_tensors(probe), frozen_tensors(probe)]
+                clear_gradients(probe)
+            found += [parameter_count(probe), bucket_occupancy(probe)]
+        self.findings += found
+        return found
+
+    def after_training(self) -> list[Finding]:
+        """The checks of the trained model."""
+        with self._probe.evaluating():
+            found = [unmoved_tensors(self._probe, self._start), deterministic_evaluation(self._probe)]
+        self.findings += found
+        return found
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the checks that failed so far."""
+        return failed_checks(self.findings)
+
+    def record(self) -> list[dict[str, Any]]:
+        """All findings so far as JSON."""
+        return [finding.record() for finding in self.findings]
+
+
+@torch.no_grad()
+def untouched_logits(base: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Logits [B, T, V] of the base model alone on tokens [B, T]."""
+    return base.eval()(input_ids=ids).logits.float()
+
+
+def probe_ids(windows: Windows, device: torch.device) -> Tensor:
+    """The tokens that the audit reads: the first of the first windows, [B, T]."""
+    return torch.from_numpy(windows.ids[:WINDOWS, :LENGTH].astype(np.int64)).to(device)

@@ -1,0 +1,86 @@
+"""Checks of what the model computes: the start, the future, the cache, padding, repetition."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hylo.adapters.component import AtStart
+from hylo.audit.finding import Finding, Status, verdict
+from hylo.audit.probe import ROUNDING, Probe, distance
+
+START_KL = {AtStart.same: 1e-6, AtStart.near: 1e-3}
+"""Largest mean KL to the base model at step 0, in nats a token, by what the components declare."""
+
+
+def identity_at_start(probe: Probe, base_logits: Tensor) -> Finding:
+    """The untrained adapter leaves the base model as it is, as far as its components declare."""
+    p, q = (logits.double().log_softmax(-1) for logits in (base_logits, probe.logits()))
+    kl = F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+    mean, largest = float(kl.mean()), float(kl.max())
+    detail = f"KL to the base model {mean:.2g} nats a token, {largest:.2g} at most"
+    declared = {config.at_start for config in probe.model.method.values()}
+    if AtStart.apart in declared and math.isfinite(mean):
+        return Finding(check="identity_at_start", status=Status.noted, value=mean, detail=f"{detail}, as declared")
+    limit = START_KL[AtStart.near if AtStart.near in declared else AtStart.same]
+    return _measured("identity_at_start", mean, limit, detail)
+
+
+def causality(probe: Probe) -> Finding:
+    """Other tokens from the middle on leave the logits before them as they were."""
+    middle = probe.ids.shape[1] // 2
+    changed = probe.ids.clone()
+    before = probe.logits()
+    changed[:, middle:] = (changed[:, middle:] + 1) % before.shape[-1]
+    value = distance(probe.logits(changed)[:, :middle], before[:, :middle])
+    detail = f"logits before a change of later tokens move by {value:.2g} of their spread"
+    return _measured("causality", value, CAUSAL, detail)
+
+
+CAUSAL = 1e-6
+"""Passes of one shape do the same arithmetic for earlier tokens whatever the later ones are: nothing to round."""
+
+
+@torch.no_grad()
+def cached_decoding(probe: Probe) -> Finding:
+    """Reading half a window and then token by token from the cache gives the logits of the full pass."""
+    middle, last = probe.ids.shape[1] // 2, min(probe.ids.shape[1] // 2 + DECODED, probe.ids.shape[1])
+    output = probe.model(input_ids=probe.ids[:, :middle], use_cache=True)
+    parts = [output.logits]
+    for t in range(middle, last):
+        output = probe.model(input_ids=probe.ids[:, t : t + 1], past_key_values=output.past_key_values, use_cache=True)
+        parts.append(output.logits)
+    value = distance(torch.cat(parts, dim=1).float(), probe.logits()[:, :last])
+    detail = f"logits from the cache differ from the full pass by {value:.2g} of their spread"
+    return _measured("cached_decoding", value, ROUNDING, detail)
+
+
+DECODED = 3
+"""Tokens that are decoded one by one."""
+
+
+def padding(probe: Probe) -> Finding:
+    """A shorter text, padded on the left and beside another one, has the logits that it has alone."""
+    text, mate = probe.ids[:1, probe.ids.shape[1] // 3 :], probe.ids[-1:]
+    missing = mate.shape[1] - text.shape[1]
+    both = torch.cat([F.pad(text, (missing, 0)), mate])
+    mask = torch.ones_like(both)
+    mask[0, :missing] = 0
+    together, alone = probe.logits(both, attention_mask=mask), probe.logits(text)
+    value = max(distance(together[:1, missing:], alone), distance(together[1:], probe.logits(mate)))
+    detail = f"left padding and a batch-mate move logits by {value:.2g} of their spread"
+    return _measured("padding", value, ROUNDING, detail)
+
+
+def deterministic_evaluation(probe: Probe) -> Finding:
+    """The same windows twice, in evaluation mode, give the same bits."""
+    value = distance(probe.logits(), probe.logits())
+    detail = "two evaluations agree to the last bit" if value == 0 else f"two evaluations differ by {value:.2g}"
+    return _measured("deterministic_evaluation", value, 0.0, detail)
+
+
+def _measured(check: str, value: float, limit: float, detail: str) -> Finding:
+    failed = not value <= limit  # also where the value is NaN
+    number = value if math.isfinite(value) else None
+    return Finding(check=check, status=verdict(failed), value=number, limit=limit, detail=detail)

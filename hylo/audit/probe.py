@@ -1,0 +1,75 @@
+"""What the checks run on: a few short windows, and the adapted model at its start or with every tensor moved.
+
+At step 0 most components are off (a zero matrix, a uniform mixture), and what is off breaks nothing. So all checks but
+those of the start itself run with every trainable tensor moved about as far as training moves it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hylo.adapters.model import AdaptedModel
+
+ROUNDING = 1e-4
+"""Largest difference of logits, in standard deviations of the logits, that passes as float32 rounding. A position that
+is off by one, or a mask that hides a wrong token, changes them by more."""
+
+MOVED = 0.1
+"""Standard deviation of the noise on a trainable tensor: times its root mean square, or as it is where that is zero."""
+
+
+class Probe:
+    """An adapted model and token windows [B, T] to try it on. Leaves the model and all random state as they were."""
+
+    def __init__(self, model: AdaptedModel, ids: Tensor, *, seed: int) -> None:
+        self.model = model
+        self.ids = ids
+        self.seed = seed
+
+    @property
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """Trainable tensors as `slot.name`."""
+        return {f"{slot}.{name}": t for slot, tensors in self.model.tensors().items() for name, t in tensors.items()}
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Logits [B, T, V] of the windows, or of other tokens."""
+        return self.model(input_ids=self.ids if ids is None else ids, **kwargs).logits.float()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode; modes and random state come back."""
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            with torch.random.fork_rng():
+                yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    @contextmanager
+    def moved(self) -> Iterator[None]:
+        """Every trainable tensor off its start; the values come back bit for bit."""
+        tensors = self.trained
+        start = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        generator = torch.Generator().manual_seed(self.seed)
+        with torch.no_grad():
+            for tensor in tensors.values():
+                size = MOVED * (float(tensor.square().mean().sqrt()) or 1.0)
+                noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
+                tensor.add_(noise.to(tensor), alpha=size)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in tensors.items():
+                    tensor.copy_(start[name])
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """Largest difference of two sets of logits, in standard deviations of the second. NaN where either has one."""
+    return float((one - other).abs().max() / other.std())

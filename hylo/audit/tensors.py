@@ -1,0 +1,81 @@
+"""Checks of what is trained: every tensor that should learn can, and nothing else does."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from hylo.audit.finding import Finding, Status, verdict
+from hylo.audit.probe import Probe
+
+
+def dead_tensors(probe: Probe) -> Finding:
+    """Every trainable tensor receives a gradient that is finite and not zero. Call after `backward`."""
+    tensors = probe.trained
+    if not tensors:
+        return _nothing_trained("dead_tensors")
+    gradients = {name: tensor.grad for name, tensor in tensors.items()}
+    dead = [name for name, grad in gradients.items() if grad is None or not grad.any() or not grad.isfinite().all()]
+    return _counted("dead_tensors", dead, "no gradient reaches {}", f"a gradient reaches all {len(tensors)} tensors")
+
+
+def frozen_tensors(probe: Probe) -> Finding:
+    """No other tensor of the model receives a gradient or is open to one. Call after `backward`."""
+    trained = {id(tensor) for tensor in probe.trained.values()}
+    others = {name: p for name, p in probe.model.named_parameters() if id(p) not in trained}
+    if not others:
+        return Finding(check="frozen_tensors", status=Status.skipped, detail="the method trains every tensor")
+    open_ones = [name for name, p in others.items() if p.requires_grad or p.grad is not None]
+    return _counted("frozen_tensors", open_ones, "not frozen: {}", f"all {len(others)} other tensors are frozen")
+
+
+def parameter_count(probe: Probe) -> Finding:
+    """As many trainable scalars as each component's closed formula says."""
+    counted = probe.model.parameter_counts()["by_component"]
+    expected = probe.model.expected_counts
+    if not expected:
+        return _nothing_trained("parameter_count")
+    wrong = [
+        f"{slot} ({counted[slot]:,}, not {expected[slot]:,})" for slot in expected if counted[slot] != expected[slot]
+    ]
+    total = sum(counted.values())
+    return _counted("parameter_count", wrong, "off the formula: {}", f"{total:,} trainable, as the formulas say")
+
+
+def backward(probe: Probe) -> None:
+    """Gradients of the language-model loss on the probe's windows."""
+    logits = probe.model(input_ids=probe.ids).logits.float()
+    if logits.requires_grad:
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), probe.ids[:, 1:].flatten()).backward()
+
+
+def clear_gradients(probe: Probe) -> None:
+    """Leave no gradient behind."""
+    probe.model.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def checksums(probe: Probe) -> dict[str, int]:
+    """For each trainable tensor the sum of its bits as integers: tells in a moment whether it has moved."""
+    return {name: int(t.detach().view(torch.int32).sum(dtype=torch.int64)) for name, t in probe.trained.items()}
+
+
+def unmoved_tensors(probe: Probe, start: dict[str, int]) -> Finding:
+    """Training has changed every trainable tensor."""
+    if not start:
+        return _nothing_trained("unmoved_tensors")
+    now = checksums(probe)
+    unmoved = [name for name in start if now[name] == start[name]]
+    return _counted("unmoved_tensors", unmoved, "never moved: {}", f"all {len(start)} tensors moved")
+
+
+def _nothing_trained(check: str) -> Finding:
+    return Finding(check=check, status=Status.skipped, detail="nothing is trained")
+
+
+def _counted(check: str, wrong: Sequence[str], bad: str, good: str) -> Finding:
+    shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+    detail = bad.format(shown) if wrong else good
+    return Finding(
+        check=check, status=verdict(bool(wrong)), value=len(wrong), limit=0, detail=detail, names=tuple(wrong)
+    )

@@ -1,0 +1,227 @@
+"""The audit: every sound method passes, every published flaw that breaks a property is caught, every check can fail.
+
+Components that break one property each stand at the final norm and add a bias to its output.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from adapters import ARCHITECTURES, CONTEXT, METHODS, adapt, method, snapshot, tiny, tokens, trained, values
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hylo.adapters.component import Component, ComponentConfig, Host, zeros
+from hylo.adapters.model import AdaptedModel, Method
+from hylo.audit import Audit, Finding, Status, untouched_logits
+from hylo.models.architecture import final_norm, hidden_size
+from hylo.trainer import TrainerConfig
+from hylo.training import causal_loss, make_optimizer
+
+IDS = tokens(2, 20)
+BEFORE = {
+    "identity_at_start", "causality", "cached_decoding", "padding", "dead_tensors", "frozen_tensors",
+    "parameter_count", "bucket_occupancy",
+}  # fmt: skip
+AFTER = {"unmoved_tensors", "deterministic_evaluation"}
+
+
+def started(components: Method, architecture: str = "llama") -> tuple[Audit, AdaptedModel]:
+    """An audit of the method before its first step."""
+    base = tiny(architecture)
+    base_logits = untouched_logits(base, IDS)
+    model = adapt(base, components)
+    return Audit(model, IDS, base_logits, seed=0), model
+
+
+def learn(model: AdaptedModel, steps: int = 3, left_out: str = "") -> None:
+    """A few steps of training; a tensor can be left out of the optimizer."""
+    optimizer = make_optimizer(model, TrainerConfig())
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p is not trained(model).get(left_out)]
+    for _ in range(steps):
+        model.zero_grad()
+        causal_loss(model(input_ids=IDS).logits, IDS).backward()
+        optimizer.step()
+
+
+def audited(components: Method, architecture: str = "llama") -> dict[str, Finding]:
+    """All findings of the method, trained for a few steps."""
+    audit, model = started(components, architecture)
+    audit.before_training()
+    if components:
+        learn(model)
+    audit.after_training()
+    return {finding.check: finding for finding in audit.findings}
+
+
+def failed(findings: dict[str, Finding]) -> set[str]:
+    return {name for name, finding in findings.items() if finding.status is Status.failed}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_method_passes_but_for_the_flaws_it_declares(architecture: str, name: str):
+    findings = audited(method(name), architecture)
+    assert set(findings) == BEFORE | AFTER
+    assert failed(findings) == set().union(*(config.breaks for config in method(name).values()))
+
+
+PUBLISHED = {
+    ("landmark_original", "method.landmark.pooling=sequence"): {"causality", "cached_decoding"},
+    ("landmark_pa", "method.landmark.bucketing=uniform method.landmark.max_position=32768"): {"bucket_occupancy"},
+    ("rslora_dora_pb", "method.position_bias.bucketing=uniform method.position_bias.max_position=32768"): {
+        "bucket_occupancy"
+    },
+    ("landmark_learnable", "method.landmark.temperature=0.1"): {"bucket_occupancy"},
+    ("rslora_dora_pb", "method.position_bias.receives_positions=false"): {"dead_tensors", "unmoved_tensors"},
+    ("dora", "method.low_rank.magnitude_start=ones"): {"identity_at_start"},
+    ("rslora", "method.low_rank.init_a=orthogonal"): set(),
+    ("rslora", "method.low_rank.dropout=0.05"): set(),
+}
+"""Published behaviours and what they break."""
+
+
+@pytest.mark.parametrize(("chosen", "broken"), PUBLISHED.items())
+def test_published_flaws_are_caught(chosen: tuple[str, str], broken: set[str]):
+    name, overrides = chosen
+    assert failed(audited(method(name, *overrides.split()))) == broken
+
+
+@dataclass(kw_only=True, slots=True)
+class BiasConfig(ComponentConfig):
+    """A bias after the final norm, made by a function of (bias, normed states, whether the model trains)."""
+
+    make: Callable[[nn.Parameter, Tensor, PreTrainedModel], Tensor]
+    off_by: int = 0
+
+    def problems(self, key: str, host: Host) -> Iterator[str]:
+        yield from ()
+
+    def build(self, host: Host) -> "Bias":
+        return Bias(self, host)
+
+    def parameter_count(self, host: Host) -> int:
+        return CONTEXT * hidden_size(host.model) + self.off_by
+
+
+class Bias(Component):
+    """One row a place in the pass, [CONTEXT, D]."""
+
+    def __init__(self, config: BiasConfig, host: Host) -> None:
+        super().__init__()
+        self.rows = host.parameter("bias.rows", (CONTEXT, hidden_size(host.model)), zeros)
+        self._make = config.make
+
+    def attach(self, model: PreTrainedModel) -> None:
+        def after_norm(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return output + self._make(self.rows, output, model)
+
+        self._hook = final_norm(model).register_forward_hook(after_norm)
+
+    def detach(self, model: PreTrainedModel) -> None:
+        self._hook.remove()
+
+
+def same_everywhere(rows: Tensor, h: Tensor, model: PreTrainedModel) -> Tensor:
+    return rows.sum(0)
+
+
+def place_in_the_pass(rows: Tensor, h: Tensor, model: PreTrainedModel) -> Tensor:
+    """Counts from 0 in every pass, as the published landmarks did: wrong from the second cached token on."""
+    return rows[: h.shape[1]]
+
+
+def next_token(rows: Tensor, h: Tensor, model: PreTrainedModel) -> Tensor:
+    return rows.sum(0) * F.pad(h[:, 1:], (0, 0, 0, 1))
+
+
+def batch_mates(rows: Tensor, h: Tensor, model: PreTrainedModel) -> Tensor:
+    return rows.sum(0) * h.mean(0, keepdim=True)
+
+
+def always_dropping(rows: Tensor, h: Tensor, model: PreTrainedModel) -> Tensor:
+    return F.dropout(rows.sum(0) + 0 * h, 0.5, training=True)
+
+
+def no_rows(rows: Tensor, h: Tensor, model: PreTrainedModel) -> Tensor:
+    return h.new_zeros(())
+
+
+def shifted(rows: Tensor, h: Tensor, model: PreTrainedModel) -> Tensor:
+    return rows.sum(0) + 1
+
+
+def not_a_number(rows: Tensor, h: Tensor, model: PreTrainedModel) -> Tensor:
+    return rows.sum(0) / rows.square().sum().detach()  # 0 / 0 at the start
+
+
+def thawing(rows: Tensor, h: Tensor, model: PreTrainedModel) -> Tensor:
+    weight = next(model.parameters())
+    return rows.sum(0) + 0 * weight.requires_grad_(True).sum()
+
+
+@pytest.mark.parametrize(
+    ("make", "broken"),
+    [
+        (same_everywhere, set()),
+        (place_in_the_pass, {"cached_decoding", "padding"}),
+        (next_token, {"causality", "cached_decoding"}),
+        (batch_mates, {"padding"}),
+        (no_rows, {"dead_tensors", "unmoved_tensors"}),
+        (shifted, {"identity_at_start"}),
+        (not_a_number, {"identity_at_start", "deterministic_evaluation"}),  # a NaN equals nothing
+        (thawing, {"frozen_tensors"}),
+    ],
+)
+def test_each_check_can_fail(make: Callable[..., Tensor], broken: set[str]):
+    findings = audited(method("lora") | {"bias": BiasConfig(make=make)})
+    assert failed(findings) == broken
+
+
+def test_dropout_in_evaluation_is_caught():
+    assert "deterministic_evaluation" in failed(audited(method("lora") | {"bias": BiasConfig(make=always_dropping)}))
+
+
+def test_a_count_off_the_formula_is_caught():
+    findings = audited(method("lora") | {"bias": BiasConfig(make=same_everywhere, off_by=1)})
+    assert failed(findings) == {"parameter_count"}
+    assert findings["parameter_count"].names == ("bias (1,536, not 1,537)",)
+
+
+def test_a_tensor_that_is_not_in_the_optimizer_is_caught():
+    """Its gradient is fine, so the audit before training says nothing."""
+    audit, model = started(method("dora"))
+    audit.before_training()
+    name = next(name for name in trained(model) if name.endswith("magnitude"))
+    learn(model, left_out=name)
+    audit.after_training()
+    assert audit.failed == ["unmoved_tensors"]
+    assert audit.findings[-2].names == (name,)
+
+
+@pytest.mark.parametrize("name", ["hylorada_dora_learnable", "full"])
+def test_the_audit_leaves_no_trace(name: str):
+    audit, model = started(method(name))
+    model.train()
+    before, start, modes = snapshot(model), values(model), [module.training for module in model.modules()]
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    audit.before_training()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, start[key]) for key, tensor in trained(model).items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_one_short_window_is_enough():
+    """The smallest context that a run may have."""
+    base = tiny("gpt2")
+    ids = IDS[:1, :4]
+    audit = Audit(adapt(base, method("hylorada")), ids, untouched_logits(tiny("gpt2"), ids), seed=0)
+    audit.before_training()
+    assert audit.failed == []
