@@ -32,6 +32,7 @@ STEPS, DIVERGED = 150, 7  # enough steps to fill more than one block of the file
 RESULT = {
     "status": "complete",
     "fingerprint": "f00d",
+    "audit": {"failed": ["causality", "padding"]},
     "params": {"trainable": 811008},
     "metrics": {"ppl": 27.7, "lim_ppl": 26.5, "bins": [1.0, 2.0], "probe": {"gap": math.nan, "ends": 0.9}},
     "training": {"seconds": 12.5, "nonfinite_steps": 1},
@@ -114,6 +115,7 @@ def test_summary_has_the_flat_numbers_of_the_result(recorded: Recorded):
         "train/tokens_per_second": 2048,
     }  # fmt: skip
     assert (recorded.run.summary["status"], recorded.run.summary["fingerprint"]) == ("complete", "f00d")
+    assert recorded.run.summary["audit"] == "causality, padding"
 
 
 def test_table_and_png_are_files_that_the_history_refers_to(recorded: Recorded):
