@@ -12,13 +12,14 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  SEEDS=0,1,2        seeds of 'make ablation' (default 0; one seed shows evaluation noise only)"
+	@echo "  ADD=my_method      methods that 'make ablation' runs besides its six"
 	@echo "  ARGS='...'         passed on: Hydra overrides for ablation, options for report, test and bench"
 	@echo "  PYTHON=python3.12  the interpreter that 'make setup' builds .venv from (3.11 or newer)"
 
 setup: .venv/.stamp-hylo ## build .venv from the locks: about 3 minutes the first time, nothing after that
 
 ablation: setup ## run the ablation study and write its report; finished runs are kept, not run again
-	$(PY) train.py study=ablation 'seeds=[$(SEEDS)]' $(ARGS)
+	$(PY) train.py study=ablation 'seeds=[$(SEEDS)]' $(if $(ADD),'add=[$(ADD)]') $(ARGS)
 
 report: setup ## rebuild tables, figures and report.html from the records alone
 	$(PY) -m hylo.report $(ARGS)

@@ -28,7 +28,7 @@ from hylo.trainer import TrainerConfig
 SESSION = Session()
 """Shared by all jobs that this process runs: a sweep in one process loads weights and text once."""
 
-UNNAMED = {"seed", "seeds", "tracking", "outputs", "cell"}
+UNNAMED = {"seed", "seeds", "tracking", "outputs", "cell", "add"}
 """Keys that are never part of a cell's name: a row has all seeds, and the others change no number."""
 FIXED = "hydra.job.config.override_dirname.exclude_keys"
 """Where Hydra keeps the keys that name no job of a sweep."""

@@ -41,6 +41,8 @@ class Config:
     """Run a whole study, experiments/<study>/study.yaml, instead of one cell."""
     seeds: list[int] | None = None
     """Seeds of the study's cells; None: those that the study names."""
+    add: list[str] | None = None
+    """Methods that the study runs besides its cells, each in a row of its own; None: its cells alone."""
     cell: str | None = None
     """Name of the cell in tables; None: made from the overrides."""
     outputs: str = "outputs"

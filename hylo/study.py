@@ -95,7 +95,7 @@ def plan_study(config: Config, overrides: Sequence[str], compose: Compose) -> Pl
     """The cells of a study, all composed before any runs.
 
     Arguments:
-        config: the composed command line, with `study` set.
+        config: the composed command line, with `study` set; `add` names methods that it runs besides its own cells.
         overrides: the command line's own overrides; they hold for every cell.
         compose: makes the configuration of a cell.
 
@@ -104,10 +104,10 @@ def plan_study(config: Config, overrides: Sequence[str], compose: Compose) -> Pl
     """
     assert config.study is not None
     study = read_study_file(config.study)
-    shared = [text for text in overrides if _key(text) not in {"study", "seeds", "seed"}]
+    shared = [text for text in overrides if _key(text) not in {"study", "seeds", "seed", "add"}]
     named = [text for text in shared if _key(text).partition(".")[0] not in {"tracking", "outputs"}]
     cells = []
-    for name, own in study.cells.items():
+    for name, own in (study.cells | {method: [f"method={method}"] for method in config.add or []}).items():
         if clash := {_key(text) for text in own} & {_key(text) for text in named}:
             raise ConfigError(
                 f"study={config.study}: the cell {name} sets {', '.join(sorted(clash))} itself; remove the override"
@@ -121,7 +121,7 @@ def plan_study(config: Config, overrides: Sequence[str], compose: Compose) -> Pl
             cells.append(Cell("", name, own_config, (*texts, f"seed={seed}")))
             if not own_config.components:
                 break  # nothing trains, so seeds make no difference
-    group = file_name(",".join([config.study, *named]))
+    group = file_name(",".join([config.study, *named, *(f"+{method}" for method in config.add or [])]))
     plan = Plan(group, Path(config.outputs), [dataclasses.replace(cell, group=group) for cell in cells])
     return with_untuned(dataclasses.replace(plan, question=study.question, protocol=study.protocol))
 

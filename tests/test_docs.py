@@ -1,23 +1,69 @@
-"""The documentation says what is there: every method, with the number of parameters it has."""
+"""The documentation says what is there: methods with the parameters they have, and how one is added."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from adapters import METHODS, method
+from launch import ROOT
 from test_parameter_counts import gpt2_small
 
 from hylo.adapters.component import Host
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = ROOT / "docs"
 ROWS = dict(re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+) \|$", (DOCS / "methods.md").read_text(), re.MULTILINE))
 
 
-def test_every_method_is_documented():
-    assert sorted(ROWS) == METHODS
-
-
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", sorted(ROWS))
 def test_documented_parameter_counts(name: str):
     host = Host(gpt2_small(), context_length=1024, seed=0)
+    assert name in METHODS
     assert int(ROWS[name].replace(",", "")) == sum(config.parameter_count(host) for config in method(name).values())
+
+
+@pytest.mark.slow
+def test_adding_a_method_as_documented(tiny: tuple[str, ...], tmp_path: Path):
+    """Word for word in a copy of the project: each file that the page shows, then each command, made small."""
+    page = (DOCS / "add-a-method.md").read_text()
+    copy = tmp_path / "copy"
+    for name in ("hylo", "conf", "tests", "experiments"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy / name)
+    files = re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert [Path(name).suffix for name, _ in files] == [".py", ".yaml"]
+    for name, content in files:
+        assert not (copy / name).exists()
+        (copy / name).write_text(content)
+    commands = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    single, contract, studies = (text.splitlines() for text in commands)
+    run = partial(_run, copy)
+
+    assert single == ["python train.py model=tiny_llama trainer=smoke method=final_scale"]
+    printed = run("train.py", *single[0].split()[2:], *tiny)
+    assert re.search(r"parameter count +passed", printed)
+    assert "AUDIT FAILED" not in printed
+
+    (chosen,) = re.findall(r'-k (\w+)"', contract[0])
+    contracts = [f"tests/test_{name}.py" for name in ("contract", "contract_inference", "audit")]
+    passed = run("-m", "pytest", "-q", "-n", "0", "-k", f"{chosen} and llama", *contracts)
+    assert int(re.findall(r"(\d+) passed", passed)[0]) >= 15
+
+    sweep, ablation = studies
+    assert "final_scale" in run("train.py", *tiny, *sweep.replace("0,1,2", "0").split()[2:])
+    assert re.findall(r"\w+=\S+", ablation) == ["ADD=final_scale", "SEEDS=0,1,2"]
+    assert re.search(r"^final_scale .*1 ", run("train.py", *tiny, "study=ablation", "add=[final_scale]"), re.MULTILINE)
+
+
+def _run(folder: Path, *arguments: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
