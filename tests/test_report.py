@@ -61,6 +61,13 @@ def _log_ppl(folder: Path, cell: str, seed: int, *, table: str = EVAL, third: in
     return float(sums["nll_sum"].sum() / sums["tokens"].sum())
 
 
+def _window_ppls(folder: Path, cell: str, seed: int) -> np.ndarray:
+    """The perplexity of each window of one run, read with plain pandas."""
+    (path,) = folder.glob(f"{cell}-seed{seed}-*")
+    sums: Any = pd.read_parquet(path / EVAL).groupby("window")[["nll_sum", "tokens"]].sum()
+    return np.exp(sums["nll_sum"] / sums["tokens"]).to_numpy()
+
+
 def _edit(path: Path, **changes: Any) -> None:
     write_json(path, json.loads(path.read_text()) | changes)
 
@@ -101,6 +108,8 @@ def test_known_numbers(recorded: Path, table: pd.DataFrame, cell: str, reference
     assert row["lim_improvement_pct"] == pytest.approx(
         100 * (1 - np.exp(np.mean(np.subtract(middle, middle_reference))))
     )
+    means = [_window_ppls(recorded, cell, seed).mean() for seed in (0, 1, 2)]
+    assert row["mean_window_ppl"] == pytest.approx(np.mean(means))
     assert row["added_params"] == PARAMS[cell] - PARAMS.get(reference, 0)
     assert row["params_per_pct"] == pytest.approx(row["added_params"] / row["improvement_pct"])
     assert (row["train_seconds"], row["tokens_per_second"], row["peak_memory_bytes"]) == (41.0, 513.0, 2**30 + 2)

@@ -14,7 +14,7 @@ from hylo.errors import RecordError
 from hylo.records import EVAL, FAILED, RESULT, STUDY, THIRDS, TRACEBACK, WINDOWS, RunRecord, StudyRecord
 
 COLUMNS = [
-    "cell", "reference", "seeds", "ppl", "ppl_low", "ppl_high", "lim_ppl",
+    "cell", "reference", "seeds", "ppl", "ppl_low", "ppl_high", "lim_ppl", "mean_window_ppl",
     "improvement_pct", "improvement_low", "improvement_high", "lim_improvement_pct",
     "trainable_params", "added_params", "params_per_pct", "train_seconds", "tokens_per_second", "peak_memory_bytes",
     "audit",
@@ -36,6 +36,7 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
     - `seeds`: the seeds that both sides have, and all measures of the row are over these. Where none is common it is 0,
       the improvement is missing, and the other measures are over all of the cell's seeds.
     - `ppl`, `lim_ppl`: exp of the mean over seeds of log PPL, over all positions and over the middle third.
+    - `mean_window_ppl`: arithmetic mean over windows and seeds of each window's own perplexity, as published.
     - `improvement_pct`: 100 (1 - PPL / PPL of the reference); intervals as in `hylo.stats`, 95 %.
     - `added_params`: trainable parameters beyond the same reference's; `params_per_pct`: divided by the improvement.
     - `train_seconds`, `tokens_per_second`: means over seeds; `peak_memory_bytes`: the largest.
@@ -134,7 +135,9 @@ def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
     nll, tokens = _window_sums(used)
     try:
         ppl = stats.ppl(nll, tokens, _generator(cell))
-        row |= {"ppl": ppl.value, "ppl_low": ppl.low, "ppl_high": ppl.high, "lim_ppl": math.exp(_middle_log_ppl(used))}
+        lim_ppl, mean_window_ppl = stats.perplexity(_middle_log_ppl(used)), stats.mean_window_ppl(nll, tokens)
+        row |= {"ppl": ppl.value, "ppl_low": ppl.low, "ppl_high": ppl.high}
+        row |= {"lim_ppl": lim_ppl, "mean_window_ppl": mean_window_ppl}
         if pairs:
             row |= _improvement(pairs, nll, tokens, _generator(cell, reference))
     except ValueError as error:
@@ -165,7 +168,8 @@ def _improvement(pairs: list[Pair], nll: np.ndarray, tokens: np.ndarray, rng: np
             f"{runs[0].folder} and {others[0].folder} count other tokens in the same windows; run them again"
         )
     contrast = stats.improvement(nll, reference, tokens, rng)
-    lim = -100 * math.expm1(_middle_log_ppl(runs) - _middle_log_ppl(others))
+    with np.errstate(over="ignore"):
+        lim = -100 * float(np.expm1(_middle_log_ppl(runs) - _middle_log_ppl(others)))
     return {
         "improvement_pct": contrast.value,
         "improvement_low": contrast.low,
