@@ -364,6 +364,19 @@ def test_a_missing_sum_is_not_counted_as_zero(study: Path, table: str):
         summarize(read_study(study))
 
 
+def test_a_perplexity_too_large_for_a_number_is_missing(study: Path):
+    """A mean NLL of 803 nats in one cell: the exponential overflows, and the report of all others must still appear."""
+    for run in study.glob("low-seed*"):
+        for table in (EVAL, THIRDS):
+            sums = pd.read_parquet(run / table)
+            sums.assign(nll_sum=sums["nll_sum"] + 800 * sums["tokens"]).to_parquet(run / table)
+    report = write_report(study)
+    row = _row(report.summary, "low", "untuned")
+    assert row[["ppl", "lim_ppl", "mean_window_ppl", "improvement_pct", "params_per_pct"]].isna().all()
+    assert pd.notna(_row(report.summary, "high", "untuned")["improvement_pct"])
+    assert "inf" not in (study / "summary.md").read_text()
+
+
 def test_damaged_records_are_named(study: Path):
     (run,) = study.glob("low-seed0-*")
     (run / EVAL).write_bytes(b"not a table")

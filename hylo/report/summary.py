@@ -42,6 +42,8 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
     - `train_seconds`, `tokens_per_second`: means over seeds; `peak_memory_bytes`: the largest.
     - `audit`: passed, or the checks that failed in any run of the cell.
 
+    A perplexity too large for a number (a mean NLL above 709 nats) is missing, and so is what rests on it.
+
     The bootstrap's generator is seeded by the names of cell and reference, so a row does not depend on other rows.
 
     Raises:
@@ -54,7 +56,7 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
     rows = [_row(study, cell, reference) for cell, reference in _contrasts(study)]
     table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     kinds = {column: "Int64" if column in _COUNTS else "float64" for column in COLUMNS if column not in _TEXTS}
-    return table.astype(kinds)
+    return table.astype(kinds).replace([np.inf, -np.inf], np.nan)
 
 
 def incomplete(study: StudyRecord) -> list[str]:
@@ -101,7 +103,7 @@ def ppl_by_bin(study: StudyRecord) -> pd.DataFrame:
     if not tables:
         return pd.DataFrame(columns=pd.Index(["cell", "bin", "ppl"]))
     means: Any = pd.concat(tables).groupby(["cell", "bin"], sort=False)["log_ppl"].mean()
-    return np.exp(means).rename("ppl").reset_index()
+    return means.map(stats.perplexity).replace(np.inf, np.nan).rename("ppl").reset_index()
 
 
 def value_of(run: RunRecord, section: str, key: str) -> Any:
@@ -148,7 +150,8 @@ def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
         row["added_params"] = row["trainable_params"] - value_of(others[0], "params", "trainable")
     if pairs:
         contrast = row["improvement_pct"], row["improvement_low"], row["improvement_high"]
-        row["params_per_pct"] = stats.params_per_pct(row["added_params"], *contrast)
+        if np.isfinite(contrast).all():
+            row["params_per_pct"] = stats.params_per_pct(row["added_params"], *contrast)
     return row
 
 

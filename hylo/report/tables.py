@@ -48,8 +48,8 @@ def number(value: Any, decimals: int = 1) -> str:
 
 
 def interval(value: Any, low: Any, high: Any) -> str:
-    """For example `30.0 [28.1, 32.1]`, with more decimals where it is narrow; without finite ends, the value alone."""
-    if not (math.isfinite(low) and math.isfinite(high)):
+    """For example `30.0 [28.1, 32.1]`, with more decimals where it is narrow; without ends, the value alone."""
+    if pd.isna(low) or pd.isna(high):
         return number(value)
     half = (high - low) / 2
     decimals = 1 if half == 0 else min(4, max(0 if half >= 100 else 1, math.ceil(-math.log10(half))))
