@@ -7,7 +7,7 @@ from pathlib import Path
 from hylo.adapters.component import Host
 from hylo.adapters.model import method_problems
 from hylo.config import Config
-from hylo.data.base import Split
+from hylo.data.base import Split, data_problems
 from hylo.errors import ConfigError, problem
 from hylo.models.architecture import model_context_length
 from hylo.runtime import device_problems
@@ -46,7 +46,8 @@ def check(cell: Cell, session: Session) -> None:
     config = cell.config
     skeleton = session.skeleton(config.model)
     host = Host(skeleton, config.data.context_length, config.seed)
-    problems = [*trainer_problems(config.trainer), *device_problems(config.trainer.device)]
+    problems = [*data_problems(config.data), *trainer_problems(config.trainer)]
+    problems += device_problems(config.trainer.device)
     problems += method_problems(config.components, host)
     limit = model_context_length(skeleton)
     if config.data.context_length > limit:
@@ -56,6 +57,17 @@ def check(cell: Cell, session: Session) -> None:
         )
     if problems:
         raise ConfigError(*problems)
+    check_documents(config, session)
+
+
+def check_documents(config: Config, session: Session) -> None:
+    """Refuse data without documents, or with a document that is both trained on and evaluated on.
+
+    Documents of fewer bytes than the context length has tokens fill no window: headings, say, recur in honest data.
+
+    Raises:
+        ConfigError: as above; it names the splits or the document.
+    """
     if not session.documents(config.data, config.data.eval_split):
         split = config.data.eval_split.name
         raise ConfigError(
@@ -63,3 +75,13 @@ def check(cell: Cell, session: Session) -> None:
         )
     if config.components and not session.documents(config.data, Split.train):
         raise ConfigError(f"data={config.data.name} has no train documents\n    fix:     name some, or method=none")
+    if config.components:
+        trained = {document.text: document.name for document in session.documents(config.data, Split.train)}
+        for document in session.documents(config.data, config.data.eval_split):
+            if document.text in trained and len(document.text.encode()) >= config.data.context_length:
+                split = config.data.eval_split.name
+                raise ConfigError(
+                    f"data={config.data.name}: the {split} document {document.name!r} is also trained on, "
+                    f"as {trained[document.text]!r}\n"
+                    f"    allowed: no document in two splits\n    fix:     leave it out of one of them"
+                )

@@ -23,7 +23,7 @@ class RecordError(HyloError):
 
 
 class TrainingDiverged(HyloError):
-    """Training met more non-finite losses than allowed and stopped."""
+    """Training met more non-finite losses than allowed, or left a model whose evaluation meets one."""
 
 
 def problem(key: str, value: object, allowed: str, fix: str) -> str:

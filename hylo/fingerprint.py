@@ -15,6 +15,7 @@ from typing import Any
 
 import hylo.adapters.component
 import hylo.adapters.model
+import hylo.data.lines
 import hylo.data.tokens
 import hylo.data.windows
 import hylo.evaluation
@@ -22,7 +23,7 @@ import hylo.trainer
 import hylo.training
 from hylo.cache import text_hash
 from hylo.config import Config
-from hylo.data.base import Split
+from hylo.data.base import Protocol, Split
 from hylo.runtime import library_versions
 from hylo.schema import plain
 from hylo.session import Session
@@ -37,23 +38,26 @@ def fingerprint(config: Config, session: Session) -> str:
     data, trainer = config.data, plain(config.trainer)
     content: dict[str, Any] = {
         "model": session.identity(config.model),
+        "protocol": data.protocol.name,
         "context_length": data.context_length,
         "eval_windows": data.eval_windows,
         "eval_documents": session.documents_identity(data, data.eval_split),
         "versions": library_versions(),
         "method": {slot: [type(part).__module__, plain(part)] for slot, part in sorted(config.components.items())},
     }
+    measures = (*_MEASURES, hylo.data.lines) if data.protocol is Protocol.lines else _MEASURES
     if config.components:
+        content["padding"] = [data.loss_on_padding, data.keep_blank_lines]
         content["train_documents"] = session.documents_identity(data, Split.train)
         content["trainer"] = {
             name: value for name, value in trainer.items() if name not in TrainerConfig.WITHOUT_EFFECT
         }
         content["seed"] = config.seed
         components = [sys.modules[type(part).__module__] for part in config.components.values()]
-        content["source"] = source_hash(_closure([*components, *_TRAINS, *_MEASURES]))
+        content["source"] = source_hash(_closure([*components, *_TRAINS, *measures]))
     else:
         content["trainer"] = {name: trainer[name] for name in sorted(TrainerConfig.EVALUATION)}
-        content["source"] = source_hash(_MEASURES)
+        content["source"] = source_hash(measures)
     return text_hash(json.dumps(content, sort_keys=True))[:12]
 
 

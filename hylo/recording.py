@@ -46,6 +46,9 @@ def new_result(cell: Cell, mark: str, session: Session) -> dict[str, Any]:
         "data": {
             "name": config.data.name,
             "context_length": config.data.context_length,
+            "protocol": config.data.protocol.name,
+            "loss_on_padding": config.data.loss_on_padding,
+            "keep_blank_lines": config.data.keep_blank_lines,
             "eval_split": config.data.eval_split.name,
             "eval_identity": session.documents_identity(config.data, config.data.eval_split),
         },

@@ -17,6 +17,7 @@ The names in these files are a contract: reports, notebooks and later tools read
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -76,12 +77,12 @@ class RunRecord:
 
     @cached_property
     def windows(self) -> pd.DataFrame:
-        """Columns window, document, first_token, length: enough to cut the same windows again."""
+        """Columns window, document, first_token, length (without padding): enough to cut the same windows again."""
         return _read_table(self.folder / WINDOWS, ["window", "document", "first_token", "length"])
 
     @cached_property
     def curve(self) -> pd.DataFrame:
-        """One row an optimizer step: step, loss (nats a token), learning_rate, grad_norm, its tokens and seconds."""
+        """One row an optimizer step: step, loss (nats a token), learning_rate, grad_norm, its tokens, seconds."""
         path = self.folder / CURVE
         return pd.read_json(path, lines=True) if path.exists() and path.stat().st_size else pd.DataFrame()
 
@@ -186,6 +187,11 @@ def write_json(path: Path, content: Any) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text)
     draft.replace(path)
+
+
+def finite_or_none(value: float) -> float | None:
+    """The value, or None where it is not finite: JSON has no NaN, and no number stands in for one."""
+    return value if math.isfinite(value) else None
 
 
 @contextmanager

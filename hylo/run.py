@@ -72,6 +72,7 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
                     seed=config.seed,
                     folder=folder,
                     label=label,
+                    loss_on_padding=config.data.loss_on_padding,
                     on_step=lambda line: log_step(tracker, line),
                 )
             size = config.trainer.eval_batch_size

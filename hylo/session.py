@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hylo.data.base import DataConfig, Document, Split
+from hylo.data.base import DataConfig, Document, Protocol, Split
+from hylo.data.lines import cut_lines, predicting
 from hylo.data.tokens import documents_identity, tokenize
 from hylo.data.windows import Windows, cut_windows, sample
 from hylo.models.base import ModelConfig
@@ -51,17 +52,19 @@ class Session:
         return self._once("hash", data, split, make=lambda: documents_identity(self.documents(data, split)))
 
     def windows(self, data: DataConfig, model: ModelConfig, split: Split) -> Windows:
-        """All windows of a split, in the model's tokens."""
+        """All windows of a split, in the model's tokens, blank lines among them where they are trained on."""
 
         def make() -> Windows:
-            documents = tokenize(self.documents(data, split), self.tokenizer(model))
-            return cut_windows(documents, data.context_length)
+            documents, tokenizer = self.documents(data, split), self.tokenizer(model)
+            if data.protocol is Protocol.lines:
+                return cut_lines(documents, tokenizer, data)
+            return cut_windows(tokenize(documents, tokenizer), data.context_length)
 
         return self._once("windows", data, model, split, make=make)
 
     def eval_windows(self, data: DataConfig, model: ModelConfig) -> Windows:
         """The windows that every cell of this model and data is evaluated on."""
-        return sample(self.windows(data, model, data.eval_split), data.eval_windows)
+        return sample(predicting(self.windows(data, model, data.eval_split)), data.eval_windows)
 
     def _once(self, kind: str, *parts: object, make: Callable[[], T]) -> T:
         key = _key(kind, *parts)

@@ -1,8 +1,9 @@
 """Estimates and intervals from per-window NLL sums. Pure functions on arrays: no files, no plots.
 
 Shapes: sums of token NLL are [seeds, windows] in nats, token counts [windows]. Windows are shared by all seeds and by
-both arms of a contrast, so there is one vector of counts. Every estimate is a ratio of sums, never a mean of ratios:
-PPL = exp(sum of NLL / number of tokens). Everything is computed on log PPL and transformed at the end.
+both arms of a contrast, so there is one vector of counts. Every estimate but `mean_window_ppl`, the published measure,
+is a ratio of sums, never a mean of ratios: PPL = exp(sum of NLL / number of tokens). Everything is computed on log PPL
+and transformed at the end.
 
 What an interval claims depends on the number of seeds:
 
@@ -32,6 +33,25 @@ class Interval(NamedTuple):
     high: float
 
 
+def perplexity(nll_per_token: float) -> float:
+    """exp of a mean NLL in nats; infinite where that is too large for a number (above 709 nats)."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(nll_per_token))
+
+
+def mean_window_ppl(nll: ArrayLike, tokens: ArrayLike) -> float:
+    """Arithmetic mean over windows, and then seeds, of each window's own perplexity: no estimate of PPL.
+
+    Published numbers are of this kind where a window is a line of text. A few short lines carry most of the sum, so it
+    has no interval here.
+
+    Args and Raises: as `ratio_of_sums`.
+    """
+    nll, tokens = _checked("nll", nll, tokens)
+    with np.errstate(over="ignore"):
+        return float(np.exp(nll / tokens).mean())
+
+
 def ratio_of_sums(nll: ArrayLike, tokens: ArrayLike) -> float:
     """Mean over seeds of log PPL = sum of NLL / number of tokens, in nats a token.
 
@@ -54,7 +74,7 @@ def ppl(
     Args and Raises: as `improvement`.
     """
     nll, tokens = _checked("nll", nll, tokens)
-    return Interval(*np.exp(_log_interval(nll, tokens, rng, level, resamples)).tolist())
+    return Interval(*map(perplexity, _log_interval(nll, tokens, rng, level, resamples)))
 
 
 def improvement(
@@ -88,7 +108,8 @@ def improvement(
         raise ValueError(
             f"reference has {reference.shape[0]} seeds, nll has {nll.shape[0]}; pair them by seed, or give one for all"
         )
-    value, low, high = -100 * np.expm1(_log_interval(nll - reference, tokens, rng, level, resamples))
+    with np.errstate(over="ignore"):
+        value, low, high = -100 * np.expm1(_log_interval(nll - reference, tokens, rng, level, resamples))
     return Interval(float(value), float(high), float(low))
 
 

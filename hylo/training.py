@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from hylo.adapters.model import AdaptedModel
 from hylo.checkpoint import CHECKPOINT, Checkpoint
 from hylo.curve import Curve
-from hylo.data.windows import Windows, batches
+from hylo.data.windows import IGNORED, Windows, batches, model_inputs
 from hylo.errors import ConfigError, TrainingDiverged, problem
 from hylo.progress import Progress
-from hylo.records import CURVE
+from hylo.records import CURVE, finite_or_none
 from hylo.trainer import TrainerConfig, learning_rate_factor
 
 UNTRAINED: dict[str, Any] = {
@@ -32,6 +32,7 @@ UNTRAINED: dict[str, Any] = {
     "tokens": 0,
     "seconds": 0.0,
     "tokens_per_second": None,
+    "padding_share": None,
     "final_loss": None,
     "nonfinite_steps": 0,
     "max_loss_jump": None,
@@ -46,17 +47,21 @@ class Progression:
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
+    targets: int = 0
+    padding_targets: int = 0
     last_loss: float | None = None
     max_loss_jump: float | None = None
     nonfinite_steps: int = 0
 
-    def count(self, loss: float, tokens: int, seconds: float, finite: bool) -> None:
-        """Take a step into account."""
+    def count(self, loss: float, finite: bool, *, tokens: int, targets: int, padding: int, seconds: float) -> None:
+        """Take a step into account. One without targets has no loss, and is not counted as one that failed."""
         self.step += 1
         self.tokens += tokens
+        self.targets += targets
+        self.padding_targets += padding
         self.seconds += seconds
         if not finite:
-            self.nonfinite_steps += 1
+            self.nonfinite_steps += targets > 0
             return
         if self.last_loss is not None:
             self.max_loss_jump = max(self.max_loss_jump or 0.0, loss - self.last_loss)
@@ -72,6 +77,7 @@ def train(
     seed: int,
     folder: Path,
     label: str,
+    loss_on_padding: bool = False,
     on_step: Callable[[dict[str, Any]], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train the model's components; continues from a checkpoint in `folder` where there is one.
@@ -80,12 +86,15 @@ def train(
         windows: training windows, [W, L].
         folder: the run's folder, for curve.jsonl and the checkpoint.
         label: what the progress bar calls the run.
+        loss_on_padding: padding counts in the loss like other tokens.
         on_step: receives each line of curve.jsonl as it is written: step, loss, learning_rate, grad_norm, and the
-            step's own tokens and seconds. A loss or norm that is not finite is None.
+            step's own tokens (without padding) and seconds. A loss or norm that is not finite is None, and so
+            is the loss of a step without targets.
 
     Returns:
-        The record's `training` section: steps, tokens, seconds, tokens_per_second, final_loss (nats a token, of the
-        last finite step), nonfinite_steps, max_loss_jump (largest rise between neighbouring steps, in nats a token).
+        The record's `training` section: steps, tokens and tokens_per_second (without padding), seconds, padding_share
+        (of the loss's targets), final_loss (nats a token, of the last finite step), nonfinite_steps, max_loss_jump
+        (largest rise between neighbouring steps, in nats a token).
 
     Raises:
         ConfigError: the batches cannot be made of these windows and processes.
@@ -109,7 +118,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate_factor(done.step, config)
             step_batches = list(islice(source, passes))
-            loss = accumulate(network, step_batches, accelerator)
+            loss = accumulate(network, step_batches, accelerator, loss_on_padding=loss_on_padding)
             norm = nn.utils.clip_grad_norm_(
                 [p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm
             )
@@ -117,10 +126,12 @@ def train(
             if finite:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            tokens = sum(batch.size for batch in step_batches)
+            tokens = sum(batch.tokens for batch in step_batches)
+            targets = sum(batch.targets(on_padding=loss_on_padding) for batch in step_batches)
+            padding = targets - sum(batch.targets() for batch in step_batches)
             seconds = time.perf_counter() - began
             rate = config.learning_rate * learning_rate_factor(done.step, config)
-            done.count(loss, tokens, seconds, finite)
+            done.count(loss, finite, tokens=tokens, targets=targets, padding=padding, seconds=seconds)
             line = {"step": done.step, "loss": finite_or_none(loss), "learning_rate": rate}
             line |= {"grad_norm": finite_or_none(float(norm)), "tokens": tokens, "seconds": round(seconds, 4)}
             curve.add(line)
@@ -136,28 +147,48 @@ def train(
         "tokens": done.tokens,
         "seconds": round(done.seconds, 3),
         "tokens_per_second": round(done.tokens / done.seconds, 1),
+        "padding_share": done.padding_targets / done.targets if done.targets else None,
         "final_loss": done.last_loss,
         "nonfinite_steps": done.nonfinite_steps,
         "max_loss_jump": done.max_loss_jump,
     }
 
 
-def accumulate(network: nn.Module, step_batches: list[np.ndarray], accelerator: Accelerator) -> float:
-    """Forward and backward over a step's batches; gradients add up to those of the mean loss, which is returned."""
+def accumulate(
+    network: nn.Module, step_batches: list[Windows], accelerator: Accelerator, *, loss_on_padding: bool = False
+) -> float:
+    """Forward and backward over a step's batches; gradients add up to those of the mean loss, which is returned.
+
+    The mean is over all targets of the step: each weighs the same in whichever pass and process it comes. A mean of
+    the passes' means would weigh the tokens of short lines more. NaN, and no gradient, where the step has no target.
+    """
+    processes, mine = accelerator.num_processes, accelerator.process_index
+    step_targets = sum(batch.targets(on_padding=loss_on_padding) for batch in step_batches)
     total = 0.0
     for batch in step_batches:
-        share = np.array_split(batch, accelerator.num_processes)[accelerator.process_index]
-        ids = torch.from_numpy(share.astype(np.int64)).to(accelerator.device)
+        shares = [batch.take(rows) for rows in np.array_split(np.arange(len(batch)), processes)]
+        counts = [share.targets(on_padding=loss_on_padding) for share in shares]
+        labels = torch.from_numpy(shares[mine].labels(on_padding=loss_on_padding)).to(accelerator.device)
         with accelerator.autocast():
-            loss = causal_loss(network(input_ids=ids).logits, ids)
-        accelerator.backward(loss / len(step_batches))
-        total += float(accelerator.gather(loss.detach()).mean())  # pyright: ignore[reportAttributeAccessIssue]
-    return total / len(step_batches)
+            logits = network(**model_inputs(shares[mine].ids, shares[mine].lengths, accelerator.device)).logits
+            loss = causal_loss(logits, labels)
+        # Several processes: their gradients are averaged, not added.
+        accelerator.backward(loss * (counts[mine] * processes / max(step_targets, 1)))
+        gathered = accelerator.gather(loss.detach())
+        assert isinstance(gathered, Tensor)
+        total += float(np.dot(gathered.cpu().double().reshape(-1).numpy(), counts))
+    return total / step_targets if step_targets else math.nan
 
 
-def causal_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each token given those before it, in nats; logits [B, L, V], ids [B, L]."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+def causal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log-likelihood of each token given those before it, in nats; logits [B, L, V], labels [B, L].
+
+    Labels that are IGNORED do not count. Where none counts the loss is 0, with a gradient of 0.
+    """
+    targets = labels[:, 1:].flatten()
+    if bool((targets == IGNORED).all()):
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=IGNORED)
 
 
 def make_optimizer(model: AdaptedModel, config: TrainerConfig) -> torch.optim.AdamW:
@@ -203,11 +234,6 @@ def check_batches(config: TrainerConfig, windows: Windows, processes: int) -> No
         raise ConfigError(
             problem("trainer.batch_size", config.batch_size, f"a multiple of the {processes} processes", fix)
         )
-
-
-def finite_or_none(value: float) -> float | None:
-    """The value, or None where it is not finite: JSON has no NaN, and no number stands in for one."""
-    return value if math.isfinite(value) else None
 
 
 def diverged(done: Progression, config: TrainerConfig, loss: float, norm: float) -> TrainingDiverged:

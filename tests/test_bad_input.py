@@ -38,6 +38,15 @@ BAD = {
         ["data=text", "data.test_files=[/nowhere/*.txt]"],
         ["data.test_files = '/nowhere/*.txt'", "fix:"],
     ),
+    "loss on padding where there is none": (
+        ["data.loss_on_padding=true"],
+        ["data.loss_on_padding = True", "data.protocol=packed", "data.protocol=lines"],
+    ),
+    "blank lines where there are none": (
+        ["data.keep_blank_lines=true"],
+        ["data.keep_blank_lines = True", "data.protocol=packed", "data.keep_blank_lines=false"],
+    ),
+    "unknown protocol": (["data.protocol=line"], ["data.protocol", "line", "packed", "lines"]),
     "no files": (["data=text"], ["no test documents", "fix:"]),
     "no model folder": (["model=folder", "model.folder=/nowhere"], ["model.folder = '/nowhere'", "save_pretrained"]),
     "nothing to fill in": (["model=folder"], ["model.folder", "fix:"]),

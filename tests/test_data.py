@@ -13,6 +13,7 @@ from launch import ROOT, composed
 
 from hylo.data.base import Document, Split
 from hylo.data.hub_dataset import HubDatasetConfig
+from hylo.data.lines import split_lines
 from hylo.errors import ConfigError, MissingDependency
 
 SPLITS = [split.name for split in Split]
@@ -97,6 +98,20 @@ def test_articles_are_joined_exactly(wikitext: Path, name: str, subset: str, spl
     assert [document.name for document in documents] == [f"document-{index}" for index in range(len(expected))]
     shipped = pd.concat(map(pd.read_parquet, sorted((wikitext / subset).glob(f"{split.name}-*"))))
     assert "".join(document.text for document in documents) == "".join(shipped["text"])
+
+
+@pytest.mark.parametrize("overrides", [(), ("data.document_start=null",)])
+def test_every_row_is_a_sample_line_by_line(wikitext: Path, overrides: tuple[str, ...]):
+    """Blank rows too, a third and more, though they come without the end of a line: joined as they are, they vanish."""
+    data = hub("wikitext2_lines", wikitext, *overrides)
+    documents = data.documents(Split.train)
+    rows = ["", *itertools.chain(*(article(f"{title} wikitext-2-raw-v1") for title in TITLES["train"]))]
+    found = [line for document in documents for line in split_lines(document.text)]
+    assert found == [row.removesuffix("\n") for row in rows]
+    assert found.count("") > len(rows) / 3
+    if overrides:
+        evaluated = [document.text for document in data.documents(Split.test)]
+        assert all(text.strip() for text in evaluated), "a setting of training changed what is evaluated"
 
 
 def test_documents_of_a_stream_are_the_first_ones(wikitext: Path):

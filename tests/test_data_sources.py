@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from launch import composed
+from launch import TINY, composed
+from launch import train as run
 
+from hylo.cell import Cell, check
 from hylo.data.base import Split
 from hylo.data.plays_wheel import PlaysWheelConfig
 from hylo.data.text_files import TextFilesConfig
 from hylo.errors import ConfigError, MissingDependency
+from hylo.session import Session
 
 
 def names(data: PlaysWheelConfig | TextFilesConfig, split: Split) -> list[str]:
@@ -163,3 +166,23 @@ def test_empty_file_and_split_without_files(here: Path):
     data = TextFilesConfig(name="text", train_files=["empty.txt", "a.txt"])
     assert [document.text for document in data.documents(Split.train)] == ["", "text of a.txt"]
     assert data.documents(Split.test) == []
+
+
+def test_a_document_in_two_splits_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """By content: the same text under another name, which a comparison of paths lets pass. An untuned model may see it,
+    and a heading shorter than a window does no harm."""
+    monkeypatch.chdir(tmp_path)
+    texts = {"a": "first " * 20, "b": "second " * 20, "copy": "second " * 20, "h1": "Title", "h2": "Title"}
+    for name, text in texts.items():
+        Path(f"{name}.txt").write_text(text)
+    data = (*TINY, "data=text", "data.train_files=[a.txt,b.txt,h1.txt]")
+    cell = (*data, "data.test_files=[h2.txt,copy.txt]")
+    assert run(*cell, "method=lora") == 2
+    message = capsys.readouterr().err
+    for part in ("data=text", "test document 'copy.txt'", "as 'b.txt'", "allowed:", "fix:"):
+        assert part in message
+    assert not Path("outputs").exists()
+    check(Cell("runs", "none", composed(*cell, "method=none")), Session())
+    check(Cell("runs", "lora", composed(*data, "data.test_files=[h2.txt]", "method=lora")), Session())

@@ -33,7 +33,7 @@ def random_windows(count: int, length: int = LENGTH) -> Windows:
     rng = np.random.default_rng(3)
     ids, sizes = rng.integers(0, 257, (count, length)), rng.integers(0, 5, (count, length - 1))
     first = np.arange(count) * length
-    return Windows(ids.astype(np.int32), sizes, np.full(count, "document", dtype=object), first)
+    return Windows(ids.astype(np.int32), sizes, np.full(count, "document", dtype=object), first, np.full(count, length))
 
 
 def sharp(architecture: TinyArchitecture) -> PreTrainedModel:
@@ -242,6 +242,7 @@ def test_metrics_of_real_losses(model: AdaptedModel, accelerator: Accelerator):
         "lim_ppl": math.exp(parts[1].mean()),
         "head_ppl": math.exp(parts[0].mean()),
         "tail_ppl": math.exp(parts[2].mean()),
+        "mean_window_ppl": np.mean([math.exp(row.mean()) for row in nll]),
         "nll_nats_per_token": nll.mean(),
         "bits_per_byte": nll.sum() / math.log(2) / windows.bytes.sum(),
         "eval_tokens": 5 * (LENGTH - 1),

@@ -61,6 +61,13 @@ def _log_ppl(folder: Path, cell: str, seed: int, *, table: str = EVAL, third: in
     return float(sums["nll_sum"].sum() / sums["tokens"].sum())
 
 
+def _window_ppls(folder: Path, cell: str, seed: int) -> np.ndarray:
+    """The perplexity of each window of one run, read with plain pandas."""
+    (path,) = folder.glob(f"{cell}-seed{seed}-*")
+    sums: Any = pd.read_parquet(path / EVAL).groupby("window")[["nll_sum", "tokens"]].sum()
+    return np.exp(sums["nll_sum"] / sums["tokens"]).to_numpy()
+
+
 def _edit(path: Path, **changes: Any) -> None:
     write_json(path, json.loads(path.read_text()) | changes)
 
@@ -101,6 +108,8 @@ def test_known_numbers(recorded: Path, table: pd.DataFrame, cell: str, reference
     assert row["lim_improvement_pct"] == pytest.approx(
         100 * (1 - np.exp(np.mean(np.subtract(middle, middle_reference))))
     )
+    means = [_window_ppls(recorded, cell, seed).mean() for seed in (0, 1, 2)]
+    assert row["mean_window_ppl"] == pytest.approx(np.mean(means))
     assert row["added_params"] == PARAMS[cell] - PARAMS.get(reference, 0)
     assert row["params_per_pct"] == pytest.approx(row["added_params"] / row["improvement_pct"])
     assert (row["train_seconds"], row["tokens_per_second"], row["peak_memory_bytes"]) == (41.0, 513.0, 2**30 + 2)
@@ -353,6 +362,19 @@ def test_a_missing_sum_is_not_counted_as_zero(study: Path, table: str):
     sums.to_parquet(run / table)
     with pytest.raises(RecordError, match=f"{table} has nll_sum = nan in window"):
         summarize(read_study(study))
+
+
+def test_a_perplexity_too_large_for_a_number_is_missing(study: Path):
+    """A mean NLL of 803 nats in one cell: the exponential overflows, and the report of all others must still appear."""
+    for run in study.glob("low-seed*"):
+        for table in (EVAL, THIRDS):
+            sums = pd.read_parquet(run / table)
+            sums.assign(nll_sum=sums["nll_sum"] + 800 * sums["tokens"]).to_parquet(run / table)
+    report = write_report(study)
+    row = _row(report.summary, "low", "untuned")
+    assert row[["ppl", "lim_ppl", "mean_window_ppl", "improvement_pct", "params_per_pct"]].isna().all()
+    assert pd.notna(_row(report.summary, "high", "untuned")["improvement_pct"])
+    assert "inf" not in (study / "summary.md").read_text()
 
 
 def test_damaged_records_are_named(study: Path):

@@ -44,11 +44,12 @@ def test_the_record_of_a_run(tiny: tuple[str, ...]) -> None:
     )
     assert run.folder.name.endswith(f"-seed0-{result['fingerprint']}")
     assert set(result["metrics"]) == {
-        "ppl", "lim_ppl", "head_ppl", "tail_ppl", "nll_nats_per_token", "bits_per_byte", "eval_tokens"
+        "ppl", "lim_ppl", "head_ppl", "tail_ppl", "mean_window_ppl", "nll_nats_per_token", "bits_per_byte",
+        "eval_tokens",
     }  # fmt: skip
     assert set(result["training"]) == {
         "steps", "tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "final_loss", "nonfinite_steps",
-        "max_loss_jump",
+        "max_loss_jump", "padding_share",
     }  # fmt: skip
     assert result["audit"] == {"failed": []}
     checks = {finding["check"]: finding for finding in json.loads((run.folder / AUDIT).read_text())}

@@ -109,16 +109,17 @@ def test_random_numbers_of_the_caller_are_left_alone(config: Config, tmp_path: P
 def test_accumulated_gradients_are_those_of_one_batch(config: Config) -> None:
     accelerator = accelerator_for(config.trainer.device, config.trainer.precision)
     base = SESSION.base(config.model, accelerator.device)
-    ids = SESSION.windows(config.data, config.model, Split.train).ids[:4]
+    windows = SESSION.windows(config.data, config.model, Split.train).take(np.arange(4))
+    ids = torch.from_numpy(windows.ids).long()
     with adapted(base, config.components, context_length=32, seed=0) as model:
         model.eval()  # dropout would differ
         tensors = [tensor for tensors in model.tensors().values() for tensor in tensors.values()]
         gradients = []
-        for parts in ([ids], [ids[:2], ids[2:]]):
+        for parts in ([windows], [windows.take(np.array(rows)) for rows in ([0, 1], [2, 3])]):
             loss = accumulate(model, parts, accelerator)
             gradients.append([tensor.grad.clone() for tensor in tensors if tensor.grad is not None])
             model.zero_grad(set_to_none=True)
-            expected = causal_loss(model(input_ids=torch.from_numpy(ids).long()).logits, torch.from_numpy(ids).long())
+            expected = causal_loss(model(input_ids=ids).logits, ids)
             assert loss == pytest.approx(float(expected.detach()))
         for one, two in zip(*gradients, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
@@ -187,8 +188,8 @@ def test_batches_that_cannot_be_made(config: Config, tmp_path: Path) -> None:
 
 def test_every_window_comes_once_an_epoch() -> None:
     ids = np.arange(10, dtype=np.int32)[:, None]
-    windows = Windows(ids, ids, np.array(["a"] * 10, dtype=object), np.arange(10))
+    windows = Windows(ids, ids, np.array(["a"] * 10, dtype=object), np.arange(10), np.ones(10, int))
     source = batches(windows, 4, np.random.default_rng(0))
-    drawn = np.concatenate([next(source) for _ in range(5)]).ravel()
+    drawn = np.concatenate([next(source).ids for _ in range(5)]).ravel()
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert list(drawn[:10]) != list(drawn[10:]), "epochs differ in their order"

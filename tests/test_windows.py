@@ -41,7 +41,9 @@ def tokenized(lengths: list[int], seed: int = 0) -> list[TokenizedDocument]:
 def numbered(count: int) -> Windows:
     """Windows whose ids are their number."""
     number = np.arange(count, dtype=np.int32)
-    return Windows(np.stack([number] * 3, axis=1), np.ones((count, 2), np.int64), number.astype(object), number)
+    return Windows(
+        np.stack([number] * 3, axis=1), np.ones((count, 2), np.int64), number.astype(object), number, np.full(count, 3)
+    )
 
 
 @anything
@@ -138,15 +140,15 @@ def test_every_window_once_an_epoch(count: int, size: int, seed: int):
     each batch on its own would repeat some."""
     epochs = 3
     taken = list(islice(batches(numbered(count), size, np.random.default_rng(seed)), -(-epochs * count // size)))
-    assert all(batch.shape == (size, 3) for batch in taken)
-    order = np.concatenate(taken)[: epochs * count, 0].reshape(epochs, count)
+    assert all(batch.ids.shape == (size, 3) for batch in taken)
+    order = np.concatenate([batch.ids for batch in taken])[: epochs * count, 0].reshape(epochs, count)
     np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(count), (epochs, 1)))
 
 
 def test_order_depends_on_the_seed_alone():
     def order(seed: int, size: int = 4) -> list[int]:
         stream = batches(numbered(20), size, np.random.default_rng(seed))
-        return np.concatenate(list(islice(stream, 40 // size)))[:, 0].tolist()
+        return np.concatenate([batch.ids for batch in islice(stream, 40 // size)])[:, 0].tolist()
 
     assert order(0) == order(0) != order(1)
     assert order(0) == order(0, size=5), "the batch size changes where the order is cut, not the order"

@@ -1,11 +1,13 @@
 """What a source of text provides: documents, in splits that share none."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
 from omegaconf import MISSING
 
+from hylo.errors import problem
 from hylo.schema import bounded
 
 
@@ -15,6 +17,13 @@ class Split(Enum):
     train = "trained on"
     validation = "for choosing settings; no reported number comes from it"
     test = "for reported numbers"
+
+
+class Protocol(Enum):
+    """What one sample is."""
+
+    packed = "a window of the context length, cut from a document; no padding"
+    lines = "a line of text, padded; to reproduce published numbers"
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,14 @@ class DataConfig(ABC):
     """Evaluation windows, a fixed random sample of the split's windows; None: all of them."""
     eval_split: Split = Split.test
     """test, or validation for choosing settings."""
+    protocol: Protocol = Protocol.packed
+    """packed, or lines: one line of text a sample, cut off or padded with the end-of-text token to the context length.
+    Lines of fewer than two tokens predict nothing and are left out."""
+    loss_on_padding: bool = False
+    """For lines: padding counts in the training loss, as where labels are a copy of the input; never in evaluation."""
+    keep_blank_lines: bool = False
+    """For lines: those of fewer than two tokens are trained on as well. Without loss on padding they only take places
+    in batches."""
 
     @abstractmethod
     def documents(self, split: Split) -> list[Document]:
@@ -46,3 +63,12 @@ class DataConfig(ABC):
             MissingDependency: the source cannot be reached; the message says what to do.
             ConfigError: the split has no documents.
         """
+
+
+def data_problems(config: DataConfig) -> Iterator[str]:
+    """Settings that contradict each other, as text."""
+    if config.protocol is Protocol.packed:
+        for name in ("loss_on_padding", "keep_blank_lines"):
+            if getattr(config, name):
+                allowed = "false where data.protocol=packed, which pads nothing and has no lines"
+                yield problem(f"data.{name}", True, allowed, f"data.protocol=lines, or data.{name}=false")

@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import HfHubHTTPError
 from omegaconf import MISSING
 
-from hylo.data.base import DataConfig, Document, Split
+from hylo.data.base import DataConfig, Document, Protocol, Split
 from hylo.errors import ConfigError, MissingDependency, problem
 from hylo.schema import bounded, register
 
@@ -40,7 +40,7 @@ class HubDatasetConfig(DataConfig):
     """Documents taken from the start of each split, read as a stream where it is no slice; None: all."""
 
     def documents(self, split: Split) -> list[Document]:
-        documents = self._joined(self._rows(split)) if self.document_start else self._single(self._rows(split))
+        documents = self._joined(self._rows(split)) if self.document_start else self._single(self._rows(split), split)
         taken = list(islice(documents, self.max_documents))
         if not taken:
             fix = "check data.splits, data.text_column and data.document_start"
@@ -96,8 +96,9 @@ class HubDatasetConfig(DataConfig):
             fix = "check data.repo, data.subset and data.splits"
             raise ConfigError(problem("data.repo", self.repo, allowed, fix)) from error
 
-    def _single(self, rows: Iterable[str]) -> Iterator[Document]:
-        return (Document(f"row-{index}", text) for index, text in enumerate(rows) if text.strip())
+    def _single(self, rows: Iterable[str], split: Split) -> Iterator[Document]:
+        blank = self.keep_blank_lines and split is Split.train
+        return (Document(f"row-{index}", text) for index, text in enumerate(rows) if text.strip() or blank)
 
     def _joined(self, rows: Iterable[str]) -> Iterator[Document]:
         assert self.document_start is not None
@@ -111,11 +112,17 @@ class HubDatasetConfig(DataConfig):
         for line in rows:
             after_blank = not lines or not lines[-1].strip()
             if after_blank and start.search(line) and any(each.strip() for each in lines):
-                yield Document(f"document-{count}", "".join(lines))
+                yield Document(f"document-{count}", self._text(lines))
                 lines, count = [], count + 1
             lines.append(line)
         if any(line.strip() for line in lines):
-            yield Document(f"document-{count}", "".join(lines))
+            yield Document(f"document-{count}", self._text(lines))
+
+    def _text(self, rows: list[str]) -> str:
+        """The rows joined. Where rows are samples each stays a line: blank ones come without the end of a line."""
+        if self.protocol is Protocol.lines:
+            return "".join(row if row.endswith("\n") else f"{row}\n" for row in rows)
+        return "".join(rows)
 
 
 def _first_line(error: BaseException) -> str:

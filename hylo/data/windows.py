@@ -1,13 +1,22 @@
-"""Windows of the context length, cut from documents: no padding, no overlap, every token counts."""
+"""Windows of the context length, cut from documents without overlap, and what a model is given of them.
+
+Shapes: W windows or B of a batch, L tokens of the context length. Windows of documents (`cut_windows`) are full; those
+of lines (hylo/data/lines.py) are padded on the right.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from hylo.data.tokens import TokenizedDocument
 from hylo.errors import ConfigError, problem
+
+IGNORED = -100
+"""Label of a token that is no target of the loss; the value that `torch.nn.functional.cross_entropy` leaves out."""
 
 
 @dataclass(frozen=True)
@@ -15,25 +24,41 @@ class Windows:
     """W windows of L tokens.
 
     ids: [W, L] int32. bytes: [W, L - 1] int64, UTF-8 bytes of each predicted token. document, first_token: [W].
+    lengths: [W], tokens that are no padding, from the first.
     """
 
     ids: np.ndarray
     bytes: np.ndarray
     document: np.ndarray
     first_token: np.ndarray
+    lengths: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, index: np.ndarray) -> "Windows":
         """These windows, in this order."""
-        return Windows(self.ids[index], self.bytes[index], self.document[index], self.first_token[index])
+        chosen = (self.ids, self.bytes, self.document, self.first_token, self.lengths)
+        return Windows(*(field[index] for field in chosen))
 
     def table(self) -> pd.DataFrame:
         """Columns window, document, first_token, length: enough to cut the same windows again."""
-        count, length = self.ids.shape
-        columns = {"window": np.arange(count), "document": self.document, "first_token": self.first_token}
-        return pd.DataFrame(columns | {"length": np.full(count, length)})
+        columns = {"window": np.arange(len(self)), "document": self.document, "first_token": self.first_token}
+        return pd.DataFrame(columns | {"length": self.lengths})
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all windows, without padding."""
+        return int(self.lengths.sum())
+
+    def targets(self, *, on_padding: bool = False) -> int:
+        """Predicted tokens of all windows: each but its window's first, padding only where it counts."""
+        return int(self.bytes.size if on_padding else np.maximum(self.lengths - 1, 0).sum())
+
+    def labels(self, *, on_padding: bool = False) -> np.ndarray:
+        """[W, L] int64: the ids, but IGNORED where there is padding that does not count."""
+        padding = np.arange(self.ids.shape[1]) >= self.lengths[:, None]
+        return np.where(padding & (not on_padding), IGNORED, self.ids.astype(np.int64))
 
 
 def cut_windows(documents: list[TokenizedDocument], length: int) -> Windows:
@@ -56,7 +81,13 @@ def cut_windows(documents: list[TokenizedDocument], length: int) -> Windows:
         sizes.append(np.diff(document.byte_ends[:used], prepend=0).reshape(count, length)[:, 1:])
         names += [document.name] * count
         firsts.append(np.arange(count) * length)
-    return Windows(np.concatenate(ids), np.concatenate(sizes), np.array(names, dtype=object), np.concatenate(firsts))
+    return Windows(
+        np.concatenate(ids),
+        np.concatenate(sizes),
+        np.array(names, dtype=object),
+        np.concatenate(firsts),
+        np.full(len(names), length),
+    )
 
 
 def sample(windows: Windows, count: int | None) -> Windows:
@@ -70,11 +101,23 @@ def sample(windows: Windows, count: int | None) -> Windows:
     return windows.take(np.sort(np.random.default_rng(0).permutation(len(windows))[:count]))
 
 
-def batches(windows: Windows, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Endless batches [batch_size, L] in random order; every window comes once before any comes again."""
+def batches(windows: Windows, batch_size: int, rng: np.random.Generator) -> Iterator[Windows]:
+    """Endless batches of batch_size windows in random order; every window comes once before any comes again."""
     order = np.empty(0, dtype=int)
     while True:
         while len(order) < batch_size:
             order = np.concatenate([order, rng.permutation(len(windows))])
-        yield windows.ids[order[:batch_size]]
+        yield windows.take(order[:batch_size])
         order = order[batch_size:]
+
+
+def model_inputs(ids: np.ndarray, lengths: np.ndarray, device: torch.device) -> dict[str, Tensor]:
+    """What a model is given of windows [B, L]: input_ids, and an attention_mask where a window is padded.
+
+    A window of padding alone shows its first token: attention over nothing is undefined.
+    """
+    inputs = {"input_ids": torch.from_numpy(ids.astype(np.int64)).to(device)}
+    if (lengths < ids.shape[1]).any():
+        real = np.arange(ids.shape[1]) < np.maximum(lengths, 1)[:, None]
+        inputs["attention_mask"] = torch.from_numpy(real.astype(np.int64)).to(device)
+    return inputs

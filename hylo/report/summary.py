@@ -14,7 +14,7 @@ from hylo.errors import RecordError
 from hylo.records import EVAL, FAILED, RESULT, STUDY, THIRDS, TRACEBACK, WINDOWS, RunRecord, StudyRecord
 
 COLUMNS = [
-    "cell", "reference", "seeds", "ppl", "ppl_low", "ppl_high", "lim_ppl",
+    "cell", "reference", "seeds", "ppl", "ppl_low", "ppl_high", "lim_ppl", "mean_window_ppl",
     "improvement_pct", "improvement_low", "improvement_high", "lim_improvement_pct",
     "trainable_params", "added_params", "params_per_pct", "train_seconds", "tokens_per_second", "peak_memory_bytes",
     "audit",
@@ -36,10 +36,13 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
     - `seeds`: the seeds that both sides have, and all measures of the row are over these. Where none is common it is 0,
       the improvement is missing, and the other measures are over all of the cell's seeds.
     - `ppl`, `lim_ppl`: exp of the mean over seeds of log PPL, over all positions and over the middle third.
+    - `mean_window_ppl`: arithmetic mean over windows and seeds of each window's own perplexity, as published.
     - `improvement_pct`: 100 (1 - PPL / PPL of the reference); intervals as in `hylo.stats`, 95 %.
     - `added_params`: trainable parameters beyond the same reference's; `params_per_pct`: divided by the improvement.
     - `train_seconds`, `tokens_per_second`: means over seeds; `peak_memory_bytes`: the largest.
     - `audit`: passed, or the checks that failed in any run of the cell.
+
+    A perplexity too large for a number (a mean NLL above 709 nats) is missing, and so is what rests on it.
 
     The bootstrap's generator is seeded by the names of cell and reference, so a row does not depend on other rows.
 
@@ -53,7 +56,7 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
     rows = [_row(study, cell, reference) for cell, reference in _contrasts(study)]
     table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     kinds = {column: "Int64" if column in _COUNTS else "float64" for column in COLUMNS if column not in _TEXTS}
-    return table.astype(kinds)
+    return table.astype(kinds).replace([np.inf, -np.inf], np.nan)
 
 
 def incomplete(study: StudyRecord) -> list[str]:
@@ -100,7 +103,7 @@ def ppl_by_bin(study: StudyRecord) -> pd.DataFrame:
     if not tables:
         return pd.DataFrame(columns=pd.Index(["cell", "bin", "ppl"]))
     means: Any = pd.concat(tables).groupby(["cell", "bin"], sort=False)["log_ppl"].mean()
-    return np.exp(means).rename("ppl").reset_index()
+    return means.map(stats.perplexity).replace(np.inf, np.nan).rename("ppl").reset_index()
 
 
 def value_of(run: RunRecord, section: str, key: str) -> Any:
@@ -134,7 +137,9 @@ def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
     nll, tokens = _window_sums(used)
     try:
         ppl = stats.ppl(nll, tokens, _generator(cell))
-        row |= {"ppl": ppl.value, "ppl_low": ppl.low, "ppl_high": ppl.high, "lim_ppl": math.exp(_middle_log_ppl(used))}
+        lim_ppl, mean_window_ppl = stats.perplexity(_middle_log_ppl(used)), stats.mean_window_ppl(nll, tokens)
+        row |= {"ppl": ppl.value, "ppl_low": ppl.low, "ppl_high": ppl.high}
+        row |= {"lim_ppl": lim_ppl, "mean_window_ppl": mean_window_ppl}
         if pairs:
             row |= _improvement(pairs, nll, tokens, _generator(cell, reference))
     except ValueError as error:
@@ -145,7 +150,8 @@ def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
         row["added_params"] = row["trainable_params"] - value_of(others[0], "params", "trainable")
     if pairs:
         contrast = row["improvement_pct"], row["improvement_low"], row["improvement_high"]
-        row["params_per_pct"] = stats.params_per_pct(row["added_params"], *contrast)
+        if np.isfinite(contrast).all():
+            row["params_per_pct"] = stats.params_per_pct(row["added_params"], *contrast)
     return row
 
 
@@ -165,7 +171,8 @@ def _improvement(pairs: list[Pair], nll: np.ndarray, tokens: np.ndarray, rng: np
             f"{runs[0].folder} and {others[0].folder} count other tokens in the same windows; run them again"
         )
     contrast = stats.improvement(nll, reference, tokens, rng)
-    lim = -100 * math.expm1(_middle_log_ppl(runs) - _middle_log_ppl(others))
+    with np.errstate(over="ignore"):
+        lim = -100 * float(np.expm1(_middle_log_ppl(runs) - _middle_log_ppl(others)))
     return {
         "improvement_pct": contrast.value,
         "improvement_low": contrast.low,

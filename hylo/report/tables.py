@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from hylo.records import StudyRecord
+from hylo.records import RunRecord, StudyRecord
 from hylo.report.summary import PASSED, complete_runs, value_of
 
 MISSING = "\N{EN DASH}"
@@ -26,6 +26,7 @@ SEVERAL_SEEDS = "95 % intervals cover new seeds and new windows; where seeds is 
 
 _CONSOLE_WIDTH = 120
 _NAME_WIDTH = 12  # a name is folded no further, whatever the console
+_MEAN_WINDOW = "mean_\nwindow\n_ppl"
 _UNTUNED, _PREVIOUS = "Against the untuned model", "Against the previous row"
 
 # What one column of a table shows, by its header. A header's line breaks are for the console.
@@ -67,11 +68,29 @@ def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
         lines.append(
             f"{len(runs[0].windows):,} evaluation windows, {tokens} predicted tokens; seeds a cell: {_span(seeds)}"
         )
+        lines += _lines_protocol(runs)
         lines.append(ONE_SEED if max(summary["seeds"], default=1) <= 1 else SEVERAL_SEEDS)
     lines += audit_failures(summary)
     if study.manifest.get("protocol"):
         lines.append(f"protocol: {study.manifest['protocol']}")
     return lines
+
+
+def _lines_protocol(runs: list[RunRecord]) -> list[str]:
+    """What runs say of themselves that were made line by line; nothing of others."""
+    if not _by_lines(runs):
+        return []
+    text = "published protocol: one line a sample, padded; mean_window_ppl is the published measure, no estimate of ppl"
+    trained = [run.result["data"] for run in runs if run.result["training"]["steps"]]
+    for key, what in (("loss_on_padding", "loss on padding"), ("keep_blank_lines", "blank lines trained on")):
+        if said := {data[key] for data in trained}:
+            text += f"; {what}: {'in some cells' if len(said) > 1 else 'yes' if True in said else 'no'}"
+    return [text]
+
+
+def _by_lines(runs: list[RunRecord]) -> bool:
+    """Whether a sample of these runs is a line of text. Records from before there was a choice do not say."""
+    return any(run.result["data"].get("protocol") == "lines" for run in runs)
 
 
 def audit_failures(summary: pd.DataFrame) -> list[str]:
@@ -93,6 +112,8 @@ def console_tables(study: StudyRecord, summary: pd.DataFrame) -> list[Table]:
     """Both tables for a console of 120 columns; a table without rows is left out."""
     lines = caption(study, summary)
     columns = {_UNTUNED: _CONSOLE_UNTUNED, _PREVIOUS: _CONSOLE_PREVIOUS}
+    if not _by_lines([run for cell in study.cells for run in complete_runs(study, cell)]):
+        columns[_UNTUNED] = {header: show for header, show in _CONSOLE_UNTUNED.items() if header != _MEAN_WINDOW}
     parts = split_by_reference(summary, study.untuned).items()
     return [
         _console_table(f"{study.name}: {title}", _rows(part, summary), columns[title], lines)
@@ -217,6 +238,7 @@ _ALL_COLUMNS: dict[str, Column] = {
     "seeds": _show("seeds", 0),
     "ppl [low, high]": _with_interval("ppl", "ppl_low", "ppl_high"),
     "lim\n_ppl": _show("lim_ppl"),
+    _MEAN_WINDOW: _show("mean_window_ppl"),
     "improvement_pct\n[low, high]": _with_interval("improvement_pct", "improvement_low", "improvement_high"),
     "lim_\nimprovement\n_pct": _show("lim_improvement_pct"),
     "trainable\n_params": _show("trainable_params", 0),

@@ -1,0 +1,63 @@
+"""The published protocol: one line of text a sample, cut off at the context length or padded to it.
+
+It exists to reproduce published numbers (`data.protocol=lines`). Padding takes most of a batch, and where it counts in
+the training loss (`data.loss_on_padding`) most of the loss is about it.
+"""
+
+import re
+from itertools import chain
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from hylo.data.base import DataConfig, Document
+from hylo.data.tokens import tokenize
+from hylo.data.windows import Windows
+from hylo.errors import ConfigError, problem
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text as they are, without their ends (\\n or \\r\\n)."""
+    lines = re.split(r"\r?\n", text)
+    return lines[:-1] if text.endswith("\n") else lines
+
+
+def cut_lines(documents: list[Document], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> Windows:
+    """One window a line, each line tokenised by itself; padded on the right with the end-of-text token.
+
+    A window's first_token counts the tokens of its document's earlier lines. What exceeds the context is dropped.
+    Lines of fewer than two tokens predict nothing and are there only with `config.keep_blank_lines`.
+
+    Raises:
+        ConfigError: no line has two tokens, or the tokenizer has no end-of-text token.
+    """
+    padding, length = tokenizer.eos_token_id, config.context_length
+    if not isinstance(padding, int):
+        allowed = "packed: this model's tokenizer has no end-of-text token to pad lines with"
+        raise ConfigError(problem("data.protocol", "lines", allowed, "data.protocol=packed, or another model"))
+    split = [split_lines(document.text) for document in documents]
+    owner = np.repeat(np.arange(len(documents)), [len(lines) for lines in split])
+    tokenized = tokenize([Document(f"line-{n}", line) for n, line in enumerate(chain(*split))], tokenizer)
+    sizes = np.array([len(line.ids) for line in tokenized])
+    if sizes.max() < 2:
+        fix = "other text, or data.protocol=packed"
+        raise ConfigError(
+            problem("data.protocol", "lines", f"text with a line of two tokens; {config.name} has none", fix)
+        )
+    before = np.cumsum(sizes) - sizes
+    first_token = before - before[np.searchsorted(owner, owner)]
+    chosen = np.flatnonzero(sizes > 1) if not config.keep_blank_lines else np.arange(len(sizes))
+    ids = np.full((len(chosen), length), padding, dtype=np.int32)
+    predicted_bytes = np.zeros((len(chosen), length - 1), dtype=np.int64)
+    for row, line in enumerate(tokenized[index] for index in chosen):
+        ids[row, : len(line.ids)] = line.ids[:length]
+        gained = np.diff(line.byte_ends[:length])
+        predicted_bytes[row, : len(gained)] = gained
+    names = np.array([document.name for document in documents], dtype=object)
+    lengths = np.minimum(sizes, length)
+    return Windows(ids, predicted_bytes, names[owner[chosen]], first_token[chosen], lengths[chosen])
+
+
+def predicting(windows: Windows) -> Windows:
+    """The windows that have something to predict."""
+    return windows.take(np.flatnonzero(windows.lengths > 1))

@@ -1,0 +1,415 @@
+"""The published protocol, one padded line of text a sample: cutting, masks, loss, sums, records, against loops."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from adapters import ARCHITECTURES, METHODS, TRAINED, VOCABULARY, adapt, method, tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from launch import ROOT, TINY, composed, train, train_process
+
+from hylo.adapters.model import AdaptedModel
+from hylo.cli import SESSION
+from hylo.config import Config
+from hylo.data.base import Document, Protocol, Split
+from hylo.data.lines import cut_lines, split_lines
+from hylo.data.text_files import TextFilesConfig
+from hylo.data.windows import IGNORED, Windows, batches, model_inputs
+from hylo.errors import ConfigError, TrainingDiverged
+from hylo.evaluation import BINS, THIRDS, Evaluation, position_sums, token_nll
+from hylo.fingerprint import fingerprint
+from hylo.models.tiny import byte_tokenizer
+from hylo.records import RunRecord, read_study
+from hylo.runtime import Device, Precision, accelerator_for
+from hylo.training import accumulate, causal_loss
+
+CPU = torch.device("cpu")
+ACCELERATOR = accelerator_for(Device.cpu, Precision.float32)
+PAD = 256  # of the byte tokenizer, whose other tokens are bytes
+
+
+def lines_config(length: int, *, keep_blank_lines: bool = False) -> TextFilesConfig:
+    return TextFilesConfig(
+        name="text", context_length=length, protocol=Protocol.lines, keep_blank_lines=keep_blank_lines
+    )
+
+
+def padded(lengths: list[int], length: int = 24, vocabulary: int = 200) -> Windows:
+    """Windows of random tokens, of these lengths, padded with the last id of the vocabulary."""
+    rng, count = np.random.default_rng(5), len(lengths)
+    real = np.arange(length) < np.array(lengths)[:, None]
+    ids = np.where(real, rng.integers(0, vocabulary - 1, (count, length)), vocabulary - 1).astype(np.int32)
+    sizes = rng.integers(0, 5, (count, length - 1)) * real[:, 1:]
+    return Windows(ids, sizes, np.full(count, "text", dtype=object), np.arange(count) * length, np.array(lengths))
+
+
+# --- cutting ---
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\n\n b \n", ["a", "", " b "]),
+        ("a\r\nb", ["a", "b"]),
+        ("", [""]),
+        ("\n", [""]),
+        ("a\n\n", ["a", ""]),
+        ("a\x0bb\u2028c\x85d\re", ["a\x0bb\u2028c\x85d\re"]),  # str.splitlines would make five lines of it
+    ],
+)
+def test_lines_are_the_texts_own(text: str, expected: list[str]):
+    assert split_lines(text) == expected
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    texts=st.lists(st.lists(st.text("ab é", max_size=12), max_size=5).map("\n".join), min_size=1, max_size=4),
+    length=st.integers(4, 9),
+    blank=st.booleans(),
+)
+def test_windows_are_the_lines_of_a_loop(texts: list[str], length: int, blank: bool):
+    """Each line by itself, cut off, padded; what a document and a first token name is found again."""
+    documents = [Document(f"document {index}", text) for index, text in enumerate(texts)]
+    expected, joined = [], {}
+    for document in documents:
+        tokens: list[int] = []
+        for line in document.text.removesuffix("\n").split("\n"):
+            ids = byte_tokenizer()(line, add_special_tokens=False)["input_ids"]
+            kept = ids[:length]
+            if len(ids) > 1 or blank:
+                expected.append((document.name, len(tokens), len(kept), kept + [PAD] * (length - len(kept)), line))
+            tokens += ids
+        joined[document.name] = tokens
+    config = lines_config(length, keep_blank_lines=blank)
+    if not any(size > 1 for _, _, size, _, _ in expected):
+        with pytest.raises(ConfigError, match=r"data\.protocol = 'lines'\n.*a line of two tokens; text has none"):
+            cut_lines(documents, byte_tokenizer(), config)
+        return
+    windows = cut_lines(documents, byte_tokenizer(), config)
+    table = windows.table()[["document", "first_token", "length"]]
+    found = [(*row, ids) for row, ids in zip(table.itertuples(index=False), windows.ids.tolist(), strict=True)]
+    assert [(name, first, size, ids) for name, first, size, ids in found] == [row[:4] for row in expected]
+    for (name, first, size, ids), predicted, (*_, line) in zip(found, windows.bytes, expected, strict=True):
+        assert joined[name][first : first + size] == ids[:size]
+        boundaries = np.cumsum([len(letter.encode()) for letter in line])
+        ends = [min(end for end in boundaries if end > t) for t in range(size)]  # a token here is a byte
+        assert predicted[: max(size - 1, 0)].tolist() == np.diff(ends).tolist()
+        assert predicted[max(size - 1, 0) :].sum() == 0, "padding has no bytes"
+
+
+def test_a_tokenizer_without_an_end_of_text_token():
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(
+        ConfigError, match=r"data\.protocol = 'lines'\n.*no end-of-text token.*\n.*data\.protocol=packed"
+    ):
+        cut_lines([Document("a", "a line")], tokenizer, lines_config(8))
+
+
+def test_labels_targets_and_mask_against_a_loop():
+    windows = padded([5, 0, 8, 1], length=8)
+    for on_padding in (False, True):
+        labels = windows.labels(on_padding=on_padding)
+        targets = 0
+        for row, size in enumerate(windows.lengths):
+            for t in range(8):
+                counts = t < size or on_padding
+                assert labels[row, t] == (windows.ids[row, t] if counts else IGNORED)
+                targets += counts and t > 0
+        assert windows.targets(on_padding=on_padding) == targets == (labels[:, 1:] != IGNORED).sum()
+    assert windows.tokens == 14
+    mask = model_inputs(windows.ids, windows.lengths, CPU)["attention_mask"]
+    assert mask.sum(dim=1).tolist() == [5, 1, 8, 1], "attention over nothing is undefined, so one token is seen"
+    assert (mask.diff(dim=1) <= 0).all(), "padding is on the right"
+    assert model_inputs(windows.ids[2:3], windows.lengths[2:3], CPU).keys() == {"input_ids"}, "full windows need none"
+
+
+# --- loss ---
+
+
+def test_loss_is_the_mean_over_targets_that_count():
+    """A mean over all positions with padding's loss at zero would be smaller by the share of padding."""
+    windows = padded([5, 0, 8, 1], length=8, vocabulary=50)
+    logits = torch.randn(4, 8, 50, generator=torch.Generator().manual_seed(0))
+    log = logits.double().log_softmax(-1)
+    for on_padding in (False, True):
+        losses = [
+            -log[row, t - 1, windows.ids[row, t]].item()
+            for row, size in enumerate(windows.lengths)
+            for t in range(1, 8 if on_padding else size)
+        ]
+        loss = causal_loss(logits, torch.from_numpy(windows.labels(on_padding=on_padding)))
+        assert loss.item() == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def gradients(model: AdaptedModel, step: list[Windows], **named: bool) -> tuple[float, list[torch.Tensor]]:
+    loss = accumulate(model, step, ACCELERATOR, **named)
+    found = [t.grad.clone() for ts in model.tensors().values() for t in ts.values() if t.grad is not None]
+    model.zero_grad(set_to_none=True)
+    return loss, found
+
+
+@pytest.mark.parametrize("on_padding", [False, True])
+def test_every_target_of_a_step_weighs_the_same(on_padding: bool):
+    """However the step is divided into passes. A mean of the passes' means, right for packed windows, would give the
+    seven targets of the first pass as much weight as the 32 of the second."""
+    windows = padded([5, 4, 24, 10, 0, 1], vocabulary=VOCABULARY)
+    model = adapt(tiny("llama"), method("lora"))
+    loss, whole = gradients(model, [windows], loss_on_padding=on_padding)
+    parts = [windows.take(np.array(rows)) for rows in ([0, 1], [2, 3], [4, 5])]
+    divided, sums = gradients(model, parts, loss_on_padding=on_padding)
+    assert divided == pytest.approx(loss, rel=1e-6)
+    assert any(gradient.abs().max() > 1e-4 for gradient in whole)
+    for one, two in zip(whole, sums, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
+    if not on_padding:
+        means = [accumulate(model, [part], ACCELERATOR) for part in parts[:2]]
+        assert abs(np.mean(means) - loss) > 1e-3, "the test could not tell the two means apart"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", TRAINED)
+def test_blank_rows_give_no_nan(name: str, architecture: str):
+    """Alone, where there is nothing to predict, and among others, whose loss and gradient they leave as they are."""
+    model = adapt(tiny(architecture), method(name))
+    blank, real = padded([0, 1, 0], vocabulary=VOCABULARY), padded([9, 24], vocabulary=VOCABULARY)
+    loss, found = gradients(model, [blank])
+    assert math.isnan(loss), "no target, no loss"
+    assert all((gradient == 0).all() for gradient in found)
+    loss, found = gradients(model, [blank], loss_on_padding=True)
+    assert math.isfinite(loss)
+    assert all(torch.isfinite(gradient).all() for gradient in found)
+    loss, expected = gradients(model, [real])
+    both, found = gradients(model, [blank, real])
+    assert both == pytest.approx(loss, rel=1e-6)
+    for one, two in zip(expected, found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+
+
+# --- evaluation ---
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", METHODS)
+def test_padding_and_batch_mates_change_no_loss(name: str, architecture: str):
+    """Each line by itself and unpadded, against all in one padded batch."""
+    model = adapt(tiny(architecture), method(name))
+    with torch.no_grad():
+        for tensors in model.tensors().values():
+            for tensor in tensors.values():
+                tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)), alpha=0.05)
+    windows = padded([2, 9, 24, 3], vocabulary=VOCABULARY)
+    together = token_nll(model, windows.ids, ACCELERATOR, lengths=windows.lengths, batch_size=4, label="test")
+    for row, size in enumerate(windows.lengths):
+        alone = token_nll(model, windows.ids[row : row + 1, :size], ACCELERATOR, batch_size=1, label="test")
+        np.testing.assert_allclose(together[row, : size - 1], alone[0], rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("groups", [BINS, THIRDS])
+def test_sums_count_predicted_tokens_only(groups: int):
+    """By each line's own predictions: groups of the padded length would put a short line into the first alone."""
+    rng, predicted = np.random.default_rng(0), np.array([1, 31, 7, 2, 10, 7])
+    nll, sizes = rng.exponential(3, (6, 31)), rng.integers(0, 5, (6, 31))
+    expected = {(window, group): [0.0, 0, 0] for window in range(6) for group in range(groups)}
+    for window, n in enumerate(predicted):
+        for t in range(n):
+            sums = expected[window, math.floor(groups * t / n)]
+            sums[0] += nll[window, t]
+            sums[1] += 1
+            sums[2] += sizes[window, t]
+    table = position_sums(nll, sizes, groups, "group", predicted)
+    assert list(zip(table["window"], table["group"], strict=True)) == list(expected)
+    np.testing.assert_allclose(table[["nll_sum", "tokens", "bytes"]], list(expected.values()), rtol=1e-12)
+    nll[2, 7:] = np.nan
+    pd.testing.assert_frame_equal(table, position_sums(nll, sizes, groups, "group", predicted))
+
+
+def of(nll: np.ndarray, predicted: list[int]) -> Evaluation:
+    sizes, counts = np.ones(nll.shape, dtype=np.int64), np.array(predicted)
+    return Evaluation(*(position_sums(nll, sizes, n, name, counts) for n, name in ((BINS, "bin"), (THIRDS, "third"))))
+
+
+def test_the_published_measure_beside_the_weighted_one():
+    """One line of two predictions at 6 nats, one of thirty at 3: the short one carries the mean of perplexities."""
+    nll = np.stack([np.full(30, 6.0), np.full(30, 3.0)])
+    metrics = of(nll, [2, 30]).metrics()
+    assert metrics["mean_window_ppl"] == pytest.approx((math.exp(6) + math.exp(3)) / 2)
+    assert metrics["ppl"] == pytest.approx(math.exp((2 * 6 + 30 * 3) / 32))
+    assert metrics["eval_tokens"] == 32
+
+
+def test_a_perplexity_too_large_for_a_number_is_null():
+    """A mean NLL of 800 nats: `math.exp` raises there, after the training is done, and JSON has no infinity."""
+    metrics = of(np.stack([np.full(30, 800.0), np.full(30, 1.0)]), [30, 30]).metrics()
+    assert metrics["mean_window_ppl"] is None
+    assert metrics["ppl"] == pytest.approx(math.exp(400.5))
+    nulls = {name for name, value in of(np.full((2, 30), 800.0), [30, 30]).metrics().items() if value is None}
+    assert nulls == {"ppl", "lim_ppl", "head_ppl", "tail_ppl", "mean_window_ppl"}
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_a_third_without_tokens_has_no_perplexity():
+    metrics = of(np.full((1, 30), 2.0), [2]).metrics()
+    assert metrics["tail_ppl"] is None
+    assert metrics["head_ppl"] == metrics["lim_ppl"] == pytest.approx(math.exp(2))
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    nll = np.ones((3, 30))
+    nll[1, 4] = np.nan
+    with pytest.raises(TrainingDiverged, match="evaluation window 1 is not finite"):
+        of(nll, [30] * 3).metrics()
+
+
+# --- whole runs ---
+
+
+@pytest.fixture(scope="module")
+def lined(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Overrides of a cell on lines of 2 to 60 bytes, a third of them blank; the context is 32."""
+    folder, rng = tmp_path_factory.mktemp("lined"), np.random.default_rng(2)
+    overrides = [*TINY, "data=text", "data.protocol=lines"]
+    for split in ("train", "validation", "test"):
+        lines = ["".join(rng.choice(list("abcde "), size)) for size in rng.integers(2, 60, 60)]
+        text = "".join(f"{line}\n" + "\n" * (number % 2) for number, line in enumerate(lines))
+        (folder / f"{split}.txt").write_text(text)
+        overrides.append(f"data.{split}_files=[{folder / split}.txt]")
+    return tuple(overrides)
+
+
+def only(record_of: Path, cell: str) -> RunRecord:
+    return read_study(record_of).cells[cell][0]
+
+
+def expected_batches(config: Config) -> list[Windows]:
+    windows = SESSION.windows(config.data, config.model, Split.train)
+    count = config.trainer.steps * config.trainer.gradient_accumulation_steps
+    return list(islice(batches(windows, config.trainer.batch_size, np.random.default_rng([config.seed, 1])), count))
+
+
+def test_a_run_counts_what_is_real(lined: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    cell = (*lined, "method=lora", "data.keep_blank_lines=true", "data.loss_on_padding=true")
+    assert train(*cell) == 0
+    run, config = only(Path("outputs/runs"), "lora"), composed(*cell)
+    drawn = expected_batches(config)
+    assert run.curve["tokens"].tolist() == [int(batch.lengths.sum()) for batch in drawn]
+    assert run.result["training"]["tokens"] == run.curve["tokens"].sum()
+    real = sum(max(int(size) - 1, 0) for batch in drawn for size in batch.lengths)
+    assert run.result["training"]["padding_share"] == pytest.approx(1 - real / (4 * 2 * 31))
+    windows = SESSION.eval_windows(config.data, config.model)
+    assert run.windows["length"].tolist() == windows.lengths.tolist()
+    assert len(set(run.windows["length"])) > 2
+    tokens: Any = run.eval.groupby("window")["tokens"].sum()
+    assert tokens.tolist() == (windows.lengths - 1).tolist()
+    assert run.result["data"]["protocol"] == "lines"
+    assert run.result["data"]["loss_on_padding"] is True
+
+
+def test_loss_on_padding_is_a_switch_of_training_alone(
+    lined: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """One untuned model for both, on the same windows; the report says what was done, and shows both measures."""
+    monkeypatch.chdir(tmp_path)
+    assert train("-m", *lined, "method=lora", "data.loss_on_padding=true,false", "data.keep_blank_lines=true") == 0
+    printed = capsys.readouterr().out
+    (folder,) = Path("outputs").glob("sweep-*")
+    study = read_study(folder)
+    shares = {name: runs[0].result["training"]["padding_share"] for name, runs in study.cells.items()}
+    assert shares.pop("none") is None
+    with_padding, without = shares.values()
+    assert with_padding > 0.4
+    assert without == 0
+    table: Any = pd.read_csv(folder / "summary.csv")
+    untuned = only(folder, "none")
+    rows: Any = untuned.eval.groupby("window")[["nll_sum", "tokens"]].sum()
+    assert table["mean_window_ppl"][0] == pytest.approx(np.exp(rows["nll_sum"] / rows["tokens"]).mean())
+    said = "published protocol: one line a sample, padded"
+    for text in (printed, (folder / "summary.md").read_text()):
+        assert text.count(said) == 2
+        assert "loss on padding: in some cells; blank lines trained on: yes" in " ".join(text.split())
+    assert shows_published_measure(printed)
+    with_blank = composed(*lined, "data.keep_blank_lines=true")
+    without_blank = composed(*lined)
+    found = [SESSION.eval_windows(config.data, config.model) for config in (with_blank, without_blank)]
+    pd.testing.assert_frame_equal(found[0].table(), found[1].table())
+    assert found[0].lengths.min() > 1
+
+
+def shows_published_measure(printed: str) -> bool:
+    """Whether the console's first table has the column of the published measure: its header is on three lines."""
+    header = printed[printed.index("Against the untuned model") :].partition("─")[0]
+    return "window" in header
+
+
+def test_packed_tables_say_nothing_of_lines(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert train(*tiny, "method=none") == 0
+    printed = capsys.readouterr().out
+    assert "published" not in printed
+    assert not shows_published_measure(printed)
+    assert only(Path("outputs/runs"), "none").result["metrics"]["mean_window_ppl"] > 1
+
+
+def test_a_step_of_blank_lines_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It has no loss and is no failure; a loss of NaN would stop the run, one of 0 would be a number never measured."""
+    monkeypatch.chdir(tmp_path)
+    Path("train.txt").write_text("a line of text\n" + "\n" * 20)
+    Path("test.txt").write_text("another line\nand one more\n")
+    data = ("data=text", "data.train_files=[train.txt]", "data.test_files=[test.txt]", "data.protocol=lines")
+    more = (
+        "trainer.max_nonfinite_steps=0",
+        "trainer.steps=8",
+        "method=hylorada",
+        "data.keep_blank_lines=true",
+        "cell=blank",
+    )
+    assert train(*TINY, *data, *more) == 0
+    run = only(Path("outputs/runs"), "blank")
+    curve: Any = run.curve
+    training, losses = run.result["training"], curve["loss"]
+    assert training["nonfinite_steps"] == 0
+    assert losses.isna().sum() >= 6
+    assert (curve["tokens"][losses.isna()] == 0).all()
+    assert training["final_loss"] is None or training["final_loss"] == losses.dropna().iloc[-1]
+
+
+def test_what_a_fingerprint_depends_on(lined: tuple[str, ...]):
+    def marks(*overrides: str) -> list[str]:
+        return [fingerprint(composed(*lined, *overrides, f"method={name}"), SESSION) for name in ("none", "lora")]
+
+    untuned, tuned = marks()
+    for setting in ("data.loss_on_padding=true", "data.keep_blank_lines=true"):
+        assert marks(setting)[0] == untuned, "it cannot change the numbers of an untuned model"
+        assert marks(setting)[1] != tuned
+    assert not {untuned, tuned} & set(marks("data.protocol=packed"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(lined: tuple[str, ...], tmp_path: Path) -> None:
+    """Their shares of a batch have different numbers of targets: averaged gradients of their means would be others."""
+    cell = [*lined, "method=hylorada", "data.keep_blank_lines=true", "trainer.steps=6", "trainer.batch_size=4"]
+    cell += ["trainer.device=cpu", "cell=both", "trainer.gradient_accumulation_steps=2", "trainer.learning_rate=0.01"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launch, *cell, "outputs=two"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert train_process(*cell, "outputs=one", cwd=tmp_path).returncode == 0
+    one, two = (only(tmp_path / name / "runs", "both") for name in ("one", "two"))
+    assert two.result["environment"]["processes"] == 2
+    assert two.curve["loss"].to_numpy() == pytest.approx(one.curve["loss"].to_numpy(), abs=1e-5)
+    assert two.curve["grad_norm"].to_numpy() == pytest.approx(one.curve["grad_norm"].to_numpy(), rel=1e-3)
+    assert two.result["metrics"]["ppl"] == pytest.approx(one.result["metrics"]["ppl"], rel=1e-5)
