@@ -153,6 +153,22 @@ def test_detach_leaves_no_trace_and_attaching_again_gives_the_same_logits(base: 
     assert torch.equal(logits(again, IDS), tuned)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_detach_gives_back_what_was_trainable_and_each_module_s_mode(base: PreTrainedModel, name: str):
+    """A base model that comes back frozen trains nothing, without an error. One mode for all would hide a mix-up."""
+    base.train().get_input_embeddings().eval()
+    chosen = [index % 3 == 0 for index, _ in enumerate(base.parameters())]
+    for parameter, trainable in zip(base.parameters(), chosen, strict=True):
+        parameter.requires_grad_(trainable)
+    modes = [module.training for module in base.modules()]
+    for _ in range(2):
+        model = adapt(base, method(name))
+        model.detach()
+        model.detach()  # the second time nothing happens
+        assert [parameter.requires_grad for parameter in base.parameters()] == chosen
+        assert [module.training for module in base.modules()] == modes
+
+
 def _modules(model: PreTrainedModel) -> dict[str, tuple[type, int]]:
     """Type and number of hooks of every module."""
     return {n: (type(m), len(m._forward_hooks) + len(m._forward_pre_hooks)) for n, m in model.named_modules()}

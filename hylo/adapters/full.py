@@ -49,6 +49,14 @@ class Full(Component):
     @torch.no_grad()
     def detach(self, model: PreTrainedModel) -> None:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(False).grad = None
+            parameter.grad = None
             parameter.copy_(self._untuned[name])
+        self._untuned = {}
+
+    def merge_refusal(self) -> None:
+        return None
+
+    def merge(self, model: PreTrainedModel) -> None:
+        for parameter in model.parameters():
+            parameter.grad = None
         self._untuned = {}
