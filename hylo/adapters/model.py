@@ -46,9 +46,9 @@ def base_problems(base: PreTrainedModel) -> Iterator[str]:
     """Why nothing can be attached to this model: two adapters would train on top of each other unnoticed."""
     name, fix = type(base).__name__, "take the adapter off (detach, merge), or load the model again"
     if _MARK in vars(base):
-        yield problem("base model", name, "a model that carries no adapter; this one does", fix)
-    elif hasattr(base, "peft_config"):
-        yield problem("base model", name, "a model without PEFT's layers; this one has some", fix)
+        yield problem("base_model", name, "a model that carries no adapter; this one does", fix)
+    elif any(type(module).__module__.startswith("peft.") for module in base.modules()):
+        yield problem("base_model", name, "a model without PEFT's layers; this one has some", fix)
 
 
 class AdaptedModel(nn.Module):
@@ -159,8 +159,11 @@ class AdaptedModel(nn.Module):
 
         Raises:
             RecordError: a file is missing or damaged, or the adapter does not fit the model, which stays as it was.
+            ConfigError: the model carries an adapter already.
         """
         method, context_length, seed = _read_settings(folder)
+        if problems := [*base_problems(base)]:
+            raise ConfigError(*problems)
         try:
             model = cls(base, method, context_length=context_length, seed=seed)
         except ConfigError as error:
