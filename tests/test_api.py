@@ -181,12 +181,12 @@ def test_transformers_trainer(base: PreTrainedModel, tmp_path: Path, checkpointi
     """Trains, evaluates, saves a checkpoint of the adapter alone, and goes on from it to the same end."""
     before = snapshot(base)
 
-    def trainer(steps: int) -> Trainer:
+    def trainer() -> Any:
         model = HyLoRADAModel(base, HyLoRADAConfig(lora_dropout=0.1))
         rows = {"input_ids": tokens(12, 10).tolist(), "labels": tokens(12, 10).tolist(), "text": ["unused"] * 12}
         arguments = TrainingArguments(
             str(tmp_path),
-            max_steps=steps,
+            max_steps=3,
             per_device_train_batch_size=4,
             learning_rate=1e-2,
             lr_scheduler_type="constant",
@@ -196,9 +196,10 @@ def test_transformers_trainer(base: PreTrainedModel, tmp_path: Path, checkpointi
             disable_tqdm=True,
             activation_checkpointing=checkpointing,
         )
-        return Trainer(model, arguments, train_dataset=Dataset.from_dict(rows), eval_dataset=Dataset.from_dict(rows))  # pyright: ignore[reportArgumentType]
+        data: Any = Dataset.from_dict(rows)
+        return Trainer(model, arguments, train_dataset=data, eval_dataset=data)
 
-    straight = trainer(3)
+    straight = trainer()
     start = straight.evaluate()["eval_loss"]
     straight.train()
     assert straight.evaluate()["eval_loss"] < start
@@ -207,7 +208,7 @@ def test_transformers_trainer(base: PreTrainedModel, tmp_path: Path, checkpointi
     base.activation_checkpointing_disable()
     assert_same_state(base, before)
 
-    resumed = trainer(3)
+    resumed = trainer()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     for name, tensor in resumed.model.state_dict().items():
         torch.testing.assert_close(tensor, trained[name], rtol=0, atol=1e-6)

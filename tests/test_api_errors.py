@@ -147,7 +147,7 @@ def test_settings_changed_afterwards_are_checked_again():
 
 
 _SMALL: dict[str, Any] = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-_T5 = T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+_T5 = T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
 NO_LANGUAGE_MODEL = {
     "module": torch.nn.Linear(2, 2),
     "name": "gpt2",

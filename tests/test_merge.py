@@ -117,7 +117,7 @@ def test_a_merged_model_is_one_of_transformers(base: PreTrainedModel, tmp_path: 
 
 def test_weights_that_would_round_the_update_are_refused():
     """A sum in bfloat16 keeps eight bits: most of a small update would be lost without a word."""
-    base = tiny("llama").to(torch.bfloat16)
+    base = tiny("llama").bfloat16()
     model = perturbed(base, method("lora"))
     with pytest.raises(MergeRefused, match=r"q_proj is torch.bfloat16.*\.float\(\)"):
         model.merge()
