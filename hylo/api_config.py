@@ -113,6 +113,7 @@ class HyLoRADAConfig:
             self.target_modules = list(self.target_modules)
         if problems := [text for field in dataclasses.fields(self) for text in _type_problems(field, self)]:
             raise ConfigError(*problems)
+        self.lora_alpha, self.lora_dropout = float(self.lora_alpha), float(self.lora_dropout)
         if problems := self._conflicts():
             raise ConfigError(*problems)
         problems = [*bound_problems(self), *in_terms_of_config([*bound_problems({"method": self._components()})])]

@@ -49,12 +49,15 @@ def test_every_method_merges_exactly_or_refuses_and_changes_nothing(base: PreTra
     untuned, types, names = logits(base, IDS), _types(base), base.state_dict().keys()
     model = perturbed(base, method(name))
     tuned, before = logits(model, IDS), snapshot(model)
-    refused = {slot for slot, component in model._components() if component.merge_refusal()}
+    refused = {slot: component for slot, component in model.slots() if component.merge_refusal()}
     assert not (refused and name in WEIGHTS_ONLY)
     if refused:
         with pytest.raises(MergeRefused) as caught:
             model.merge()
-        assert all(f"{slot}: " in str(caught.value) for slot in refused)
+        for slot, component in refused.items():
+            assert f"{slot}: {component.merge_refusal()}" in str(caught.value)
+            with pytest.raises(MergeRefused, match="cannot be merged: "):
+                component.merge(base)
         assert model.attached
         assert_same_state(model, before)
         assert torch.equal(logits(model, IDS), tuned)

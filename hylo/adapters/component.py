@@ -44,7 +44,7 @@ class Component(nn.Module, ABC):
 
     def merge_refusal(self) -> str | None:
         """Why no weights of the base model can compute what the component computes; None: `merge` writes them."""
-        return "it depends on the text or on positions, and a weight does not"
+        return "nothing says which weights of the base model would compute the same"
 
     def merge(self, model: PreTrainedModel) -> None:
         """Leave the base model like `detach`, but with the component's function in its weights.

@@ -97,6 +97,9 @@ class AttentionLandmark(Component):
         self.layers = nn.ModuleList(LayerLandmarks(config, host, index) for index in range(count))
         self._configs: list[Any] = []
 
+    def merge_refusal(self) -> str:
+        return "its keys and values belong to no token, and no weight holds such"
+
     def attach(self, model: PreTrainedModel) -> None:
         modules = attention_modules(model)
         self._configs = [module.config for module in modules]

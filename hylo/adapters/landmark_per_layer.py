@@ -70,6 +70,9 @@ class PerLayerLandmark(Component):
         self.layers = nn.ModuleList(LayerLandmarks(config, host, index) for index in range(count))
         self._hooks: list[RemovableHandle] = []
 
+    def merge_refusal(self) -> str:
+        return "what it adds depends on the text, and a weight does not"
+
     def attach(self, model: PreTrainedModel) -> None:
         for landmarks, ffn in zip(self.layers, ffn_modules(model), strict=True):
 
