@@ -35,7 +35,7 @@ IN_CONFIG: dict[str, tuple[dict[str, Any], str]] = {
     "rank True": ({"lora_rank": True}, "lora_rank = True | a whole number | lora_rank=8"),
     "rank as text": ({"lora_rank": "8"}, "lora_rank = '8' | a whole number | lora_rank=8"),
     "rank None": ({"lora_rank": None}, "lora_rank = None | a whole number | lora_rank=8"),
-    "alpha 0": ({"lora_alpha": 0}, "lora_alpha = 0 | a number > 0 | lora_alpha=16.0"),
+    "alpha 0": ({"lora_alpha": 0}, "lora_alpha = 0.0 | a number > 0 | lora_alpha=16.0"),
     "negative alpha": ({"lora_alpha": -1.0}, "lora_alpha = -1.0 | a number > 0 | lora_alpha=16.0"),
     "alpha NaN": ({"lora_alpha": NAN}, "lora_alpha = nan | a number > 0 | lora_alpha=16.0"),
     "infinite alpha": ({"lora_alpha": INFINITY}, "lora_alpha = inf | a number > 0 | lora_alpha=16.0"),
