@@ -113,7 +113,7 @@ def test_identity_at_step_0(base: PreTrainedModel, name: str):
         assert (_kl(expected, start) > NEAR_KL) == (AtStart.apart in declared)
         assert not torch.equal(start, expected)
     perturb(model)
-    assert (_kl(expected, logits(model, IDS)) > 1e3 * NEAR_KL) == (name in TRAINED)
+    assert (_kl(expected, logits(model, IDS)) > 100 * NEAR_KL) == (name in TRAINED)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -185,7 +185,7 @@ def test_start_depends_on_the_seed_alone(base: PreTrainedModel, name: str):
     first, same, other = start(0, 1), start(0, 2), start(1, 1)
     assert [key for key in first if not torch.equal(first[key], same[key])] == []
     differing = [key for key in first if not torch.equal(first[key], other[key])]
-    drawn = any(tensor.numel() > 1 and tensor.std() > 0 for tensor in first.values())  # else all start as constants
+    drawn = any(tensor.min() < tensor.max() for tensor in first.values())  # else all start as constants
     assert bool(differing) == (drawn and not trains_base(method(name)))
 
 

@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import hylo.adapters
@@ -106,7 +106,6 @@ class AdaptedModel(nn.Module):
         }
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
-    @torch.no_grad()
     def load(self, folder: Path) -> None:
         """Read trained tensors written by `save` into this model.
 
@@ -117,11 +116,20 @@ class AdaptedModel(nn.Module):
             saved = load_file(folder / WEIGHTS)
         except (OSError, SafetensorError) as error:
             raise RecordError(f"{folder / WEIGHTS} cannot be read ({error}); train the adapter again") from error
+        self.fill(saved, folder / WEIGHTS)
+
+    @torch.no_grad()
+    def fill(self, saved: Mapping[str, Tensor], source: Path) -> None:
+        """Take the values of all trained tensors, by `slot.name`, that were read from a file.
+
+        Raises:
+            RecordError: a tensor is missing, unknown, or of another shape; the model is as before.
+        """
         own = {f"{slot}.{name}": tensor for slot, ts in self.tensors().items() for name, tensor in ts.items()}
         wrong = [name for name in own.keys() | saved.keys() if name not in own or name not in saved]
         wrong += [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
         if wrong:
-            raise RecordError(f"{folder / WEIGHTS} does not fit this method and model: {', '.join(sorted(wrong)[:5])}")
+            raise RecordError(f"{source} does not fit this method and model: {', '.join(sorted(wrong)[:5])}")
         for name, tensor in own.items():
             tensor.copy_(saved[name])
 

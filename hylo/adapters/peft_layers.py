@@ -34,11 +34,6 @@ class Layers:
     shared: dict[str, nn.Module]
     """Tensors that layers share, such as VeRA's projections, by the library's name."""
 
-    def count(self) -> int:
-        """Number of trainable scalars."""
-        modules = nn.ModuleList([*self.shared.values(), *self.replaced.values()])
-        return sum(parameter.numel() for parameter in modules.parameters() if parameter.requires_grad)
-
 
 def make_layers(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel) -> Layers:
     """The library's layers for a model, which is left as it was.
@@ -58,8 +53,9 @@ def make_layers(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel) 
         try:
             with _linear_views(model):
                 return _inject(peft_type, kwargs, model, transposed=False)
-        except LIBRARY_ERRORS:
-            pass
+        except LIBRARY_ERRORS as error:
+            if needs_weights(error):
+                raise
         raise
 
 
@@ -71,7 +67,7 @@ def outline(model: PreTrainedModel) -> PreTrainedModel:
 
 def needs_weights(error: Exception) -> bool:
     """Whether an error says no more than that an outline has no numbers: some types start from the weights."""
-    return isinstance(error, NotImplementedError) and "meta tensor" in str(error)
+    return isinstance(error, NotImplementedError) and "meta" in str(error)
 
 
 def _inject(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel, *, transposed: bool) -> Layers:
@@ -93,7 +89,7 @@ def _inject(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel, *, t
         raise ValueError(f"it would train the base model's own {trained[0]}")
     if hooked:
         raise ValueError("it would put hooks into the base model")
-    if not layers.count():
+    if not replaced:
         raise ValueError("it finds no layer to adapt in this model")
     return layers
 

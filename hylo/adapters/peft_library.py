@@ -1,4 +1,4 @@
-"""What the `peft` library offers, and whether settings fit it. The library is imported on first use: it takes seconds."""
+"""What the `peft` library offers, and whether settings fit it. It is imported on first use: that takes seconds."""
 
 import dataclasses
 import difflib
@@ -166,4 +166,4 @@ def fits(value: object, hint: Any) -> bool:
 
 
 def _readable(hint: Any) -> str:
-    return getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

@@ -1,9 +1,10 @@
 """Any method of the `peft` library as a peer of this project's own: same protocol, records and tables.
 
 `peft_type` names the method and `kwargs` are the settings of its config in the library; both are checked before
-anything expensive, by a trial on a copy of the model without numbers. Layer-based methods: hylo/adapters/peft_layers.py;
-prompt-learning methods: hylo/adapters/peft_prompts.py. Forward passes are those of the library's layers. Its training
-utilities are not called, so what a method does between steps does not happen: AdaLoRA keeps its first ranks.
+anything expensive, by a trial on a copy of the model without numbers. Layer-based methods are in
+hylo/adapters/peft_layers.py, prompt-learning methods in hylo/adapters/peft_prompts.py. Forward passes are those of the
+library's layers. Its training utilities are not called, so what a method does between steps does not happen: AdaLoRA
+keeps its first ranks.
 
 Step 0: exactly the base model for the types and settings that the library starts so, which are most; another function
 for those in `_APART` and where a setting `init_...` is false. A prefix of zeros (peft_prefix) still takes its share of
@@ -28,9 +29,9 @@ from hylo.errors import problem
 from hylo.models.architecture import model_context_length
 from hylo.schema import register
 
-_APART = {"C3A", "CARTRIDGE", "FOURIERFT", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "UNILORA"}
-_NEAR = {"DEFT", "FROD", "HRA", "OSF"}
-"""Types that compute the base layer's weight anew, up to rounding."""
+_APART = {"C3A", "CARTRIDGE", "FOURIERFT", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "VBLORA"}
+_NEAR = {"DEFT", "FROD", "HRA", "OSF", "UNILORA"}
+"""Types that compute the base layer's weight anew, up to rounding, or start with tiny updates."""
 
 
 @register("component")
@@ -105,4 +106,5 @@ class PeftConfig(ComponentConfig):
             if not needs_weights(error):
                 raise
             made = self._make(host)
-        return sum(tensor.numel() for tensor in made.tensors().values())
+        own = {id(parameter) for parameter in host.model.parameters()}
+        return sum(tensor.numel() for tensor in made.tensors().values() if id(tensor) not in own)

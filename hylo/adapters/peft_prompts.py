@@ -49,9 +49,10 @@ def make_encoder(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel)
     heads, width = key_value_shape(model)
     if peft_type in KEYS_AND_VALUES and (config.num_attention_heads, config.token_dim) != (heads, heads * width):
         raise ValueError(f"keys and values of this model are {heads} heads of {width}, together {heads * width} wide")
-    if peft_type not in KEYS_AND_VALUES and config.token_dim != model.get_input_embeddings().weight.shape[1]:
-        raise ValueError(f"token_dim is {config.token_dim}, not the width of this model's embeddings")
-    embeddings = (model.get_input_embeddings(),) if peft_type == "PROMPT_TUNING" else ()
+    table: Any = model.get_input_embeddings()
+    if peft_type not in KEYS_AND_VALUES and config.token_dim != table.weight.shape[1]:
+        raise ValueError(f"token_dim is {config.token_dim}, not {table.weight.shape[1]}, the width of the embeddings")
+    embeddings = (table,) if peft_type == "PROMPT_TUNING" else ()
     encoder = tuner_class(peft_type)(config, *embeddings).to(model.device)
     encoder.num_virtual_tokens = config.num_virtual_tokens
     return encoder
@@ -98,7 +99,8 @@ class VirtualTokens(Component):
         with _activations_kept(model):
             inputs = {"inputs_embeds": encoded.to(model.dtype), "position_ids": positions_1P}
             model.base_model(**inputs, past_key_values=cache, use_cache=True)
-        return [(layer.keys[0], layer.values[0]) for layer in cache.layers]  # pyright: ignore[reportOptionalSubscript]
+        made: list[Any] = cache.layers
+        return [(layer.keys[0], layer.values[0]) for layer in made]
 
     def _prefix(self, index: int) -> Any:
         def extend(key_BHSD: Tensor, value_BHSD: Tensor) -> tuple[Tensor, Tensor]:
