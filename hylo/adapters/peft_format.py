@@ -8,7 +8,7 @@ The folder holds adapter_config.json (the library's LoraConfig) and adapter_mode
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,9 +19,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hylo.adapters.low_rank import LowRank, LowRankConfig, LowRankLayer, Scaling
-from hylo.adapters.model import AdaptedModel
 from hylo.errors import ConfigError, RecordError, problem
 from hylo.models.architecture import ALL_LINEAR, model_context_length, target_layers
+
+if TYPE_CHECKING:
+    from hylo.adapters.model import AdaptedModel  # which imports every module beside it, this one too
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 SLOT, PREFIX = "low_rank", "base_model.model."
@@ -42,7 +44,7 @@ _ONLY: dict[str, tuple[object, ...]] = {
 _OFF = (None, False, {}, [])
 
 
-def export_peft(model: AdaptedModel, folder: Path) -> None:
+def export_peft(model: "AdaptedModel", folder: Path) -> None:
     """Write the adapter so that `peft.PeftModel.from_pretrained(base, folder)` gives the same model.
 
     Arguments:
@@ -83,13 +85,15 @@ def export_peft(model: AdaptedModel, folder: Path) -> None:
     settings.save_pretrained(str(folder))
 
 
-def import_peft(base: PreTrainedModel, folder: Path) -> AdaptedModel:
+def import_peft(base: PreTrainedModel, folder: Path) -> "AdaptedModel":
     """The adapter of a folder that the `peft` library (or `export_peft`) wrote, on its base model, in evaluation mode.
 
     Raises:
         RecordError: a file is missing or damaged, is a pickle, or does not fit the base model.
         ConfigError: the adapter has an option that this project cannot express; the message names it.
     """
+    from hylo.adapters.model import AdaptedModel
+
     settings, saved = _read_settings(folder), _read_tensors(folder)
     tensors: dict[str, Tensor] = {}
     for key, tensor in saved.items():
