@@ -56,10 +56,9 @@ def export_peft(model: "AdaptedModel", folder: Path) -> None:
     low_rank, config = dict(model.components.items()).get(SLOT), model.method.get(SLOT)
     others = [slot for slot in model.method if slot != SLOT]
     if others or not isinstance(config, LowRankConfig) or not isinstance(low_rank, LowRank):
-        allowed = "LoRA, rank-stabilized LoRA or DoRA alone: the peft library has no such component"
-        raise ConfigError(
-            *(problem(f"method.{slot}", slot, allowed, f"method.{slot}=null") for slot in others or [SLOT])
-        )
+        allowed = f"{SLOT} alone (LoRA, rank-stabilized LoRA, DoRA): the format has no place for anything else"
+        slots = others or [f"no {SLOT}"]
+        raise ConfigError(*(problem("method", slot, allowed, f"train a method of {SLOT} alone") for slot in slots))
     from peft import LoraConfig
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,8 +47,10 @@ def make_encoder(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel)
         raise ValueError(f"num_virtual_tokens is {config.num_virtual_tokens}, not a number of at least 1")
     config.num_transformer_submodules = 1
     heads, width = key_value_shape(model)
-    if peft_type in KEYS_AND_VALUES and (config.num_attention_heads, config.token_dim) != (heads, heads * width):
-        raise ValueError(f"keys and values of this model are {heads} heads of {width}, together {heads * width} wide")
+    expected = {"num_layers": len(decoder_layers(model)), "num_attention_heads": heads, "token_dim": heads * width}
+    wrong = [name for name, value in expected.items() if getattr(config, name) != value]
+    if peft_type in KEYS_AND_VALUES and wrong:
+        raise ValueError(f"{wrong[0]} is {expected[wrong[0]]} for the keys and values of this model")
     table: Any = model.get_input_embeddings()
     if peft_type not in KEYS_AND_VALUES and config.token_dim != table.weight.shape[1]:
         raise ValueError(f"token_dim is {config.token_dim}, not {table.weight.shape[1]}, the width of the embeddings")
