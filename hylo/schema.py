@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from hylo.errors import problem
 
@@ -88,9 +88,9 @@ def register(group: str) -> Callable[[type[T]], type[T]]:
         name = cls.__module__.rpartition(".")[2]
         _REGISTERED.setdefault(group, {})[name] = cls
         node = OmegaConf.structured(cls)
-        for key, child in node.items_ex(resolve=False):
-            if isinstance(child, DictConfig) and child._metadata.element_type is Any:
-                OmegaConf.set_struct(child, False)  # free keywords need no + on the command line
+        for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+            if field.type == dict[str, Any]:
+                OmegaConf.set_struct(node[field.name], False)  # free keywords need no + on the command line
         ConfigStore.instance().store(group=f"schema/{group}", name=name, node=node)
         return cls
 

@@ -53,7 +53,7 @@ def export_peft(model: "AdaptedModel", folder: Path) -> None:
     Raises:
         ConfigError: the method has other components.
     """
-    low_rank, config = dict(model.components.items()).get(SLOT), model.method.get(SLOT)
+    low_rank, config = dict(model.slots()).get(SLOT), model.method.get(SLOT)
     others = [slot for slot in model.method if slot != SLOT]
     if others or not isinstance(config, LowRankConfig) or not isinstance(low_rank, LowRank):
         allowed = f"{SLOT} alone (LoRA, rank-stabilized LoRA, DoRA): the format has no place for anything else"
