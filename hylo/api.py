@@ -163,7 +163,7 @@ class HyLoRADAModel(nn.Module):
 
     def export_peft(self, folder: str | Path) -> None:
         """Write the adapter in PEFT's format, where that format can hold it."""
-        from hylo.adapters.peft_format import export_peft  # pyright: ignore[reportMissingImports]
+        from hylo.adapters.peft_format import export_peft
 
         export_peft(self.adapter, Path(folder))
 
@@ -171,7 +171,7 @@ class HyLoRADAModel(nn.Module):
     def import_peft(cls, base_model: PreTrainedModel, folder: str | Path) -> "HyLoRADAModel":
         """An adapter in PEFT's format on the model it was trained on."""
         _check_base(base_model)
-        from hylo.adapters.peft_format import import_peft  # pyright: ignore[reportMissingImports]
+        from hylo.adapters.peft_format import import_peft
 
         return cls._of(import_peft(base_model, Path(folder)))
 
@@ -190,7 +190,7 @@ class HyLoRADAModel(nn.Module):
         Raises:
             RecordError: it does not.
         """
-        self.adapter.assign(state_dict, source="the state")
+        self.adapter.fill(state_dict, "the state")
         return _IncompatibleKeys([], [])
 
     @property

@@ -188,14 +188,14 @@ def test_an_ffn_that_returns_more_than_its_output():
     settings: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 1, "head_dim": 16}
     settings |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
     base = AutoModelForCausalLM.from_config(GptOssConfig(vocab_size=VOCABULARY, pad_token_id=None, **settings)).eval()
-    (ffn,) = ffn_modules(base)
+    ffn: Any = ffn_modules(base)[0]
     torch.nn.init.normal_(dict(ffn.named_parameters())["router.weight"])
     h = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         alone, scores = ffn(h)
         before = logits(base, IDS)
         model = _strong(base, {"landmark": PerLayerConfig()})
-        (landmarks,) = model.components["landmark"].layers
+        landmarks = model.components["landmark"].get_submodule("layers.0")
         output, same_scores = ffn(h)
         assert torch.equal(output, landmarks(alone))
         assert torch.equal(same_scores, scores)

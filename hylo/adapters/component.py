@@ -108,6 +108,8 @@ class ComponentConfig(ABC):
     """Slots of the method that must be filled for this component to mean anything."""
     exclusive: ClassVar[bool] = False
     """True where the component makes sense only as the whole method."""
+    trains_base: ClassVar[bool] = False
+    """True where the trained tensors are the base model's own instead of new ones."""
     at_start: ClassVar[AtStart] = AtStart.same
     """What the model is at step 0."""
 

@@ -21,6 +21,7 @@ class FullConfig(ComponentConfig):
     """Nothing to choose but the learning-rate multiplier."""
 
     exclusive: ClassVar[bool] = True
+    trains_base: ClassVar[bool] = True
 
     def problems(self, key: str, host: Host) -> Iterator[str]:
         yield from ()

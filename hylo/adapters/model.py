@@ -185,14 +185,14 @@ class AdaptedModel(nn.Module):
             saved = load_file(folder / WEIGHTS)
         except (OSError, SafetensorError) as error:
             raise RecordError(f"{folder / WEIGHTS} cannot be read ({error}); train the adapter again") from error
-        self.assign(saved, source=str(folder / WEIGHTS))
+        self.fill(saved, folder / WEIGHTS)
 
     @torch.no_grad()
-    def assign(self, saved: Mapping[str, Tensor], *, source: str) -> None:
-        """Give every trainable tensor the value that `saved` holds under its name; all fit, or none is changed.
+    def fill(self, saved: Mapping[str, Tensor], source: Path | str) -> None:
+        """Take the values of all trained tensors, by `slot.name`, that were read from a source.
 
         Raises:
-            RecordError: a tensor is missing, unknown, or of another shape; names the `source`.
+            RecordError: a tensor is missing, unknown, or of another shape; the model is as before.
         """
         own = self.flat()
         wrong = [name for name in own.keys() | saved.keys() if name not in own or name not in saved]
