@@ -18,8 +18,12 @@ class MissingDependency(HyloError):
     """A model or data source cannot be reached; the message says which command makes it available."""
 
 
-class RecordError(HyloError):
+class RecordError(HyloError, ValueError):
     """A record on disk is damaged or of another schema version; the message names the file."""
+
+
+class MergeRefused(HyloError, ValueError):
+    """An adapter cannot be written into the base model's weights; the message says why. Nothing was changed."""
 
 
 class TrainingDiverged(HyloError):

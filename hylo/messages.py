@@ -54,7 +54,8 @@ def _unknown_key(cause: OmegaConfBaseException) -> str:
     known = _keys_of(cause)
     if not known:
         return f"{full_key} is not a key of the configuration\n    fix:     remove it"
-    fix = ".".join(part for part in (section, _closest(key, known)) if part)
+    home = next((name for name in known if key in _fields_below(cause, name)), None)
+    fix = ".".join(part for part in (section, *([home, key] if home else [_closest(key, known)])) if part)
     return f"{full_key} is not a key of the configuration\n    allowed: {', '.join(known)}\n    fix:     {fix}=..."
 
 
@@ -83,6 +84,13 @@ def _keys_of(cause: OmegaConfBaseException) -> list[str]:
         return [str(key) for key in node] if node is not None else []
     except TypeError:
         return []
+
+
+def _fields_below(cause: OmegaConfBaseException, name: str) -> set[str]:
+    """The keys of a typed section inside the one in which the error happened."""
+    node: Any = cause.parent_node
+    schema = OmegaConf.get_type(node, name) if node is not None and name in node else None
+    return {field.name for field in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else set()
 
 
 def _field_of(cause: OmegaConfBaseException, name: str) -> "dataclasses.Field[Any] | None":

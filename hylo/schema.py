@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from hylo.errors import problem
 
@@ -86,7 +87,11 @@ def register(group: str) -> Callable[[type[T]], type[T]]:
     def store(cls: type[T]) -> type[T]:
         name = cls.__module__.rpartition(".")[2]
         _REGISTERED.setdefault(group, {})[name] = cls
-        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=cls)
+        node = OmegaConf.structured(cls)
+        for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+            if field.type == dict[str, Any]:
+                OmegaConf.set_struct(node[field.name], False)  # free keywords need no + on the command line
+        ConfigStore.instance().store(group=f"schema/{group}", name=name, node=node)
         return cls
 
     return store

@@ -84,9 +84,9 @@ TRAINED = [name for name in METHODS if method(name)]
 """Every method but those that train nothing."""
 
 
-def exclusive(components: Method) -> bool:
+def trains_base(components: Method) -> bool:
     """Whether the method trains the base model's own weights instead of adding tensors."""
-    return any(config.exclusive for config in components.values())
+    return any(config.trains_base for config in components.values())
 
 
 def declared_dead(model: AdaptedModel) -> list[str]:

@@ -1,6 +1,6 @@
 """What every method of conf/method/ promises on every architecture: what is trained, what is not, and coming back.
 
-Methods are found by glob and differ only in what their configs say (`exclusive`, the slots they fill), never by name.
+Methods are found by glob and differ only in what their configs say (`trains_base`, the slots they fill), never by name.
 How adapted models read, pad and decode text is in test_contract_inference.py.
 """
 
@@ -17,7 +17,6 @@ from adapters import (
     adapt,
     assert_same_state,
     declared_dead,
-    exclusive,
     logits,
     method,
     perturb,
@@ -26,6 +25,7 @@ from adapters import (
     tiny,
     tokens,
     trained,
+    trains_base,
     values,
 )
 from torch import Tensor
@@ -67,7 +67,7 @@ def test_trainable_set_is_what_is_declared(base: PreTrainedModel, name: str):
     model = adapt(base, method(name))
     declared = {id(tensor) for tensor in trained(model).values()}
     assert {id(parameter) for parameter in model.parameters() if parameter.requires_grad} == declared
-    assert declared == own if exclusive(method(name)) else not declared & own
+    assert declared == own if trains_base(method(name)) else not declared & own
     assert model.parameter_counts()["trainable"] == sum(tensor.numel() for tensor in trained(model).values())
     assert all(tensor.dtype == torch.float32 for tensor in trained(model).values())
 
@@ -113,13 +113,13 @@ def test_identity_at_step_0(base: PreTrainedModel, name: str):
         assert (_kl(expected, start) > NEAR_KL) == (AtStart.apart in declared)
         assert not torch.equal(start, expected)
     perturb(model)
-    assert (_kl(expected, logits(model, IDS)) > 1e3 * NEAR_KL) == (name in TRAINED)
+    assert (_kl(expected, logits(model, IDS)) > 100 * NEAR_KL) == (name in TRAINED)
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_moves_all_that_is_trained_and_leaves_the_base_bit_equal(base: PreTrainedModel, name: str):
     before, expected = snapshot(base), logits(base, IDS)
-    frozen = {} if exclusive(method(name)) else dict(base.named_parameters())
+    frozen = {} if trains_base(method(name)) else dict(base.named_parameters())
     with adapted(base, method(name), context_length=CONTEXT, seed=0) as model:
         optimizer = make_optimizer(model, TrainerConfig(weight_decay=0.1))
         optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -151,6 +151,22 @@ def test_detach_leaves_no_trace_and_attaching_again_gives_the_same_logits(base: 
         for key, tensor in trained(again).items():
             tensor.copy_(tensors[key])
     assert torch.equal(logits(again, IDS), tuned)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_detach_gives_back_what_was_trainable_and_each_module_s_mode(base: PreTrainedModel, name: str):
+    """A base model that comes back frozen trains nothing, without an error. One mode for all would hide a mix-up."""
+    base.train().get_input_embeddings().eval()
+    chosen = [index % 3 == 0 for index, _ in enumerate(base.parameters())]
+    for parameter, trainable in zip(base.parameters(), chosen, strict=True):
+        parameter.requires_grad_(trainable)
+    modes = [module.training for module in base.modules()]
+    for _ in range(2):
+        model = adapt(base, method(name))
+        model.detach()
+        model.detach()  # the second time nothing happens
+        assert [parameter.requires_grad for parameter in base.parameters()] == chosen
+        assert [module.training for module in base.modules()] == modes
 
 
 def _modules(model: PreTrainedModel) -> dict[str, tuple[type, int]]:
@@ -185,7 +201,8 @@ def test_start_depends_on_the_seed_alone(base: PreTrainedModel, name: str):
     first, same, other = start(0, 1), start(0, 2), start(1, 1)
     assert [key for key in first if not torch.equal(first[key], same[key])] == []
     differing = [key for key in first if not torch.equal(first[key], other[key])]
-    assert bool(differing) == (name in TRAINED and not exclusive(method(name)))
+    drawn = any(tensor.min() < tensor.max() for tensor in first.values())  # else all start as constants
+    assert bool(differing) == (drawn and not trains_base(method(name)))
 
 
 def test_methods_that_share_a_tensor_share_its_first_draw(base: PreTrainedModel):

@@ -1,17 +1,19 @@
 """Impossible methods are refused before anything is attached, with the value, what is allowed, and the fix."""
 
+import copy
 import json
 from pathlib import Path
 
+import peft
 import pytest
 import torch
-from adapters import CONFIGS, CONTEXT, adapt, assert_same_state, method, perturbed, snapshot, tiny
+from adapters import CONFIGS, CONTEXT, adapt, assert_same_state, method, perturb, perturbed, snapshot, tiny
 
 from hylo.adapters.component import Host
 from hylo.adapters.full import FullConfig
 from hylo.adapters.landmark_position_adaptive import PositionAdaptiveConfig
 from hylo.adapters.low_rank import LowRankConfig
-from hylo.adapters.model import SETTINGS, WEIGHTS, Method, method_problems, read_method
+from hylo.adapters.model import SETTINGS, WEIGHTS, AdaptedModel, Method, method_problems, read_method
 from hylo.adapters.position_bias import PositionBiasConfig
 from hylo.errors import ConfigError, RecordError
 from hylo.models.base import skeleton_from_config
@@ -46,6 +48,23 @@ def test_refused_with_value_allowed_and_fix(components: Method, value: str, hint
     assert "allowed: " in message
     assert "fix: " in message
     assert_same_state(base, before)
+
+
+def test_a_model_that_carries_an_adapter_is_refused():
+    """Two would train on top of each other, and taking the first one off would break the second."""
+    base = tiny("llama")
+    model = adapt(base, method("lora"))
+    for carrier in (base, copy.deepcopy(base)):
+        with pytest.raises(ConfigError, match="carries no adapter; this one does"):
+            adapt(carrier, method("lora"))
+    assert adapt(model.detach(), method("lora")).attached
+
+
+def test_a_model_with_layers_of_peft_is_refused():
+    base = tiny("llama")
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"]), base)
+    with pytest.raises(ConfigError, match="without PEFT's layers"):
+        adapt(base, method("lora"))
 
 
 def test_several_problems_are_told_at_once():
@@ -99,6 +118,40 @@ def test_adapter_settings_are_checked_like_any_other(change: dict[str, object], 
     (tmp_path / SETTINGS).write_text(json.dumps(settings))
     with pytest.raises((RecordError, ConfigError), match=r"rank|rnak"):
         adapt(tiny("llama"), read_method(tmp_path)[0])
+
+
+def test_restoring_gives_back_method_seed_and_tensors_or_leaves_the_model_alone(tmp_path: Path):
+    """The tensors are checked last: without care, a failure there leaves the untrained adapter attached."""
+    trained = AdaptedModel(tiny("llama"), method("hylorada"), context_length=CONTEXT, seed=5)
+    perturb(trained)
+    trained.save(tmp_path)
+    base = tiny("llama")
+    before = snapshot(base)
+    restored = AdaptedModel.restore(base, tmp_path)
+    assert (restored.method, restored.context_length, restored.seed) == (method("hylorada"), CONTEXT, 5)
+    assert_same_state(restored, snapshot(trained))
+    restored.detach()
+
+    other = tiny("gpt2")
+    with pytest.raises(RecordError, match="does not fit"):
+        AdaptedModel.restore(other, tmp_path)
+    for rank in (4, 33):  # other shapes, and more than the layers allow
+        settings = json.loads((tmp_path / SETTINGS).read_text())
+        settings["method"]["low_rank"]["rank"] = rank
+        (tmp_path / SETTINGS).write_text(json.dumps(settings))
+        with pytest.raises(RecordError, match="does not fit"):
+            AdaptedModel.restore(base, tmp_path)
+        assert_same_state(base, before)
+        assert all(parameter.requires_grad for parameter in base.parameters())
+
+
+@pytest.mark.parametrize("change", [{"context_length": -1}, {"context_length": "long"}, {"seed": None}, {"method": []}])
+def test_settings_besides_the_method_are_checked_as_well(change: dict[str, object], tmp_path: Path):
+    perturbed(tiny("llama"), method("lora")).save(tmp_path)
+    settings = json.loads((tmp_path / SETTINGS).read_text())
+    (tmp_path / SETTINGS).write_text(json.dumps(settings | change))
+    with pytest.raises(RecordError, match=SETTINGS):
+        AdaptedModel.restore(tiny("llama"), tmp_path)
 
 
 def test_a_cut_off_weights_file_is_a_record_error(tmp_path: Path):

@@ -17,18 +17,22 @@ from adapters import (
     snapshot,
     tiny,
     tokens,
+    trained,
 )
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     GPTJConfig,
+    GptOssConfig,
     PreTrainedModel,
     StaticCache,
 )
 
 from hylo.adapters.landmark_attention import AttentionConfig
 from hylo.adapters.landmark_original import OriginalConfig, Pooling
+from hylo.adapters.landmark_per_layer import PerLayerConfig
+from hylo.adapters.low_rank import LowRankConfig
 from hylo.adapters.model import AdaptedModel, Method
 from hylo.errors import ConfigError
 from hylo.models.architecture import attention_modules, decoder_layers, ffn_modules
@@ -157,6 +161,46 @@ def test_landmarks_alone_on_every_architecture(architecture: str, name: str):
     cache = _filled(model, ids[:, :5])
     torch.testing.assert_close(logits(model, ids[:, 5:], past_key_values=cache), after[:, 5:], rtol=0, atol=1e-4)
     assert torch.equal(logits(model.detach(), ids), before)
+
+
+def test_the_order_of_slots_makes_no_difference():
+    """OPT's FFN ends in fc2, which LoRA may replace: a hook set on it before would see the output without the update.
+    On models with a module for the FFN both orders give the same, and so they do where fc2 is no target."""
+    components: Method = {
+        "low_rank": LowRankConfig(target_modules=["fc2"]),
+        "landmark": PerLayerConfig(),
+    }
+    base = tiny("opt")
+    before = [(name, id(module), len(module._forward_hooks)) for name, module in base.named_modules()]
+    outputs = []
+    for slots in (["low_rank", "landmark"], ["landmark", "low_rank"]):
+        model = adapt(base, {slot: components[slot] for slot in slots})
+        for seed, (_, tensor) in enumerate(sorted(trained(model).items())):  # the same values, whatever the order
+            torch.nn.init.normal_(tensor, generator=torch.Generator().manual_seed(seed))
+        outputs.append(logits(model, IDS))
+        model.detach()
+        assert [(name, id(module), len(module._forward_hooks)) for name, module in base.named_modules()] == before
+    assert torch.equal(*outputs)
+
+
+def test_an_ffn_that_returns_more_than_its_output():
+    """A mixture of experts returns its router's scores as well: they are not what the landmarks are added to."""
+    settings: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 1, "head_dim": 16}
+    settings |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    base = AutoModelForCausalLM.from_config(GptOssConfig(vocab_size=VOCABULARY, pad_token_id=None, **settings)).eval()
+    ffn: Any = ffn_modules(base)[0]
+    torch.nn.init.normal_(dict(ffn.named_parameters())["router.weight"])
+    h = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        alone, scores = ffn(h)
+        before = logits(base, IDS)
+        model = _strong(base, {"landmark": PerLayerConfig()})
+        landmarks = model.components["landmark"].get_submodule("layers.0")
+        output, same_scores = ffn(h)
+        assert torch.equal(output, landmarks(alone))
+        assert torch.equal(same_scores, scores)
+    assert (logits(model, IDS) - before).abs().max() > 1e-2
+    assert torch.equal(logits(model.detach(), IDS), before)
 
 
 def test_attention_landmarks_leave_the_config_alone_even_while_attached():

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from adapters import ARCHITECTURES, CONTEXT, METHODS, host, method, tiny
+from adapters import ARCHITECTURES, CONTEXT, METHODS, host, method, tiny, trains_base
 from transformers import GPT2Config, LlamaConfig, PreTrainedModel
 
 from hylo.adapters.component import Host
@@ -81,7 +81,7 @@ def test_smollm2_135m_with_all_linear_layers():
 @pytest.mark.parametrize("name", METHODS)
 def test_formula_counts_the_tensors_that_are_built(name: str, architecture: str):
     base = tiny(architecture)
-    frozen = 0 if any(config.exclusive for config in method(name).values()) else base.num_parameters()
+    frozen = 0 if trains_base(method(name)) else base.num_parameters()
     formula = {slot: config.parameter_count(host(architecture)) for slot, config in method(name).items()}
     model = AdaptedModel(base, method(name), context_length=CONTEXT, seed=0)
     counts = model.parameter_counts()

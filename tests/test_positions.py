@@ -72,6 +72,18 @@ def test_left_padding_does_not_count(base: PreTrainedModel, positions: Positions
     assert (positions.current >= 0).all()  # padding gets a position that can be looked up
 
 
+def test_masks_by_kind_of_layer_are_counted_as_the_model_counts():
+    """Hybrid models take a dict of masks of four dimensions. Without position_ids the model itself counts from 0."""
+    model, followed = tiny("qwen2"), Positions()
+    followed.follow(model)
+    expected = _pass(model, 4).logits
+    mask = torch.ones(2, 1, 4, 4, dtype=torch.bool).tril()
+    torch.testing.assert_close(_pass(model, 4, attention_mask={"full_attention": mask}).logits, expected)
+    assert followed.current.tolist() == [[0, 1, 2, 3]]
+    assert followed.real is not None
+    assert followed.real.all()
+
+
 def test_right_padding_leaves_the_text_alone(base: PreTrainedModel, positions: Positions):
     _pass(base, 4, attention_mask=torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]))
     assert positions.current[0, :2].tolist() == [0, 1]

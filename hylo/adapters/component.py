@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hylo.adapters.positions import Positions
+from hylo.errors import MergeRefused
 from hylo.schema import bounded
 
 SEPARATOR = "/"
@@ -24,6 +25,10 @@ SEPARATOR = "/"
 
 class Component(nn.Module, ABC):
     """The trainable tensors of one idea. Only its own parameters are trained."""
+
+    replaces_modules: ClassVar[bool] = False
+    """Whether `attach` puts modules of its own in the place of the base model's. Such components attach first, whatever
+    the order of the slots: a hook set on a module that is replaced later would see the module without its update."""
 
     @abstractmethod
     def attach(self, model: PreTrainedModel) -> None:
@@ -36,6 +41,20 @@ class Component(nn.Module, ABC):
     def bucket_weights(self, positions: Tensor) -> Tensor | None:
         """How much each of N buckets counts for positions [...]: [..., N], rows sum to one; None without buckets."""
         return None
+
+    def merge_refusal(self) -> str | None:
+        """Why no weights of the base model can compute what the component computes; None: `merge` writes them."""
+        return "nothing says which weights of the base model would compute the same"
+
+    def merge(self, model: PreTrainedModel) -> None:
+        """Leave the base model like `detach`, but with the component's function in its weights.
+
+        Called only where `merge_refusal` is None.
+
+        Raises:
+            MergeRefused: the reason, with nothing changed.
+        """
+        raise MergeRefused(f"{type(self).__name__} cannot be merged: {self.merge_refusal()}")
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """Trainable tensors by their names in a saved adapter. Frozen tensors of the base model are not among them."""
@@ -89,6 +108,8 @@ class ComponentConfig(ABC):
     """Slots of the method that must be filled for this component to mean anything."""
     exclusive: ClassVar[bool] = False
     """True where the component makes sense only as the whole method."""
+    trains_base: ClassVar[bool] = False
+    """True where the trained tensors are the base model's own instead of new ones."""
     at_start: ClassVar[AtStart] = AtStart.same
     """What the model is at step 0."""
 

@@ -21,6 +21,7 @@ class FullConfig(ComponentConfig):
     """Nothing to choose but the learning-rate multiplier."""
 
     exclusive: ClassVar[bool] = True
+    trains_base: ClassVar[bool] = True
 
     def problems(self, key: str, host: Host) -> Iterator[str]:
         yield from ()
@@ -49,6 +50,14 @@ class Full(Component):
     @torch.no_grad()
     def detach(self, model: PreTrainedModel) -> None:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(False).grad = None
+            parameter.grad = None
             parameter.copy_(self._untuned[name])
+        self._untuned = {}
+
+    def merge_refusal(self) -> None:
+        return None
+
+    def merge(self, model: PreTrainedModel) -> None:
+        for parameter in model.parameters():
+            parameter.grad = None
         self._untuned = {}

@@ -73,6 +73,9 @@ class MixtureLandmark(Component):
         w_BTK = F.softmax(self.position_logits() + F.linear(h_BTD, self.C).float(), dim=-1)
         return h_BTD + (self.a * (w_BTK @ self.L)).to(h_BTD.dtype)
 
+    def merge_refusal(self) -> str:
+        return "what it adds depends on the token's position and text, and a weight does not"
+
     def attach(self, model: PreTrainedModel) -> None:
         def after_norm(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             return self(output)

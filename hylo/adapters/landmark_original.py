@@ -104,6 +104,9 @@ class OriginalLandmark(Component):
         pooled = sums_BTS if self.pooling is Pooling.causal else sums_BTS[:, -1:]
         return pooled[..., :-1] / pooled[..., -1:].clamp(min=1)
 
+    def merge_refusal(self) -> str:
+        return "what it adds depends on the text so far, and a weight does not"
+
     def attach(self, model: PreTrainedModel) -> None:
         def after_norm(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             return self(output)

@@ -11,7 +11,7 @@ every token chooses by itself.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,10 +70,15 @@ class PerLayerLandmark(Component):
         self.layers = nn.ModuleList(LayerLandmarks(config, host, index) for index in range(count))
         self._hooks: list[RemovableHandle] = []
 
+    def merge_refusal(self) -> str:
+        return "what it adds depends on the text, and a weight does not"
+
     def attach(self, model: PreTrainedModel) -> None:
         for landmarks, ffn in zip(self.layers, ffn_modules(model), strict=True):
 
-            def after_ffn(module: nn.Module, args: object, output: Tensor, landmarks: nn.Module = landmarks) -> Tensor:
+            def after_ffn(module: nn.Module, args: object, output: Any, landmarks: nn.Module = landmarks) -> Any:
+                if isinstance(output, tuple):  # mixtures of experts return their router's scores as well
+                    return landmarks(output[0]), *output[1:]
                 return landmarks(output)
 
             self._hooks.append(ffn.register_forward_hook(after_ffn))

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -163,9 +163,18 @@ class LowRankLayer(nn.Module):
         square_O = self.weight_square_O + 2 * self.scale * cross_O + self.scale**2 * update_square_O
         return square_O.clamp(min=torch.finfo(square_O.dtype).tiny).sqrt()
 
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """The weight of a plain layer with the same output, [O, I]; without gate and dropout."""
+        W_OI = weight_OI(self.base) + self.scale * (self.B @ self.A)
+        return W_OI if self.magnitude is None else (self.magnitude / self.row_norms()).unsqueeze(-1) * W_OI
+
 
 class LowRank(Component):
-    """Low-rank updates of all target layers of a model."""
+    """Low-rank updates of all target layers of a model. Merged: W' = m / n (W + s B A), without m and n where there
+    is no magnitude; a position gate refuses for itself."""
+
+    replaces_modules: ClassVar[bool] = True
 
     def __init__(self, config: LowRankConfig, host: Host) -> None:
         super().__init__()
@@ -184,6 +193,21 @@ class LowRank(Component):
         for path, layer in self.layers.items():
             assert isinstance(layer, LowRankLayer)
             model.set_submodule(path.replace(SEPARATOR, "."), layer.base)
+
+    def merge_refusal(self) -> str | None:
+        for path, layer in self.layers.items():
+            assert isinstance(layer, LowRankLayer)
+            if (dtype := layer.base.weight.dtype).itemsize < 4:
+                path = path.replace(SEPARATOR, ".")
+                return f"the weight of {path} is {dtype}, which would round the update; convert the model with .float()"
+        return None
+
+    @torch.no_grad()
+    def merge(self, model: PreTrainedModel) -> None:
+        for layer in self.layers.values():
+            assert isinstance(layer, LowRankLayer)
+            weight_OI(layer.base).copy_(layer.merged_weight())
+        self.detach(model)
 
 
 def _init_a(init: InitA) -> Callable[[Tensor, torch.Generator], object]:

@@ -10,17 +10,20 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import hylo.adapters
 from hylo.adapters.component import Component, ComponentConfig, Host
-from hylo.errors import ConfigError, RecordError, problem
+from hylo.errors import ConfigError, MergeRefused, RecordError, problem
 from hylo.schema import bound_problems, import_all, plain, registered
 
 import_all(hylo.adapters)
 
 WEIGHTS, SETTINGS = "adapter.safetensors", "adapter_config.json"
+
+_MARK = "_hylo_adapted"
+"""Attribute of a base model that carries components. A copy of such a model carries it, too."""
 
 Method = Mapping[str, ComponentConfig]
 """The components of a method by slot (low_rank, position_bias, landmark, ...). Empty: the untuned model."""
@@ -39,37 +42,54 @@ def method_problems(method: Method, host: Host, key: str = "method") -> Iterator
         yield from config.problems(f"{key}.{slot}", host)
 
 
+def base_problems(base: PreTrainedModel) -> Iterator[str]:
+    """Why nothing can be attached to this model: two adapters would train on top of each other unnoticed."""
+    name, fix = type(base).__name__, "take the adapter off (detach, merge), or load the model again"
+    if _MARK in vars(base):
+        yield problem("base_model", name, "a model that carries no adapter; this one does", fix)
+    elif any(type(module).__module__.startswith("peft.") for module in base.modules()):
+        yield problem("base_model", name, "a model without PEFT's layers; this one has some", fix)
+
+
 class AdaptedModel(nn.Module):
     """A base model with components attached, and nothing else trainable.
 
     Arguments:
-        base: a causal language model of transformers. Its weights are frozen.
+        base: a causal language model of transformers. Its weights are frozen until the components are taken off.
         method: the components by slot. A component is built after those it requires.
         context_length: tokens a window; the default end of position buckets.
         seed: of the components' random starts.
 
     Raises:
-        ConfigError: a setting is out of range or cannot work on this model.
+        ConfigError: a setting is out of range or cannot work on this model, or the model carries an adapter already.
     """
 
     def __init__(self, base: PreTrainedModel, method: Method, *, context_length: int, seed: int) -> None:
         super().__init__()
         host = Host(base, context_length, seed)
-        if problems := [*bound_problems({"method": dict(method)}), *method_problems(method, host)]:
+        problems = [*base_problems(base), *bound_problems({"method": dict(method)}), *method_problems(method, host)]
+        if problems:
             raise ConfigError(*problems)
-        for parameter in base.parameters():
-            parameter.requires_grad_(False)
         self.base = base
         self.method = dict(sorted(method.items(), key=lambda item: len(item[1].requires)))
         self.context_length = context_length
         self.expected_counts = {slot: config.parameter_count(host) for slot, config in self.method.items()}
         """Trainable scalars of each slot by its component's closed formula."""
+        self.seed = seed
         for slot, config in self.method.items():
             host.components[slot] = config.build(host)
         self.components = nn.ModuleDict(host.components)
+        self._modes = [(module, module.training) for module in base.modules()]
+        self._trainable = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
+        for parameter in base.parameters():
+            parameter.requires_grad_(False)
         self._positions = host.positions.follow(base)
-        for component in host.components.values():
+        self._attached = sorted(host.components.values(), key=lambda component: not component.replaces_modules)
+        for component in self._attached:
             component.attach(base)
+        vars(base)[_MARK] = True
+        self.attached = True
+        """Whether the base model carries the components."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.base(*args, **kwargs)
@@ -78,6 +98,10 @@ class AdaptedModel(nn.Module):
         """Trainable tensors by slot, then by name."""
         return {slot: component.tensors() for slot, component in self.slots()}
 
+    def flat(self) -> dict[str, nn.Parameter]:
+        """Trainable tensors by `slot.name`, as in a saved adapter."""
+        return {f"{slot}.{name}": tensor for slot, named in self.tensors().items() for name, tensor in named.items()}
+
     def parameter_counts(self) -> dict[str, Any]:
         """Numbers of scalars: `trainable`, `total` (trainable and frozen), and trainable `by_component`."""
         counts = {slot: sum(t.numel() for t in tensors.values()) for slot, tensors in self.tensors().items()}
@@ -85,28 +109,72 @@ class AdaptedModel(nn.Module):
         return {"trainable": sum(counts.values()), "total": total, "by_component": counts}
 
     def detach(self) -> PreTrainedModel:
-        """Take every component off and return the base model as it was."""
-        for _, component in reversed(list(self.slots())):
-            component.detach(self.base)
-        self._positions.remove()
+        """Take every component off and return the base model as it was: weights, modules, hooks, modes and what is
+        trainable. Nothing happens where they are off already."""
+        self._leave(merging=False)
         return self.base
+
+    def merge(self) -> PreTrainedModel:
+        """Write every component into the base model's weights and return it, a plain model of transformers.
+
+        Raises:
+            MergeRefused: a component is no change of weights, or the components are off already; nothing was changed.
+        """
+        if not self.attached:
+            raise MergeRefused("the adapter was merged or detached before\n    fix:     attach it to a model again")
+        reasons = {slot: component.merge_refusal() for slot, component in self.slots()}
+        if refused := [f"{slot}: {reason}" for slot, reason in reasons.items() if reason]:
+            raise MergeRefused("not every component can be merged\n    " + "\n    ".join(refused))
+        self._leave(merging=True)
+        return self.base
+
+    def _leave(self, *, merging: bool) -> None:
+        if not self.attached:
+            return
+        for component in reversed(self._attached):
+            (component.merge if merging else component.detach)(self.base)
+        self._positions.remove()
+        for module, mode in self._modes:
+            module.training = mode
+        for parameter, trainable in self._trainable:
+            parameter.requires_grad_(trainable)
+        del vars(self.base)[_MARK]
+        self.attached = False
 
     def save(self, folder: Path) -> None:
         """Write the trained tensors (safetensors) and the method that they belong to (JSON)."""
         folder.mkdir(parents=True, exist_ok=True)
-        flat = {
-            f"{slot}.{name}": t.detach().contiguous().cpu()
-            for slot, ts in self.tensors().items()
-            for name, t in ts.items()
-        }
+        flat = {name: tensor.detach().contiguous().cpu() for name, tensor in self.flat().items()}
         save_file(flat, folder / WEIGHTS, metadata={"format": "pt"})
         settings = {
             "context_length": self.context_length,
+            "seed": self.seed,
             "method": {slot: {"component": _name(config)} | plain(config) for slot, config in self.method.items()},
         }
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
-    @torch.no_grad()
+    @classmethod
+    def restore(cls, base: PreTrainedModel, folder: Path) -> "AdaptedModel":
+        """The adapter that `save` wrote, on a base model like the one it was trained on.
+
+        Raises:
+            RecordError: a file is missing or damaged, or the adapter does not fit the model, which stays as it was.
+            ConfigError: the model carries an adapter already.
+        """
+        method, context_length, seed = _read_settings(folder)
+        if problems := [*base_problems(base)]:
+            raise ConfigError(*problems)
+        try:
+            model = cls(base, method, context_length=context_length, seed=seed)
+        except ConfigError as error:
+            raise RecordError(f"the adapter in {folder} does not fit {type(base).__name__}:\n{error}") from error
+        try:
+            model.load(folder)
+        except RecordError:
+            model.detach()
+            raise
+        return model
+
     def load(self, folder: Path) -> None:
         """Read trained tensors written by `save` into this model.
 
@@ -117,11 +185,20 @@ class AdaptedModel(nn.Module):
             saved = load_file(folder / WEIGHTS)
         except (OSError, SafetensorError) as error:
             raise RecordError(f"{folder / WEIGHTS} cannot be read ({error}); train the adapter again") from error
-        own = {f"{slot}.{name}": tensor for slot, ts in self.tensors().items() for name, tensor in ts.items()}
+        self.fill(saved, folder / WEIGHTS)
+
+    @torch.no_grad()
+    def fill(self, saved: Mapping[str, Tensor], source: Path | str) -> None:
+        """Take the values of all trained tensors, by `slot.name`, that were read from a source.
+
+        Raises:
+            RecordError: a tensor is missing, unknown, or of another shape; the model is as before.
+        """
+        own = self.flat()
         wrong = [name for name in own.keys() | saved.keys() if name not in own or name not in saved]
         wrong += [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
         if wrong:
-            raise RecordError(f"{folder / WEIGHTS} does not fit this method and model: {', '.join(sorted(wrong)[:5])}")
+            raise RecordError(f"{source} does not fit this method and model: {', '.join(sorted(wrong)[:5])}")
         for name, tensor in own.items():
             tensor.copy_(saved[name])
 
@@ -148,12 +225,20 @@ def read_method(folder: Path) -> tuple[dict[str, ComponentConfig], int]:
     Raises:
         RecordError: the settings are missing, damaged, or name an unknown component.
     """
+    return _read_settings(folder)[:2]
+
+
+def _read_settings(folder: Path) -> tuple[dict[str, ComponentConfig], int, int]:
+    """The method, context length and seed. Adapters written before the seed was kept have 0."""
     path = folder / SETTINGS
     try:
         settings = json.loads(path.read_text())
         method = {slot: _component(dict(values)) for slot, values in settings["method"].items()}
-        return method, int(settings["context_length"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        context_length, seed = int(settings["context_length"]), int(settings.get("seed", 0))
+        if context_length < 1:
+            raise ValueError(f"context_length = {context_length}")
+        return method, context_length, seed
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path} cannot be read as an adapter of hylo: {error!r}") from error
 
 

@@ -77,6 +77,9 @@ class PositionBias(Component):
     def bucket_weights(self, positions: Tensor) -> Tensor | None:
         return one_hot_buckets(positions, self.boundaries) if self._layers else None
 
+    def merge_refusal(self) -> str:
+        return "its gate depends on the token's position, and a weight does not"
+
     def attach(self, model: PreTrainedModel) -> None:
         for layer in self._layers:
             layer.gate = self.gate

@@ -56,7 +56,7 @@ def _positions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor
     if kwargs.get("position_ids") is not None:
         return kwargs["position_ids"], kwargs
     mask = kwargs.get("attention_mask")
-    if mask is not None and mask.dim() == 2:
+    if isinstance(mask, Tensor) and mask.dim() == 2:  # masks of four dimensions, one or several: as the model counts
         positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -time:]
         return positions, kwargs | {"position_ids": positions}
     cache = kwargs.get("past_key_values")

@@ -1,0 +1,110 @@
+"""Any method of the `peft` library as a peer of this project's own: same protocol, records and tables.
+
+`peft_type` names the method and `kwargs` are the settings of its config in the library; both are checked before
+anything expensive, by a trial on a copy of the model without numbers. Layer-based methods are in
+hylo/adapters/peft_layers.py, prompt-learning methods in hylo/adapters/peft_prompts.py. Forward passes are those of the
+library's layers. Its training utilities are not called, so what a method does between steps does not happen: AdaLoRA
+keeps its first ranks.
+
+Step 0: exactly the base model for the types and settings that the library starts so, which are most; another function
+for those in `_APART` and where a setting `init_...` is false. A prefix of zeros (peft_prefix) still takes its share of
+every attention. The library draws from torch's global generator; here that generator is set from the run's seed and
+put back, so that building depends on the seed alone.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from hylo.adapters.attention_prefix import prefix_problems
+from hylo.adapters.component import AtStart, Component, ComponentConfig, Host
+from hylo.adapters.peft_counts import closed_formula
+from hylo.adapters.peft_layers import LIBRARY_ERRORS, LayerTuning, make_layers, needs_weights, outline
+from hylo.adapters.peft_library import learns_prompts, setting_problems
+from hylo.adapters.peft_prompts import VirtualTokens, make_encoder
+from hylo.errors import problem
+from hylo.models.architecture import model_context_length
+from hylo.schema import register
+
+_APART = {"C3A", "CARTRIDGE", "FOURIERFT", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "VBLORA"}
+_NEAR = {"DEFT", "FROD", "HRA", "OSF", "UNILORA"}
+"""Types that compute the base layer's weight anew, up to rounding, or start with tiny updates."""
+
+
+@register("component")
+@dataclass(kw_only=True, slots=True)
+class PeftConfig(ComponentConfig):
+    """A method of the library and its settings."""
+
+    exclusive: ClassVar[bool] = True
+
+    peft_type: str = "LORA"
+    """Name in the library's PeftType: LORA, VERA, IA3, PREFIX_TUNING, OFT, ..."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Settings of that type's config in the library. No target_modules: the layers that this project's methods adapt;
+    for types whose definition names its layers (IA3, LN_TUNING) the library's choice."""
+
+    @property
+    def at_start(self) -> AtStart:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the model is at step 0."""
+        if self.peft_type in _APART or any(k.startswith("init_") and v is False for k, v in self.kwargs.items()):
+            return AtStart.apart
+        return AtStart.near if self.peft_type in _NEAR else AtStart.same
+
+    def problems(self, key: str, host: Host) -> Iterator[str]:
+        wrong = list(setting_problems(key, self.peft_type, self.kwargs))
+        if not wrong and learns_prompts(self.peft_type):
+            wrong = list(prefix_problems(f"{key}.peft_type", self.peft_type, host.model))
+        if not wrong:
+            wrong = list(self._trial(key, host))
+        yield from wrong
+
+    def _trial(self, key: str, host: Host) -> Iterator[str]:
+        """What the library says when it is given a model without numbers."""
+        try:
+            made = self._make(Host(outline(host.model), host.context_length, host.seed))
+        except LIBRARY_ERRORS as error:
+            if needs_weights(error):
+                return
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            given = f"{key}.kwargs"
+            yield problem(given, self.kwargs, f"what {self.peft_type} takes on this model: {reason}", f"{given}=...")
+            return
+        limit = model_context_length(host.model)
+        if isinstance(made, VirtualTokens) and made.length + host.context_length > limit:
+            allowed = f"at most {limit - host.context_length}: {limit} positions less data.context_length"
+            where = f"{key}.kwargs.num_virtual_tokens"
+            yield problem(where, made.length, allowed, f"{where}=..., or a smaller data.context_length")
+
+    def build(self, host: Host) -> Component:
+        component = self._make(host)
+        for parameter in component.tensors().values():
+            parameter.data = parameter.data.to(host.model.device, torch.float32)
+        return component
+
+    def _make(self, host: Host) -> Component:
+        digest = hashlib.sha256(f"{host.seed}/peft".encode()).digest()
+        with torch.random.fork_rng():
+            torch.manual_seed(int.from_bytes(digest[:7], "big"))
+            if learns_prompts(self.peft_type):
+                return VirtualTokens(self.peft_type, make_encoder(self.peft_type, self.kwargs, host.model), host)
+            return LayerTuning(make_layers(self.peft_type, self.kwargs, host.model))
+
+    def parameter_count(self, host: Host) -> int:
+        """By the closed formula where the type has a simple one; otherwise what the library makes for a copy of the
+        model without numbers. The latter shows that the attached model trains all of it and nothing else, but shares
+        the library's own idea of the method's size."""
+        formula = closed_formula(self.peft_type, self.kwargs, host.model)
+        if formula is not None:
+            return formula
+        try:
+            made = self._make(Host(outline(host.model), host.context_length, host.seed))
+        except NotImplementedError as error:
+            if not needs_weights(error):
+                raise
+            made = self._make(host)
+        own = {id(parameter) for parameter in host.model.parameters()}
+        return sum(tensor.numel() for tensor in made.tensors().values() if id(tensor) not in own)
