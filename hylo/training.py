@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from hylo.adapters.model import AdaptedModel
 from hylo.checkpoint import CHECKPOINT, Checkpoint
-from hylo.curve import Curve
+from hylo.curve import Curve, Trajectory
 from hylo.data.windows import Windows, batches
 from hylo.errors import ConfigError, TrainingDiverged, problem
 from hylo.progress import Progress
-from hylo.records import CURVE
+from hylo.records import CURVE, TRAJECTORY
 from hylo.trainer import TrainerConfig, learning_rate_factor
 
 UNTRAINED: dict[str, Any] = {
@@ -78,10 +78,11 @@ def train(
 
     Arguments:
         windows: training windows, [W, L].
-        folder: the run's folder, for curve.jsonl and the checkpoint.
+        folder: the run's folder, for curve.jsonl, trajectory.jsonl and the checkpoint.
         label: what the progress bar calls the run.
-        on_step: receives each line of curve.jsonl as it is written: step, loss, learning_rate, grad_norm, and the
-            step's own tokens and seconds. A loss or norm that is not finite is None.
+        on_step: receives each line of curve.jsonl as it is written: step, loss, learning_rate, grad_norm, the step's
+            own tokens and seconds, and regularization where a component has one. The loss is that of the language
+            model alone. A loss, norm or regularization that is not finite is None.
 
     Returns:
         The record's `training` section: steps, tokens, seconds, tokens_per_second, final_loss (nats a token, of the
@@ -95,40 +96,39 @@ def train(
     optimizer = make_optimizer(model, config)
     checkpoint = Checkpoint(folder / CHECKPOINT, model, optimizer, every_seconds=config.checkpoint_seconds)
     done = Progression(**checkpoint.restore())
-    curve = Curve(folder / CURVE, keep=done.step, write=accelerator.is_main_process)
+    main = accelerator.is_main_process
+    curve = Curve(folder / CURVE, keep=done.step, write=main)
+    trajectory = Trajectory(folder / TRAJECTORY, model.observed(), steps=config.steps, done=done.step, write=main)
     passes = config.gradient_accumulation_steps
     rng = np.random.default_rng([seed, 1])
     source = islice(batches(windows, config.batch_size, rng), done.step * passes, None)
     network = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
     prepare_for_training(model, config)
 
-    with torch.random.fork_rng(), Progress(label, config.steps, done.step, accelerator.is_main_process) as progress:
+    with torch.random.fork_rng(), Progress(label, config.steps, done.step, main) as progress:
         while done.step < config.steps:
             began = time.perf_counter()
             torch.manual_seed(step_seed(seed, done.step, accelerator.process_index))
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate_factor(done.step, config)
+            model.begin_step(done.step, config.steps)
             step_batches = list(islice(source, passes))
-            loss = accumulate(network, step_batches, accelerator)
-            norm = nn.utils.clip_grad_norm_(
-                [p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm
-            )
-            finite = math.isfinite(loss) and bool(torch.isfinite(norm))
-            if finite:
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            loss, regularization, norm = update(model, network, optimizer, step_batches, accelerator, config)
             tokens = sum(batch.size for batch in step_batches)
             seconds = time.perf_counter() - began
             rate = config.learning_rate * learning_rate_factor(done.step, config)
-            done.count(loss, tokens, seconds, finite)
+            done.count(loss, tokens, seconds, math.isfinite(loss) and math.isfinite(norm))
             line = {"step": done.step, "loss": finite_or_none(loss), "learning_rate": rate}
-            line |= {"grad_norm": finite_or_none(float(norm)), "tokens": tokens, "seconds": round(seconds, 4)}
+            line |= {"grad_norm": finite_or_none(norm), "tokens": tokens, "seconds": round(seconds, 4)}
+            if regularization is not None:
+                line["regularization"] = finite_or_none(regularization)
             curve.add(line)
+            trajectory.add(done.step, model.observed())
             on_step(line)
             if done.nonfinite_steps > config.max_nonfinite_steps:
-                raise diverged(done, config, loss, float(norm))
+                raise diverged(done, config, loss, norm)
             progress.update(done.step, loss=loss, tokens_per_second=done.tokens / done.seconds)
-            if accelerator.is_main_process:
+            if main:
                 checkpoint.save_if_due(asdict(done))
     model.eval()
     return {
@@ -142,15 +142,50 @@ def train(
     }
 
 
-def accumulate(network: nn.Module, step_batches: list[np.ndarray], accelerator: Accelerator) -> float:
-    """Forward and backward over a step's batches; gradients add up to those of the mean loss, which is returned."""
+def update(
+    model: AdaptedModel,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step_batches: list[np.ndarray],
+    accelerator: Accelerator,
+    config: TrainerConfig,
+) -> tuple[float, float | None, float]:
+    """One optimizer step; left out where the loss or a gradient is not finite.
+
+    Returns:
+        Loss of the language model (nats a token), regularization (None where no component has one), gradient norm
+        before clipping.
+    """
+    regularization = model.regularization()
+    loss = accumulate(network, step_batches, accelerator, model.regularization)
+    model.before_update()
+    norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm)
+    if math.isfinite(loss) and bool(torch.isfinite(norm)):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, None if regularization is None else float(regularization.detach()), float(norm)
+
+
+def accumulate(
+    network: nn.Module,
+    step_batches: list[np.ndarray],
+    accelerator: Accelerator,
+    regularization: Callable[[], Tensor | None] = lambda: None,
+) -> float:
+    """Forward and backward over a step's batches; gradients add up to those of the mean loss and the regularization.
+
+    Returns:
+        The mean loss, without the regularization.
+    """
     total = 0.0
     for batch in step_batches:
         share = np.array_split(batch, accelerator.num_processes)[accelerator.process_index]
         ids = torch.from_numpy(share.astype(np.int64)).to(accelerator.device)
         with accelerator.autocast():
             loss = causal_loss(network(input_ids=ids).logits, ids)
-        accelerator.backward(loss / len(step_batches))
+        # In one backward pass with the loss: several processes average each gradient once, when it is complete.
+        added = regularization()
+        accelerator.backward((loss if added is None else loss + added) / len(step_batches))
         total += float(accelerator.gather(loss.detach()).mean())  # pyright: ignore[reportAttributeAccessIssue]
     return total / len(step_batches)
 
@@ -161,14 +196,16 @@ def causal_loss(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def make_optimizer(model: AdaptedModel, config: TrainerConfig) -> torch.optim.AdamW:
-    """AdamW with one parameter group a component and kind of tensor: matrices decay, vectors and scalars do not."""
+    """AdamW; matrices decay, vectors and scalars do not. A group is a component's tensors of one kind and one rate."""
+    multipliers = model.learning_rate_multipliers()
     groups = []
     for slot, tensors in model.tensors().items():
-        peak = config.learning_rate * model.method[slot].learning_rate_multiplier
         for matrices, weight_decay in ((True, config.weight_decay), (False, 0.0)):
-            chosen = [tensor for tensor in tensors.values() if (tensor.dim() > 1) == matrices]
-            if chosen:
-                groups.append({"params": chosen, "peak": peak, "lr": peak, "weight_decay": weight_decay})
+            chosen = {name: tensor for name, tensor in tensors.items() if (tensor.dim() > 1) == matrices}
+            for multiplier in dict.fromkeys(multipliers[slot][name] for name in chosen):
+                peak = config.learning_rate * multiplier
+                params = [tensor for name, tensor in chosen.items() if multipliers[slot][name] == multiplier]
+                groups.append({"params": params, "peak": peak, "lr": peak, "weight_decay": weight_decay})
     betas = (config.adam_beta1, config.adam_beta2)
     return torch.optim.AdamW(groups, betas=betas, eps=config.adam_epsilon)
 
