@@ -94,14 +94,23 @@ class RunRecord:
         """Columns component, quantity, step, index, value: vectors over training; step 0 is before the first step.
 
         The quantity's name ends in its unit, as `boundaries (tokens)`. Empty where no component has any.
+
+        Raises:
+            RecordError: a line is damaged.
         """
         path = self.folder / TRAJECTORY
-        rows = []
-        for line in map(json.loads, path.read_text().splitlines() if path.exists() else []):
-            step = line.pop("step")
-            for component, vectors in line.items():
-                for quantity, vector in vectors.items():
-                    rows += [(component, quantity, step, index, value) for index, value in enumerate(vector)]
+        try:
+            lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        except ValueError as error:
+            raise RecordError(f"{path} is damaged ({error}); delete {path.parent} and run the cell again") from error
+        rows = [
+            (component, quantity, line["step"], index, value)
+            for line in lines
+            for component, vectors in line.items()
+            if component != "step"
+            for quantity, vector in vectors.items()
+            for index, value in enumerate(vector)
+        ]
         return pd.DataFrame(rows, columns=pd.Index(["component", "quantity", "step", "index", "value"]))
 
 

@@ -65,9 +65,9 @@ class LearnableConfig(MixtureConfig):
     boundary_warmup: float = bounded(0.0, ge=0, lt=1)
     """Share of training, from its first step, in which the boundaries stand still; at least one step is left."""
     spread_weight: float = bounded(0.0, ge=0)
-    """Weight of `spread` in the training loss, in nats a token."""
+    """Weight of `spread` in the training loss, in nats a token. Its gradient counts in trainer.max_grad_norm."""
     repulsion_weight: float = bounded(0.0, ge=0)
-    """Weight of `repulsion` in the training loss, in nats a token."""
+    """Weight of `repulsion` in the training loss, in nats a token. Its gradient counts in trainer.max_grad_norm."""
     minimum_gap: float = bounded(1.0, gt=0)
     """Distance in tokens below which neighbouring boundaries repel each other."""
 

@@ -38,8 +38,8 @@ def framed(title: str, lines: list[str], height: float, draw: Callable[[Figure],
     return figure
 
 
-def fold(name: str) -> str:
+def fold(name: str, width: int = _NAME_WIDTH) -> str:
     """A long name on several lines, broken after separators where it has them."""
     words = name.replace("_", "_ ").replace("-", "- ").replace("+", "+ ")
-    lines = textwrap.wrap(words, _NAME_WIDTH, break_on_hyphens=False)
+    lines = textwrap.wrap(words, width, break_on_hyphens=False)
     return "\n".join(line.replace("_ ", "_").replace("- ", "-").replace("+ ", "+") for line in lines)

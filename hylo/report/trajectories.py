@@ -11,7 +11,8 @@ from hylo.records import StudyRecord
 from hylo.report.style import LINES, fold, framed
 from hylo.report.summary import complete_runs
 
-_ROW_HEIGHT = 2.3  # inches
+_ROW_HEIGHT = 2.5  # inches
+_NAME_WIDTH = 90  # characters
 
 
 def trajectory_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
@@ -25,29 +26,25 @@ def trajectory_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | Non
         return None
 
     def draw(figure: Figure) -> None:
-        for place, (cell, component, quantity, seeds) in enumerate(rows):
-            left, right = (figure.add_subplot(len(rows), 2, 2 * place + side) for side in (1, 2))
-            for seed_place, table in enumerate(seeds.values()):
-                _lines(left, table, seed_place)
-                _lines(right, table - table.iloc[0], seed_place)
-            left.set_title(fold(f"{cell}: {component}"))
-            right.set_title(_moved(list(seeds.values())), fontweight="normal", fontsize=8)
+        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for part, (cell, component, quantity, seeds) in zip(parts, rows, strict=True):
+            part.suptitle(fold(f"{cell}: {component}", _NAME_WIDTH), x=0.01, ha="left", fontsize=9)
+            left, right = part.subplots(1, 2)
+            for place, (seed, table) in enumerate(seeds.items()):
+                _draw_lines(left, table, LINES[place % len(LINES)])
+                _draw_lines(right, table - table.iloc[0], LINES[place % len(LINES)], label=f"seed {seed}")
             left.set_ylabel(quantity)
-            right.set_ylabel(f"change of {quantity}")
+            right.set_ylabel(f"{quantity},\nchange since the start")
+            right.set_title(_moved(list(seeds.values())), fontweight="normal", fontsize=8)
             for axes in (left, right):
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
                 axes.grid(color="0.9", linewidth=0.6)
                 axes.margins(x=0.01)
                 axes.set_xlabel("optimizer step")
             if len(seeds) > 1:
-                lines = [right.lines[sum(t.shape[1] for t in list(seeds.values())[:n])] for n in range(len(seeds))]
-                right.legend(
-                    lines, [f"seed {seed}" for seed in seeds], loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8
-                )
+                right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8)
 
     lines = ["Lines: one an entry of the vector, from dark to bright in the order of its start"]
-    if max(len(seeds) for *_, seeds in rows) > 1:
-        lines.append("every seed drawn")
     return framed(f"{study.name}: what moved in training", lines, 0.5 + _ROW_HEIGHT * len(rows), draw)
 
 
@@ -63,11 +60,12 @@ def _rows(study: StudyRecord) -> list[tuple[str, str, str, dict[int, pd.DataFram
     return [(*names, seeds) for names, seeds in found.items()]
 
 
-def _lines(axes: Any, table: pd.DataFrame, seed_place: int) -> None:
-    order = table.iloc[0].rank(method="first").to_numpy(dtype=float) - 1
-    for rank, column in zip(order, table, strict=True):
-        colour = colormaps["viridis"](0.9 * rank / max(1, len(order) - 1))  # the last tenth is too bright on white
-        axes.plot(table.index, table[column], color=colour, linestyle=LINES[seed_place % len(LINES)], linewidth=1)
+def _draw_lines(axes: Any, table: pd.DataFrame, style: str, label: str | None = None) -> None:
+    ranks = table.iloc[0].rank(method="first").to_numpy(dtype=float) - 1
+    for rank, column in zip(ranks, table, strict=True):
+        colour = colormaps["viridis"](0.9 * rank / max(1, len(ranks) - 1))  # the last tenth is too bright on white
+        axes.plot(table.index, table[column], color=colour, linestyle=style, linewidth=1, label=label)
+        label = None  # once in the legend
 
 
 def _moved(tables: list[pd.DataFrame]) -> str:
