@@ -94,6 +94,20 @@ def test_an_interrupted_run_has_the_trajectory_of_an_undisturbed_one(
         assert [line[key] for line in _curve(parts)] == [line[key] for line in _curve(whole)]
 
 
+def test_a_run_stopped_before_its_first_checkpoint_starts_its_trajectory_anew(
+    tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    def interrupt(line: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    config = composed(*tiny, *LEARNABLE)
+    with pytest.raises(KeyboardInterrupt):
+        train_once(config, tmp_path, on_step=interrupt)
+    train_once(config, tmp_path)
+    assert _trajectory(tmp_path)["step"].drop_duplicates().tolist() == list(range(7))
+    assert len(_trajectory(tmp_path)) == 7 * 31
+
+
 @pytest.mark.parametrize(("steps", "lines"), [(1, 2), (200, 201), (201, 102), (1_000, 201), (9_999, 201)])
 def test_long_trainings_are_thinned(steps: int, lines: int, tmp_path: Path) -> None:
     """First and last state included; continued anywhere, also between two lines, the file is the same."""
