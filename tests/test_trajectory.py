@@ -5,15 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from launch import ROOT, composed, train, train_process
 from matplotlib.figure import Figure
-from offline_wandb import read_offline_run
 from recorded import write_recorded_study
 from trained import train_once
 
@@ -23,7 +24,7 @@ from hylo.errors import RecordError
 from hylo.records import TRAJECTORY, RunRecord, read_study
 from hylo.report import summarize, write_report
 from hylo.report.trajectories import trajectory_figure
-from hylo.tracking import Mode, TrackingConfig, log_step, open_tracker
+from hylo.tracking import Tracker, log_step
 
 BOUNDARIES = "boundaries (tokens)"
 LEARNABLE = ("method=landmark_learnable", "trainer.steps=6", "trainer.learning_rate=0.01")
@@ -161,18 +162,26 @@ def test_accumulated_passes_add_the_term_once(tiny: tuple[str, ...], tmp_path: P
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
 
 
-def test_the_term_is_logged_beside_the_loss(tmp_path: Path) -> None:
-    config = TrackingConfig(mode=Mode.offline)
-    tracker = open_tracker(
-        config, folder=tmp_path, group="g", name="n", run_id=None, resolved={}, job_type="cell", tags=[]
-    )
-    log_step(tracker, {"step": 1, "loss": 2.5, "regularization": 0.25})
-    log_step(tracker, {"step": 2, "loss": 2.0})
-    tracker.finish()
-    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    first, second = read_offline_run(path).history
-    assert (first["train/regularization"], first["train/loss"]) == (0.25, 2.5)
-    assert "train/regularization" not in second
+class Points(Tracker):
+    """Keeps what is logged: a service would only store it."""
+
+    def __init__(self) -> None:
+        self.by_step: dict[int, dict[str, float]] = {}
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.by_step[step] = dict(metrics)
+
+    def summary(self, values: Mapping[str, Any]) -> None: ...
+    def table(self, name: str, frame: pd.DataFrame) -> None: ...
+    def image(self, name: str, path: Path) -> None: ...
+    def finish(self, exit_code: int = 0) -> None: ...
+
+
+def test_the_term_is_logged_beside_the_loss() -> None:
+    points = Points()
+    log_step(points, {"step": 1, "loss": 2.5, "regularization": 0.25})
+    log_step(points, {"step": 2, "loss": 2.0})
+    assert points.by_step == {1: {"train/loss": 2.5, "train/regularization": 0.25}, 2: {"train/loss": 2.0}}
 
 
 SIZE: dict[str, Any] = {"windows": 12, "length": 64, "steps": 4}
