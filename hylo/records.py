@@ -7,6 +7,7 @@
         windows.parquet   window, document, first_token, length             where each window was cut
         audit.json        what each check of the audit found (see `hylo.audit`); those that failed also in result.json
         curve.jsonl       one line an optimizer step
+        trajectory.jsonl  vectors over steps, by component; only where a component has something to follow
         config.yaml       the resolved config
         adapter/          safetensors + JSON
         traceback.txt     only where it failed
@@ -35,8 +36,8 @@ from hylo.errors import RecordError
 SCHEMA_VERSION = 2
 RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
 RESULT, EVAL, THIRDS, WINDOWS = "result.json", "eval.parquet", "thirds.parquet", "windows.parquet"
-CURVE, CONFIG, ADAPTER, TRACEBACK, STUDY = "curve.jsonl", "config.yaml", "adapter", "traceback.txt", "study.json"
-AUDIT = "audit.json"
+CURVE, TRAJECTORY, AUDIT = "curve.jsonl", "trajectory.jsonl", "audit.json"
+CONFIG, ADAPTER, TRACEBACK, STUDY = "config.yaml", "adapter", "traceback.txt", "study.json"
 
 LOCK = ".lock"
 """Held by the process that works on a run."""
@@ -82,9 +83,36 @@ class RunRecord:
 
     @cached_property
     def curve(self) -> pd.DataFrame:
-        """One row an optimizer step: step, loss (nats a token), learning_rate, grad_norm, its tokens, seconds."""
+        """One row an optimizer step: step, loss (nats a token), learning_rate, grad_norm, its tokens and seconds.
+
+        Where components regularize there is a column regularization (nats a token), which is no part of the loss.
+        """
         path = self.folder / CURVE
         return pd.read_json(path, lines=True) if path.exists() and path.stat().st_size else pd.DataFrame()
+
+    @cached_property
+    def trajectory(self) -> pd.DataFrame:
+        """Columns component, quantity, step, index, value: vectors over training; step 0 is before the first step.
+
+        The quantity's name ends in its unit, as `boundaries (tokens)`. Empty where no component has any.
+
+        Raises:
+            RecordError: a line is damaged.
+        """
+        path = self.folder / TRAJECTORY
+        try:
+            lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        except ValueError as error:
+            raise RecordError(f"{path} is damaged ({error}); delete {path.parent} and run the cell again") from error
+        rows = [
+            (component, quantity, line["step"], index, value)
+            for line in lines
+            for component, vectors in line.items()
+            if component != "step"
+            for quantity, vector in vectors.items()
+            for index, value in enumerate(vector)
+        ]
+        return pd.DataFrame(rows, columns=pd.Index(["component", "quantity", "step", "index", "value"]))
 
 
 @dataclass(frozen=True)

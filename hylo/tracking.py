@@ -146,10 +146,11 @@ def log_step(tracker: Tracker, row: Mapping[str, Any]) -> None:
 
     Args:
         tracker: Where to.
-        row: A line of the curve: step, loss (nats a token), learning_rate, grad_norm, and the tokens and seconds of
-            this step. What is missing is left out.
+        row: A line of the curve: step, loss (nats a token), learning_rate, grad_norm, regularization, and the tokens
+            and seconds of this step. What is missing is left out.
     """
-    metrics = {f"train/{key}": row[key] for key in ("loss", "learning_rate", "grad_norm") if row.get(key) is not None}
+    names = ("loss", "learning_rate", "grad_norm", "regularization")
+    metrics = {f"train/{name}": row[name] for name in names if row.get(name) is not None}
     if row.get("tokens") and row.get("seconds"):
         metrics["train/tokens_per_second"] = row["tokens"] / row["seconds"]
     tracker.log(metrics, step=int(row["step"]))

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from hylo.adapters.model import AdaptedModel
 from hylo.checkpoint import CHECKPOINT, Checkpoint
-from hylo.curve import Curve
+from hylo.curve import Curve, Trajectory
 from hylo.data.windows import IGNORED, Windows, batches, model_inputs
 from hylo.errors import ConfigError, TrainingDiverged, problem
 from hylo.progress import Progress
-from hylo.records import CURVE, finite_or_none
+from hylo.records import CURVE, TRAJECTORY, finite_or_none
 from hylo.trainer import TrainerConfig, learning_rate_factor
 
 UNTRAINED: dict[str, Any] = {
@@ -84,12 +84,12 @@ def train(
 
     Arguments:
         windows: training windows, [W, L].
-        folder: the run's folder, for curve.jsonl and the checkpoint.
+        folder: the run's folder, for curve.jsonl, trajectory.jsonl and the checkpoint.
         label: what the progress bar calls the run.
         loss_on_padding: padding counts in the loss like other tokens.
-        on_step: receives each line of curve.jsonl as it is written: step, loss, learning_rate, grad_norm, and the
-            step's own tokens (without padding) and seconds. A loss or norm that is not finite is None, and so
-            is the loss of a step without targets.
+        on_step: receives each line of curve.jsonl as it is written: step, loss, learning_rate, grad_norm, the step's
+            own tokens (without padding) and seconds, and regularization where a component has one. The loss is that
+            of the language model alone. What is not finite is None, and so is the loss of a step without targets.
 
     Returns:
         The record's `training` section: steps, tokens and tokens_per_second (without padding), seconds, padding_share
@@ -104,28 +104,27 @@ def train(
     optimizer = make_optimizer(model, config)
     checkpoint = Checkpoint(folder / CHECKPOINT, model, optimizer, every_seconds=config.checkpoint_seconds)
     done = Progression(**checkpoint.restore())
-    curve = Curve(folder / CURVE, keep=done.step, write=accelerator.is_main_process)
+    main = accelerator.is_main_process
+    curve = Curve(folder / CURVE, keep=done.step, write=main)
+    trajectory = Trajectory(folder / TRAJECTORY, model.observed(), steps=config.steps, done=done.step, write=main)
     passes = config.gradient_accumulation_steps
     rng = np.random.default_rng([seed, 1])
     source = islice(batches(windows, config.batch_size, rng), done.step * passes, None)
     network = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
     prepare_for_training(model, config)
 
-    with torch.random.fork_rng(), Progress(label, config.steps, done.step, accelerator.is_main_process) as progress:
+    with torch.random.fork_rng(), Progress(label, config.steps, done.step, main) as progress:
         while done.step < config.steps:
             began = time.perf_counter()
             torch.manual_seed(step_seed(seed, done.step, accelerator.process_index))
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate_factor(done.step, config)
+            model.begin_step(done.step, config.steps)
             step_batches = list(islice(source, passes))
-            loss = accumulate(network, step_batches, accelerator, loss_on_padding=loss_on_padding)
-            norm = nn.utils.clip_grad_norm_(
-                [p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm
+            loss, regularization, norm = update(
+                model, network, optimizer, step_batches, accelerator, config, loss_on_padding=loss_on_padding
             )
-            finite = math.isfinite(loss) and bool(torch.isfinite(norm))
-            if finite:
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            finite = math.isfinite(loss) and math.isfinite(norm)
             tokens = sum(batch.tokens for batch in step_batches)
             targets = sum(batch.targets(on_padding=loss_on_padding) for batch in step_batches)
             padding = targets - sum(batch.targets() for batch in step_batches)
@@ -133,13 +132,16 @@ def train(
             rate = config.learning_rate * learning_rate_factor(done.step, config)
             done.count(loss, finite, tokens=tokens, targets=targets, padding=padding, seconds=seconds)
             line = {"step": done.step, "loss": finite_or_none(loss), "learning_rate": rate}
-            line |= {"grad_norm": finite_or_none(float(norm)), "tokens": tokens, "seconds": round(seconds, 4)}
+            line |= {"grad_norm": finite_or_none(norm), "tokens": tokens, "seconds": round(seconds, 4)}
+            if regularization is not None:
+                line["regularization"] = finite_or_none(regularization)
             curve.add(line)
+            trajectory.add(done.step, model.observed())
             on_step(line)
             if done.nonfinite_steps > config.max_nonfinite_steps:
-                raise diverged(done, config, loss, float(norm))
+                raise diverged(done, config, loss, norm)
             progress.update(done.step, loss=loss, tokens_per_second=done.tokens / done.seconds)
-            if accelerator.is_main_process:
+            if main:
                 checkpoint.save_if_due(asdict(done))
     model.eval()
     return {
@@ -154,13 +156,47 @@ def train(
     }
 
 
+def update(
+    model: AdaptedModel,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step_batches: list[Windows],
+    accelerator: Accelerator,
+    config: TrainerConfig,
+    *,
+    loss_on_padding: bool,
+) -> tuple[float, float | None, float]:
+    """One optimizer step; left out where the loss or a gradient is not finite.
+
+    Returns:
+        Loss of the language model (nats a token), regularization (None where no component has one), gradient norm
+        before clipping.
+    """
+    regularization = model.regularization()
+    loss = accumulate(network, step_batches, accelerator, model.regularization, loss_on_padding=loss_on_padding)
+    model.before_update()
+    norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm)
+    if math.isfinite(loss) and bool(torch.isfinite(norm)):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, None if regularization is None else float(regularization.detach()), float(norm)
+
+
 def accumulate(
-    network: nn.Module, step_batches: list[Windows], accelerator: Accelerator, *, loss_on_padding: bool = False
+    network: nn.Module,
+    step_batches: list[Windows],
+    accelerator: Accelerator,
+    regularization: Callable[[], Tensor | None] = lambda: None,
+    *,
+    loss_on_padding: bool = False,
 ) -> float:
-    """Forward and backward over a step's batches; gradients add up to those of the mean loss, which is returned.
+    """Forward and backward over a step's batches; gradients add up to those of the mean loss and the regularization.
 
     The mean is over all targets of the step: each weighs the same in whichever pass and process it comes. A mean of
-    the passes' means would weigh the tokens of short lines more. NaN, and no gradient, where the step has no target.
+    the passes' means would weigh the tokens of short lines more. NaN where the step has no target.
+
+    Returns:
+        The mean loss, without the regularization.
     """
     processes, mine = accelerator.num_processes, accelerator.process_index
     step_targets = sum(batch.targets(on_padding=loss_on_padding) for batch in step_batches)
@@ -173,7 +209,10 @@ def accumulate(
             logits = network(**model_inputs(shares[mine].ids, shares[mine].lengths, accelerator.device)).logits
             loss = causal_loss(logits, labels)
         # Several processes: their gradients are averaged, not added.
-        accelerator.backward(loss * (counts[mine] * processes / max(step_targets, 1)))
+        weighted = loss * (counts[mine] * processes / max(step_targets, 1))
+        # In one backward pass with the loss: several processes average each gradient once, when it is complete.
+        added = regularization()
+        accelerator.backward(weighted if added is None else weighted + added / len(step_batches))
         gathered = accelerator.gather(loss.detach())
         assert isinstance(gathered, Tensor)
         total += float(np.dot(gathered.cpu().double().reshape(-1).numpy(), counts))
@@ -192,14 +231,16 @@ def causal_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def make_optimizer(model: AdaptedModel, config: TrainerConfig) -> torch.optim.AdamW:
-    """AdamW with one parameter group a component and kind of tensor: matrices decay, vectors and scalars do not."""
+    """AdamW; matrices decay, vectors and scalars do not. A group is a component's tensors of one kind and one rate."""
+    multipliers = model.learning_rate_multipliers()
     groups = []
     for slot, tensors in model.tensors().items():
-        peak = config.learning_rate * model.method[slot].learning_rate_multiplier
         for matrices, weight_decay in ((True, config.weight_decay), (False, 0.0)):
-            chosen = [tensor for tensor in tensors.values() if (tensor.dim() > 1) == matrices]
-            if chosen:
-                groups.append({"params": chosen, "peak": peak, "lr": peak, "weight_decay": weight_decay})
+            chosen = {name: tensor for name, tensor in tensors.items() if (tensor.dim() > 1) == matrices}
+            for multiplier in dict.fromkeys(multipliers[slot][name] for name in chosen):
+                peak = config.learning_rate * multiplier
+                params = [tensor for name, tensor in chosen.items() if multipliers[slot][name] == multiplier]
+                groups.append({"params": params, "peak": peak, "lr": peak, "weight_decay": weight_decay})
     betas = (config.adam_beta1, config.adam_beta2)
     return torch.optim.AdamW(groups, betas=betas, eps=config.adam_epsilon)
 

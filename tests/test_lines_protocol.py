@@ -152,8 +152,10 @@ def test_loss_is_the_mean_over_targets_that_count():
         assert loss.item() == pytest.approx(np.mean(losses), rel=1e-6)
 
 
-def gradients(model: AdaptedModel, step: list[Windows], **named: bool) -> tuple[float, list[torch.Tensor]]:
-    loss = accumulate(model, step, ACCELERATOR, **named)
+def gradients(
+    model: AdaptedModel, step: list[Windows], loss_on_padding: bool = False
+) -> tuple[float, list[torch.Tensor]]:
+    loss = accumulate(model, step, ACCELERATOR, loss_on_padding=loss_on_padding)
     found = [t.grad.clone() for ts in model.tensors().values() for t in ts.values() if t.grad is not None]
     model.zero_grad(set_to_none=True)
     return loss, found

@@ -24,7 +24,11 @@ SEPARATOR = "/"
 
 
 class Component(nn.Module, ABC):
-    """The trainable tensors of one idea. Only its own parameters are trained."""
+    """The trainable tensors of one idea. Only its own parameters are trained.
+
+    `begin_step`, `regularization`, `before_update`, `learning_rate_multipliers` and `observed` are what training asks
+    of a component beyond its forward pass. By default they do nothing.
+    """
 
     replaces_modules: ClassVar[bool] = False
     """Whether `attach` puts modules of its own in the place of the base model's. Such components attach first, whatever
@@ -63,6 +67,31 @@ class Component(nn.Module, ABC):
             for name, parameter in self.named_parameters()
             if parameter.requires_grad
         }
+
+    def learning_rate_multipliers(self) -> dict[str, float]:
+        """By tensor name, what its learning rate is multiplied with beside the component's own multiplier; else 1."""
+        return {}
+
+    def begin_step(self, step: int, steps: int) -> None:
+        """Called in training before optimizer step `step` of 0 ... steps - 1.
+
+        What changes in the course of training must follow from these two numbers alone: a run that continues from a
+        checkpoint is told nothing else.
+        """
+
+    def regularization(self) -> Tensor | None:
+        """A scalar to add to the training loss (nats a token), of parameters alone; None: nothing."""
+        return None
+
+    def before_update(self) -> None:
+        """Called when the gradients of a step are complete and not yet clipped.
+
+        A tensor whose gradient is set to None here does not move in this step, and its moments in AdamW neither.
+        """
+
+    def observed(self) -> dict[str, Tensor]:
+        """Vectors worth following over training, by a name that ends in their unit: `boundaries (tokens)`."""
+        return {}
 
 
 @dataclass

@@ -108,6 +108,36 @@ class AdaptedModel(nn.Module):
         total = sum(parameter.numel() for parameter in self.parameters())
         return {"trainable": sum(counts.values()), "total": total, "by_component": counts}
 
+    def begin_step(self, step: int, steps: int) -> None:
+        """Tell every component which step of training comes."""
+        for _, component in self.slots():
+            component.begin_step(step, steps)
+
+    def regularization(self) -> torch.Tensor | None:
+        """Sum of what components add to the training loss, a scalar; None where none adds anything."""
+        terms = [term for _, component in self.slots() if (term := component.regularization()) is not None]
+        return torch.stack(terms).sum() if terms else None
+
+    def before_update(self) -> None:
+        """Let every component see its gradients before they are clipped."""
+        for _, component in self.slots():
+            component.before_update()
+
+    def learning_rate_multipliers(self) -> dict[str, dict[str, float]]:
+        """Multiplier of each trainable tensor's learning rate by slot, then by name."""
+        return {
+            slot: {
+                name: self.method[slot].learning_rate_multiplier * component.learning_rate_multipliers().get(name, 1.0)
+                for name in component.tensors()
+            }
+            for slot, component in self.slots()
+        }
+
+    def observed(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Vectors to follow over training by slot, then by name; slots without any are left out."""
+        found = {slot: component.observed() for slot, component in self.slots()}
+        return {slot: vectors for slot, vectors in found.items() if vectors}
+
     def detach(self) -> PreTrainedModel:
         """Take every component off and return the base model as it was: weights, modules, hooks, modes and what is
         trainable. Nothing happens where they are off already."""

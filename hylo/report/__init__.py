@@ -60,9 +60,10 @@ def write_report(folder: Path) -> Report:
     figures = []
     if len(summary):
         for name, draw in FIGURES.items():
-            image = io.BytesIO()
-            draw(study, summary).savefig(image, format="png")
-            figures.append(_write(folder / "figures" / f"{name}.png", image.getvalue()))
+            if figure := draw(study, summary):
+                image = io.BytesIO()
+                figure.savefig(image, format="png")
+                figures.append(_write(folder / "figures" / f"{name}.png", image.getvalue()))
     _write(folder / SUMMARY, summary.to_csv(index=False, lineterminator="\n").encode())
     _write(folder / "summary.md", markdown(study, summary, failed, figures).encode())
     return Report(study, summary, failed, figures)

@@ -1,37 +1,20 @@
-"""The figures of a study. No pyplot, so nothing global is touched and no display is needed."""
+"""The figures of a study."""
 
-import textwrap
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from hylo.records import StudyRecord
+from hylo.report.style import COLOURS, LINES, MARKERS, fold, framed
 from hylo.report.summary import complete_runs, ppl_by_bin
 from hylo.report.tables import MISSING, caption, interval, split_by_reference
+from hylo.report.trajectories import trajectory_figure
 
-DPI = 200
 BINS = 10
-# Okabe and Ito 2008, "Color universal design": told apart with every common colour blindness. Yellow is left out, it
-# vanishes on white. Cells beyond the seventh repeat the colours with another line and marker.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_LINES, _MARKERS = ("-", "--", ":"), ("o", "s", "^")
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "legend.frameon": False,
-    "svg.hashsalt": "hylo",
-}
-_WIDTH = 7.2  # inches: the text width of a two-column page
-_NAME_WIDTH, _CAPTION_WIDTH = 28, 115  # characters
 
 
 def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
@@ -60,7 +43,7 @@ def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
                 fontsize=8,
             )
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(rows, [_fold(cell) for cell in part["cell"]])
+        axes.set_yticks(rows, [fold(cell) for cell in part["cell"]])
         axes.set_ylim(len(part) - 0.4, -0.6)
         axes.margins(x=0.04)
         axes.tick_params(axis="y", length=0)
@@ -70,7 +53,7 @@ def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
         axes.set_ylabel("cell")
 
     lines = ["Bars: 100 (1 - PPL / PPL of the untuned model), whiskers: the interval", *caption(study, summary)]
-    return _figure(f"{study.name}: improvement over the untuned model", lines, 1.7 + 0.36 * max(2, len(part)), draw)
+    return framed(f"{study.name}: improvement over the untuned model", lines, 1.7 + 0.36 * max(2, len(part)), draw)
 
 
 def position_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
@@ -84,16 +67,16 @@ def position_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
         third = (edges[-1] - edges[0]) / 3
         axes.axvspan(edges[0] + third, edges[-1] - third, color="0.93", linewidth=0, label="middle third")
         for place, (cell, line) in enumerate(bins.groupby("cell", sort=False)):
-            repeat = place // len(COLOURS) % len(_LINES)
+            repeat = place // len(COLOURS) % len(LINES)
             axes.plot(
                 centres[line["bin"].to_numpy(dtype=int)],
                 line["ppl"],
                 color=COLOURS[place % len(COLOURS)],
-                linestyle=_LINES[repeat],
-                marker=_MARKERS[repeat],
+                linestyle=LINES[repeat],
+                marker=MARKERS[repeat],
                 markersize=3.5,
                 linewidth=1.4,
-                label=_fold(str(cell)),
+                label=fold(str(cell)),
             )
         _perplexity_axis(axes)
         axes.set_xlim(edges[0], edges[-1])
@@ -102,7 +85,7 @@ def position_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8)
 
     lines = ["Lines: exp of the mean over seeds of log PPL, no interval drawn", *caption(study, summary)]
-    return _figure(f"{study.name}: perplexity by position", lines, 4.6, draw)
+    return framed(f"{study.name}: perplexity by position", lines, 4.6, draw)
 
 
 def loss_figure(study: StudyRecord, *, smoothing: int = 1) -> Figure:
@@ -116,8 +99,8 @@ def loss_figure(study: StudyRecord, *, smoothing: int = 1) -> Figure:
                 continue
             loss: Any = pd.concat(curves).groupby("step")["loss"].mean()
             mean = loss.rolling(smoothing, min_periods=1).mean()
-            style = _LINES[place // len(COLOURS) % len(_LINES)]
-            axes.plot(mean.index, mean, color=COLOURS[place % len(COLOURS)], linestyle=style, label=_fold(cell))
+            style = LINES[place // len(COLOURS) % len(LINES)]
+            axes.plot(mean.index, mean, color=COLOURS[place % len(COLOURS)], linestyle=style, label=fold(cell))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color="0.9", linewidth=0.6)
         axes.set_xlabel("optimizer step")
@@ -126,25 +109,15 @@ def loss_figure(study: StudyRecord, *, smoothing: int = 1) -> Figure:
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8)
 
     lines = ["Lines: mean over seeds" + (f", running mean over {smoothing} steps" if smoothing > 1 else "")]
-    return _figure(f"{study.name}: training loss", lines, 4.0, draw)
+    return framed(f"{study.name}: training loss", lines, 4.0, draw)
 
 
-FIGURES: dict[str, Callable[[StudyRecord, pd.DataFrame], Figure]] = {
+FIGURES: dict[str, Callable[[StudyRecord, pd.DataFrame], Figure | None]] = {
     "improvement": improvement_figure,
     "ppl_by_position": position_figure,
+    "trajectories": trajectory_figure,
 }
-
-
-def _figure(title: str, lines: list[str], height: float, draw: Callable[[Figure], None]) -> Figure:
-    """A figure of the page's width: title above, caption below, both laid out with what `draw` adds."""
-    text = textwrap.fill("; ".join(lines), _CAPTION_WIDTH) if lines else ""
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, height + 0.16 * text.count("\n")), dpi=DPI)
-        figure.set_layout_engine("constrained", w_pad=0.08)
-        draw(figure)
-        figure.suptitle(textwrap.fill(title, 80), x=0.01, ha="left", weight="bold", fontsize=10)
-        figure.supxlabel(text, x=0.01, ha="left", fontsize=7, color="0.35")
-    return figure
+"""By file name. None: there is nothing to draw."""
 
 
 def _bin_edges(study: StudyRecord) -> tuple[np.ndarray, str]:
@@ -166,10 +139,3 @@ def _perplexity_axis(axes: Any) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.set_ylabel("perplexity (log scale), lower is better")
-
-
-def _fold(name: str) -> str:
-    """A long name on several lines, broken after separators where it has them."""
-    words = name.replace("_", "_ ").replace("-", "- ").replace("+", "+ ")
-    lines = textwrap.wrap(words, _NAME_WIDTH, break_on_hyphens=False)
-    return "\n".join(line.replace("_ ", "_").replace("- ", "-").replace("+ ", "+") for line in lines)

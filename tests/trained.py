@@ -1,0 +1,29 @@
+"""Trains a tiny composed cell in a folder, without evaluation: what tests of the training loop share."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from adapters import values
+
+from hylo.adapters.model import adapted
+from hylo.config import Config
+from hylo.data.base import Split
+from hylo.runtime import accelerator_for
+from hylo.session import Session
+from hylo.training import train
+
+SESSION = Session()
+
+
+def train_once(config: Config, folder: Path, **named: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The record's training section and the trained tensors; continues where the folder has a checkpoint."""
+    folder.mkdir(exist_ok=True)
+    accelerator = accelerator_for(config.trainer.device, config.trainer.precision)
+    base = SESSION.base(config.model, accelerator.device)
+    windows = SESSION.windows(config.data, config.model, Split.train)
+    with adapted(base, config.components, context_length=32, seed=config.seed) as model:
+        section = train(
+            model, windows, config.trainer, accelerator, seed=config.seed, folder=folder, label="test", **named
+        )
+        return section, values(model)
