@@ -6,6 +6,7 @@ CRC-32, a length and a type; a record is one chunk or a first, middle and last o
 
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -32,8 +33,26 @@ class OfflineRun:
     exit_code: int | None = None
 
 
-def read_offline_run(path: Path) -> OfflineRun:
-    """Read a `.wandb` file. Raises ValueError where it is damaged."""
+def read_offline_run(path: Path, patience: float = 60.0) -> OfflineRun:
+    """Read a finished run's `.wandb` file. Raises ValueError where it is damaged or not finished.
+
+    A run's `finish` may return before wandb's service has written the last block, so the file is read again until it
+    has its exit record, for `patience` seconds.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            run = _read(path)
+            if run.exit_code is not None:
+                return run
+            raise ValueError(f"{path} has no exit record")
+        except (ValueError, struct.error):
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
+def _read(path: Path) -> OfflineRun:
     run = OfflineRun()
     for payload in record_payloads(path.read_bytes()):
         record = Record.FromString(payload)

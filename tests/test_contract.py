@@ -207,14 +207,15 @@ def test_start_depends_on_the_seed_alone(base: PreTrainedModel, name: str):
 
 def test_methods_that_share_a_tensor_share_its_first_draw(base: PreTrainedModel):
     """Else a contrast of two methods is in part one of two draws. Builds with one generator would differ by order."""
-    drawn: dict[tuple[str, torch.Size], dict[str, Tensor]] = {}
+    drawn: dict[tuple[str, torch.Size, object], dict[str, Tensor]] = {}
     for name in TRAINED:
         with adapted(base, method(name), context_length=CONTEXT, seed=3) as model:
             for key, tensor in values(model).items():
-                drawn.setdefault((key, tensor.shape), {})[name] = tensor
+                initialiser = getattr(method(name)[key.partition(".")[0]], "init_a", None)
+                drawn.setdefault((key, tensor.shape, initialiser), {})[name] = tensor
     shared = {key: list(tensors.values()) for key, tensors in drawn.items() if len(tensors) > 1}
     assert any(tensors[0].std() > 0 for tensors in shared.values() if tensors[0].numel() > 1)
     assert [key for key, (first, *rest) in shared.items() if not all(torch.equal(first, other) for other in rest)] == []
     # Tensors of one method are drawn apart, too: two layers of one shape do not start alike.
-    ones = [tensors[0].flatten() for (key, _), tensors in shared.items() if key.endswith(".A")]
+    ones = [tensors[0].flatten() for (key, *_), tensors in shared.items() if key.endswith(".A")]
     assert not any(torch.equal(a, b) for i, a in enumerate(ones) for b in ones[:i])

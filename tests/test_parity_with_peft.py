@@ -140,5 +140,6 @@ def test_targets_are_those_of_peft(architecture: str, everything: bool):
     theirs = _peft(base, LowRankConfig(), ALL_LINEAR if everything else default_targets(base))
     names = {name.removeprefix("base_model.model.") for name, _ in theirs.named_parameters() if "lora_A" in name}
     assert set(ours) == {name.partition(".lora_A")[0] for name in names}
-    a_layer = {"gpt2": (3, 4)}.get(architecture, (4, 7))  # c_attn, both c_proj, c_fc; q, k, v, o, gate, up, down
+    # by default, and with the layers of the FFN (that of GPT-2 has one among the defaults)
+    a_layer = {"gpt2": (3, 4), "gpt_neox": (2, 4), "opt": (4, 6)}.get(architecture, (4, 7))
     assert len(ours) == 2 * a_layer[everything]
