@@ -22,6 +22,7 @@ from hylo.errors import ConfigError, HyloError
 from hylo.messages import explain
 from hylo.records import file_name
 from hylo.session import Session
+from hylo.shorthand import with_slots
 from hylo.study import Plan, check_plan, plan_study, run_or_report, run_plan, with_untuned
 from hylo.trainer import TrainerConfig
 
@@ -86,7 +87,7 @@ def compose(overrides: Sequence[str]) -> tuple[Config, str]:
         ConfigError: it cannot be composed.
     """
     try:
-        composed = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+        composed = hydra_compose("config", overrides=with_slots(overrides), return_hydra_config=True)
         method = composed.hydra.runtime.choices["method"]
         with open_dict(composed):
             del composed["hydra"]
@@ -138,10 +139,10 @@ def name_sweep(arguments: list[str]) -> list[str]:
 
 @contextmanager
 def command_line() -> Iterator[None]:
-    """Around Hydra's main: names the sweep, and explains what Hydra cannot compose."""
+    """Around Hydra's main: completes overrides, names the sweep, and explains what Hydra cannot compose."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets its errors through instead of printing them itself
     with readable_errors():
-        sys.argv[1:] = name_sweep(sys.argv[1:])
+        sys.argv[1:] = name_sweep(with_slots(sys.argv[1:]))
         yield
 
 

@@ -33,6 +33,8 @@ __all__ = ["Audit", "Finding", "Status", "print_findings", "probe_ids", "untouch
 
 WINDOWS, LENGTH = 2, 32
 """Windows of the probe and tokens of each, at most."""
+SHORTEST = 4
+"""Tokens that the checks need: some before and some after the middle."""
 
 
 class Audit:
@@ -89,5 +91,7 @@ def untouched_logits(base: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def probe_ids(windows: Windows, device: torch.device) -> Tensor:
-    """The tokens that the audit reads: the first of the first windows, [B, T]."""
-    return torch.from_numpy(windows.ids[:WINDOWS, :LENGTH].astype(np.int64)).to(device)
+    """The tokens that the audit reads: the first of the longest windows, [B, T]. No padding where it can be avoided."""
+    longest = np.sort(np.argsort(-windows.lengths, kind="stable")[:WINDOWS])
+    length = max(int(windows.lengths[longest].min()), SHORTEST)
+    return torch.from_numpy(windows.ids[longest, : min(LENGTH, length)].astype(np.int64)).to(device)

@@ -43,8 +43,10 @@ def parameter_count(probe: Probe) -> Finding:
 
 
 def backward(probe: Probe) -> None:
-    """Gradients of the language-model loss on the probe's windows."""
+    """Gradients of the language-model loss on the probe's windows, in training mode: so they are made in training."""
+    probe.model.train()
     logits = probe.model(input_ids=probe.ids).logits.float()
+    probe.model.eval()
     if logits.requires_grad:
         F.cross_entropy(logits[:, :-1].flatten(0, 1), probe.ids[:, 1:].flatten()).backward()
 
