@@ -36,9 +36,12 @@ def composed(*overrides: str) -> Config:
         return compose(overrides)[0]
 
 
-def train_process(*arguments: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run train.py as a user does, with one thread."""
-    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+def train_process(
+    *arguments: str, cwd: Path, processes: int = 1, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run train.py as a user does, with one thread; in several processes by torchrun."""
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, *several, str(ROOT / "train.py"), *arguments]
     settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, timeout=600, check=False)
 

@@ -1,7 +1,6 @@
 """The real thing: the pretrained default model on the default text, through train.py as a user starts it."""
 
 import math
-import os
 import subprocess
 import sys
 from importlib.metadata import distribution
@@ -104,15 +103,7 @@ def test_a_killed_run_continues_and_ends_bit_equal(tiny: tuple[str, ...], tmp_pa
 def test_two_processes_train_what_one_does(tiny: tuple[str, ...], tmp_path: Path) -> None:
     """Gradients are averaged over processes, and only the first one keeps the record and reports it."""
     cell = [*tiny, "method=hylorada_dora", "trainer.steps=6", "trainer.device=cpu", "cell=both"]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
-    done = subprocess.run(
-        [sys.executable, *launch, *cell, "outputs=two"],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = train_process(*cell, "outputs=two", cwd=tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Against the untuned model") == 1
     assert train_process(*cell, "outputs=one", cwd=tmp_path).returncode == 0

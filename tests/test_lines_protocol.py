@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import torch
 from adapters import ARCHITECTURES, METHODS, TRAINED, VOCABULARY, adapt, method, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launch import ROOT, TINY, composed, train, train_process
+from launch import TINY, composed, train, train_process
 
 from hylo.adapters.model import AdaptedModel
 from hylo.cli import SESSION
@@ -404,10 +401,7 @@ def test_two_processes_train_what_one_does(lined: tuple[str, ...], tmp_path: Pat
     """Their shares of a batch have different numbers of targets: averaged gradients of their means would be others."""
     cell = [*lined, "method=hylorada", "data.keep_blank_lines=true", "trainer.steps=6", "trainer.batch_size=4"]
     cell += ["trainer.device=cpu", "cell=both", "trainer.gradient_accumulation_steps=2", "trainer.learning_rate=0.01"]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launch, *cell, "outputs=two"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = train_process(*cell, "outputs=two", cwd=tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
     assert train_process(*cell, "outputs=one", cwd=tmp_path).returncode == 0
     one, two = (only(tmp_path / name / "runs", "both") for name in ("one", "two"))

@@ -9,41 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapters import values
 from launch import composed
+from trained import SESSION, train_once
 
-from hylo.adapters.model import AdaptedModel, adapted
+from hylo.adapters.model import adapted
 from hylo.config import Config
 from hylo.data.base import Split
 from hylo.data.windows import Windows, batches
 from hylo.errors import ConfigError, TrainingDiverged
 from hylo.runtime import accelerator_for
-from hylo.session import Session
 from hylo.trainer import Decay, TrainerConfig, learning_rate_factor
-from hylo.training import accumulate, causal_loss, make_optimizer, train
-
-SESSION = Session()
+from hylo.training import accumulate, causal_loss, make_optimizer
 
 
 @pytest.fixture
 def config(tiny: tuple[str, ...]) -> Config:
     return composed(*tiny, "method=hylorada_dora", "method.low_rank.dropout=0.1", "trainer.steps=6")
-
-
-def run(config: Config, folder: Path, **named: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Train once in a folder; the record's section and the trained tensors."""
-    folder.mkdir(exist_ok=True)
-    accelerator = accelerator_for(config.trainer.device, config.trainer.precision)
-    base = SESSION.base(config.model, accelerator.device)
-    windows = SESSION.windows(config.data, config.model, Split.train)
-    with adapted(base, config.components, context_length=32, seed=config.seed) as model:
-        section = train(
-            model, windows, config.trainer, accelerator, seed=config.seed, folder=folder, label="test", **named
-        )
-        return section, flat(model)
-
-
-def flat(model: AdaptedModel) -> dict[str, torch.Tensor]:
-    return {f"{slot}.{n}": t.detach().clone() for slot, ts in model.tensors().items() for n, t in ts.items()}
 
 
 def losses(folder: Path) -> list[float]:
@@ -68,7 +50,7 @@ def test_learning_rate(decay: Decay) -> None:
 
 def test_the_loss_falls(config: Config, tmp_path: Path) -> None:
     config.trainer = replace(config.trainer, steps=30, learning_rate=0.01)
-    section, _ = run(config, tmp_path)
+    section, _ = train_once(config, tmp_path)
     curve = losses(tmp_path)
     assert np.mean(curve[-5:]) < np.mean(curve[:5]) - 0.05
     assert section["final_loss"] == curve[-1]
@@ -78,7 +60,7 @@ def test_the_loss_falls(config: Config, tmp_path: Path) -> None:
 
 def test_an_interrupted_run_ends_bit_equal(config: Config, tmp_path: Path) -> None:
     """Optimizer state, order of windows and dropout all continue. Restoring weights alone would pass a loose check."""
-    whole, expected = run(config, tmp_path / "whole")
+    whole, expected = train_once(config, tmp_path / "whole")
     config.trainer = replace(config.trainer, checkpoint_seconds=1e-9)
 
     def stop(line: dict[str, Any]) -> None:
@@ -87,11 +69,11 @@ def test_an_interrupted_run_ends_bit_equal(config: Config, tmp_path: Path) -> No
 
     torch.manual_seed(1)
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "parts", on_step=stop)
+        train_once(config, tmp_path / "parts", on_step=stop)
     assert len(losses(tmp_path / "parts")) == 4
     torch.manual_seed(2)
     steps: list[int] = []
-    section, tensors = run(config, tmp_path / "parts", on_step=lambda line: steps.append(line["step"]))
+    section, tensors = train_once(config, tmp_path / "parts", on_step=lambda line: steps.append(line["step"]))
     assert steps == [4, 5, 6], "the state after step 3 was the last on disk"
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
@@ -102,7 +84,7 @@ def test_an_interrupted_run_ends_bit_equal(config: Config, tmp_path: Path) -> No
 def test_random_numbers_of_the_caller_are_left_alone(config: Config, tmp_path: Path) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    run(config, tmp_path)
+    train_once(config, tmp_path)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -126,9 +108,9 @@ def test_accumulated_gradients_are_those_of_one_batch(config: Config) -> None:
 
 
 def test_gradient_checkpointing_changes_no_loss(config: Config, tmp_path: Path) -> None:
-    run(config, tmp_path / "plain")
+    train_once(config, tmp_path / "plain")
     config.trainer = replace(config.trainer, gradient_checkpointing=True)
-    run(config, tmp_path / "recomputed")
+    train_once(config, tmp_path / "recomputed")
     assert losses(tmp_path / "recomputed") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
 
 
@@ -136,9 +118,9 @@ def test_gradients_are_clipped(config: Config, tmp_path: Path) -> None:
     """After one step of AdamW only the moments tell how large the gradient was."""
     norms: list[float] = []
     config.trainer = replace(config.trainer, steps=2, max_grad_norm=1e-3)
-    _, clipped = run(config, tmp_path / "a", on_step=lambda line: norms.append(line["grad_norm"]))
+    _, clipped = train_once(config, tmp_path / "a", on_step=lambda line: norms.append(line["grad_norm"]))
     config.trainer = replace(config.trainer, max_grad_norm=1e9)
-    _, free = run(config, tmp_path / "b")
+    _, free = train_once(config, tmp_path / "b")
     assert norms[0] > 1e-3, "the recorded norm is the one before clipping"
     assert any(not torch.equal(clipped[name], free[name]) for name in clipped)
 
@@ -151,7 +133,7 @@ def test_vectors_have_no_weight_decay_and_components_their_own_rate(config: Conf
     with adapted(base, config.components, context_length=32, seed=0) as model:
         groups = make_optimizer(model, config.trainer).param_groups
         own = {id(tensor) for tensor in model.tensors()["landmark"].values()}
-        assert sum(len(group["params"]) for group in groups) == len(flat(model))
+        assert sum(len(group["params"]) for group in groups) == len(values(model))
         for group in groups:
             for tensor in group["params"]:
                 assert group["weight_decay"] == (0.1 if tensor.dim() > 1 else 0.0)
@@ -162,7 +144,7 @@ def test_losses_that_are_not_finite_are_counted_and_stopped_on(tiny: tuple[str, 
     """The first step moves B, and from the second on 1e19 B A x overflows in attention."""
     config = composed(*tiny, "method=lora", "method.low_rank.alpha=1e19", "trainer.learning_rate=10")
     with pytest.raises(TrainingDiverged, match=r"loss nan.*3 steps .*allowed are 2 .*trainer\.learning_rate"):
-        run(config, tmp_path)
+        train_once(config, tmp_path)
     curve = losses(tmp_path)
     assert curve[0] is not None
     assert curve[1:] == [None, None, None], "a loss that is not finite is recorded as null, never as a number"
@@ -172,18 +154,18 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped(config: Config, tmp_path
     config.components["low_rank"].alpha = 1e36  # pyright: ignore[reportAttributeAccessIssue]
     config.trainer = replace(config.trainer, max_nonfinite_steps=100)
     norms: list[float | None] = []
-    section, tensors = run(config, tmp_path, on_step=lambda line: norms.append(line["grad_norm"]))
+    section, tensors = train_once(config, tmp_path, on_step=lambda line: norms.append(line["grad_norm"]))
     assert norms == [None] * 6
     assert section["nonfinite_steps"] == 6
     base = SESSION.base(config.model, torch.device("cpu"))
     with adapted(base, config.components, context_length=32, seed=config.seed) as model:
-        assert all(torch.equal(tensor, tensors[name]) for name, tensor in flat(model).items())
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in values(model).items())
 
 
 def test_batches_that_cannot_be_made(config: Config, tmp_path: Path) -> None:
     config.trainer = replace(config.trainer, batch_size=100_000)
     with pytest.raises(ConfigError, match=r"trainer\.batch_size = 100000\s+allowed: at most \d+"):
-        run(config, tmp_path)
+        train_once(config, tmp_path)
 
 
 def test_every_window_comes_once_an_epoch() -> None:

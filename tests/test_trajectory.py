@@ -1,10 +1,7 @@
 """What components let be followed over training: the file, its reader, resuming, the recorded loss, the figure."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from launch import ROOT, composed, train, train_process
+from launch import composed, train, train_process
 from matplotlib.figure import Figure
 from recorded import write_recorded_study
 from trained import train_once
@@ -256,15 +253,7 @@ def test_two_processes_write_what_one_does(tiny: tuple[str, ...], tmp_path: Path
     Parameters left out of the forward pass, the other way to hold them, make averaging over processes fail.
     """
     cell = [*tiny, *LEARNABLE, *TERMS, *COURSE, "trainer.device=cpu", "cell=both"]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py")]
-    done = subprocess.run(
-        [sys.executable, *launch, *cell, "outputs=two"],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = train_process(*cell, "outputs=two", cwd=tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
     assert train_process(*cell, "outputs=one", cwd=tmp_path).returncode == 0
     one, two = (read_study(tmp_path / name / "runs").cells["both"][0] for name in ("one", "two"))
