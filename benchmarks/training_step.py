@@ -30,7 +30,7 @@ from hylo.adapters.model import AdaptedModel
 from hylo.cli import compose
 from hylo.config import Config
 from hylo.models.architecture import default_targets
-from hylo.training import causal_loss
+from hylo.step import causal_loss
 
 CONF = Path(__file__).parent.parent / "conf"
 METHODS = ("lora", "rslora", "dora")

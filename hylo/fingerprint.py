@@ -19,6 +19,7 @@ import hylo.data.lines
 import hylo.data.tokens
 import hylo.data.windows
 import hylo.evaluation
+import hylo.step
 import hylo.trainer
 import hylo.training
 from hylo.cache import text_hash
@@ -30,7 +31,7 @@ from hylo.session import Session
 from hylo.trainer import TrainerConfig
 
 _MEASURES = (hylo.data.tokens, hylo.data.windows, hylo.evaluation)
-_TRAINS = (hylo.adapters.component, hylo.adapters.model, hylo.trainer, hylo.training)
+_TRAINS = (hylo.adapters.component, hylo.adapters.model, hylo.step, hylo.trainer, hylo.training)
 
 
 def fingerprint(config: Config, session: Session) -> str:

@@ -107,7 +107,7 @@ def host(architecture: str) -> Host:
 
 def trained(model: AdaptedModel) -> dict[str, torch.nn.Parameter]:
     """Trainable tensors as the adapter names them, `slot.name`."""
-    return {f"{slot}.{name}": tensor for slot, tensors in model.tensors().items() for name, tensor in tensors.items()}
+    return model.flat()
 
 
 def values(model: AdaptedModel) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ from transformers import GPT2Config, PreTrainedModel, Trainer, TrainingArguments
 
 import hylo
 from hylo import HyLoRADAConfig, HyLoRADAModel
-from hylo.adapters.model import SETTINGS, WEIGHTS, AdaptedModel
+from hylo.adapters.model import AdaptedModel
+from hylo.adapters.saved import SETTINGS, WEIGHTS
 from hylo.errors import ConfigError, MergeRefused, RecordError
 from hylo.models.base import skeleton_from_config
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from hylo import HyLoRADAConfig, HyLoRADAModel
-from hylo.adapters.model import SETTINGS, WEIGHTS
+from hylo.adapters.saved import SETTINGS, WEIGHTS
 from hylo.errors import RecordError
 
 NAN, INFINITY = float("nan"), float("inf")

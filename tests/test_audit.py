@@ -18,8 +18,8 @@ from hylo.adapters.component import Component, ComponentConfig, Host, zeros
 from hylo.adapters.model import AdaptedModel, Method
 from hylo.audit import Audit, Finding, Status, untouched_logits
 from hylo.models.architecture import final_norm, hidden_size
+from hylo.step import causal_loss, make_optimizer
 from hylo.trainer import TrainerConfig
-from hylo.training import causal_loss, make_optimizer
 
 IDS = tokens(2, 20)
 BEFORE = {

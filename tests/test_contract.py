@@ -32,9 +32,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hylo.adapters.component import AtStart
-from hylo.adapters.model import SETTINGS, WEIGHTS, AdaptedModel, adapted, read_method
+from hylo.adapters.model import AdaptedModel, adapted
+from hylo.adapters.saved import SETTINGS, WEIGHTS, read_settings
+from hylo.step import causal_loss, make_optimizer
 from hylo.trainer import TrainerConfig
-from hylo.training import causal_loss, make_optimizer, prepare_for_training
+from hylo.training import prepare_for_training
 
 IDS = tokens(2, 12)
 NEAR_KL = 1e-5
@@ -181,7 +183,7 @@ def test_saved_adapter_gives_bit_equal_logits_on_a_fresh_base(architecture: str,
     model.save(tmp_path / "adapter")
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {WEIGHTS, SETTINGS}
 
-    components, context_length = read_method(tmp_path / "adapter")
+    components, context_length, _ = read_settings(tmp_path / "adapter")
     assert (components, context_length) == (method(name), CONTEXT)
     fresh = adapt(tiny(architecture), components, seed=9)
     assert torch.equal(logits(fresh, IDS), expected) == (name not in TRAINED)

@@ -13,8 +13,9 @@ from hylo.adapters.component import Host
 from hylo.adapters.full import FullConfig
 from hylo.adapters.landmark_position_adaptive import PositionAdaptiveConfig
 from hylo.adapters.low_rank import LowRankConfig
-from hylo.adapters.model import SETTINGS, WEIGHTS, AdaptedModel, Method, method_problems, read_method
+from hylo.adapters.model import AdaptedModel, Method, method_problems
 from hylo.adapters.position_bias import PositionBiasConfig
+from hylo.adapters.saved import SETTINGS, WEIGHTS, read_settings
 from hylo.errors import ConfigError, RecordError
 from hylo.models.base import skeleton_from_config
 
@@ -102,10 +103,10 @@ def test_a_damaged_adapter_is_a_record_error(tmp_path: Path):
     for text in ("{", "{}", json.dumps(settings)):
         (tmp_path / SETTINGS).write_text(text)
         with pytest.raises(RecordError, match=SETTINGS):
-            read_method(tmp_path)
+            read_settings(tmp_path)
     (tmp_path / SETTINGS).unlink()
     with pytest.raises(RecordError, match=SETTINGS):
-        read_method(tmp_path)
+        read_settings(tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"rnak": 8}, {"rank": "eight"}, {"rank": -1}])
@@ -117,7 +118,7 @@ def test_adapter_settings_are_checked_like_any_other(change: dict[str, object], 
     settings["method"]["low_rank"] |= change
     (tmp_path / SETTINGS).write_text(json.dumps(settings))
     with pytest.raises((RecordError, ConfigError), match=r"rank|rnak"):
-        adapt(tiny("llama"), read_method(tmp_path)[0])
+        adapt(tiny("llama"), read_settings(tmp_path)[0])
 
 
 def test_restoring_gives_back_method_seed_and_tensors_or_leaves_the_model_alone(tmp_path: Path):

@@ -29,13 +29,13 @@ from hylo.adapters.landmark_learnable import (
 )
 from hylo.adapters.landmark_mixture import MixtureConfig
 from hylo.adapters.landmark_position_adaptive import PositionAdaptiveConfig
-from hylo.adapters.model import read_method
+from hylo.adapters.saved import read_settings
 from hylo.cell import Cell, check
 from hylo.errors import ConfigError
 from hylo.records import RunRecord
 from hylo.session import Session
+from hylo.step import make_optimizer
 from hylo.trainer import TrainerConfig
-from hylo.training import make_optimizer
 
 BASE = tiny("llama")
 N, P_MAX = 6, 40
@@ -196,7 +196,7 @@ def test_a_saved_adapter_evaluates_at_the_final_temperature(tmp_path: Path) -> N
     assert not torch.equal(half_way, expected)
     model.save(tmp_path)
     model.detach()
-    components, context_length = read_method(tmp_path)
+    components, context_length, _ = read_settings(tmp_path)
     assert context_length == model.context_length
     again = adapt(BASE, components, seed=9)
     again.load(tmp_path)

@@ -28,7 +28,7 @@ from hylo.fingerprint import fingerprint
 from hylo.models.tiny import byte_tokenizer
 from hylo.records import RunRecord, read_study
 from hylo.runtime import Device, Precision, accelerator_for
-from hylo.training import accumulate, causal_loss
+from hylo.step import accumulate, causal_loss
 
 CPU = torch.device("cpu")
 ACCELERATOR = accelerator_for(Device.cpu, Precision.float32)

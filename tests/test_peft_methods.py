@@ -41,8 +41,9 @@ from hylo.adapters.peft_library import REFUSED, make_config, types_known
 from hylo.adapters.peft_method import PeftConfig
 from hylo.errors import ConfigError
 from hylo.models.architecture import default_targets, target_layers
+from hylo.step import causal_loss
 from hylo.trainer import TrainerConfig
-from hylo.training import causal_loss, prepare_for_training
+from hylo.training import prepare_for_training
 
 IDS = tokens(2, 12)
 PROMPTS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "CARTRIDGE")

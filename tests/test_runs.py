@@ -13,7 +13,8 @@ import torch
 from launch import composed, files_below, train
 
 import hylo.run
-from hylo.adapters.model import adapted, read_method
+from hylo.adapters.model import adapted
+from hylo.adapters.saved import read_settings
 from hylo.cli import SESSION
 from hylo.data.base import Split
 from hylo.evaluation import evaluate
@@ -89,7 +90,7 @@ def test_windows_can_be_recomputed_from_the_record(tiny: tuple[str, ...]) -> Non
 def test_the_saved_adapter_gives_the_recorded_numbers(tiny: tuple[str, ...]) -> None:
     assert train(*tiny, "method=hylorada_dora_learnable") == 0
     run, config = record("hylorada_dora_learnable"), composed(*tiny, "method=hylorada_dora_learnable")
-    method, context_length = read_method(run.folder / "adapter")
+    method, context_length, _ = read_settings(run.folder / "adapter")
     accelerator = accelerator_for(config.trainer.device, config.trainer.precision)
     with adapted(config.model.load(), method, context_length=context_length, seed=99) as model:
         model.load(run.folder / "adapter")

@@ -19,8 +19,8 @@ from hylo.data.base import Split
 from hylo.data.windows import Windows, batches
 from hylo.errors import ConfigError, TrainingDiverged
 from hylo.runtime import accelerator_for
+from hylo.step import accumulate, causal_loss, make_optimizer
 from hylo.trainer import Decay, TrainerConfig, learning_rate_factor
-from hylo.training import accumulate, causal_loss, make_optimizer
 
 
 @pytest.fixture

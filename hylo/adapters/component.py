@@ -163,6 +163,11 @@ class ComponentConfig(ABC):
         """Number of trainable scalars by the closed formula, without building anything."""
 
 
+def component_name(config: ComponentConfig) -> str:
+    """The name of a component in YAML and in saved adapters: that of its file."""
+    return type(config).__module__.rpartition(".")[2]
+
+
 def zeros(tensor: Tensor, generator: torch.Generator) -> None:
     """Initialiser: all zero."""
     tensor.zero_()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from hylo.adapters.component import AtStart, Component, ComponentConfig, Host, constant, normal, zeros
+from hylo.adapters.component import AtStart, Component, ComponentConfig, Host, component_name, constant, normal, zeros
 from hylo.errors import problem
 from hylo.models.architecture import final_norm, hidden_size
 from hylo.schema import bounded
@@ -40,8 +40,7 @@ class MixtureConfig(ComponentConfig):
         try:
             final_norm(host.model)
         except ValueError as error:
-            design = type(self).__module__.rpartition(".")[2]
-            yield problem(key, design, f"a model with a final norm; {error}", f"{key}=null")
+            yield problem(key, component_name(self), f"a model with a final norm; {error}", f"{key}=null")
 
     def mixture_parameter_count(self, host: Host) -> int:
         """K d for L, K d for C, N K for P, one for a."""

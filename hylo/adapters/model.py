@@ -1,26 +1,21 @@
 """A base model with the components of a method attached."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import hylo.adapters
-from hylo.adapters.component import Component, ComponentConfig, Host
+from hylo.adapters.component import Component, ComponentConfig, Host, component_name
+from hylo.adapters.saved import WEIGHTS, read_settings, read_tensors, write_adapter
 from hylo.errors import ConfigError, MergeRefused, RecordError, problem
-from hylo.schema import bound_problems, import_all, plain, registered
+from hylo.schema import bound_problems, import_all
 
 import_all(hylo.adapters)
-
-WEIGHTS, SETTINGS = "adapter.safetensors", "adapter_config.json"
 
 _MARK = "_hylo_adapted"
 """Attribute of a base model that carries components. A copy of such a model carries it, too."""
@@ -34,11 +29,11 @@ def method_problems(method: Method, host: Host, key: str = "method") -> Iterator
     for slot, config in method.items():
         for needed in config.requires:
             if needed not in method:
-                allowed = f"only together with {key}.{needed}"
-                yield problem(f"{key}.{slot}", _name(config), allowed, f"{key}.{slot}=null, or a method with {needed}")
+                allowed, fix = f"only together with {key}.{needed}", f"{key}.{slot}=null, or a method with {needed}"
+                yield problem(f"{key}.{slot}", component_name(config), allowed, fix)
         if config.exclusive and len(method) > 1:
             others = ", ".join(other for other in method if other != slot)
-            yield problem(f"{key}.{slot}", _name(config), "only as the whole method", f"remove {others}")
+            yield problem(f"{key}.{slot}", component_name(config), "only as the whole method", f"remove {others}")
         yield from config.problems(f"{key}.{slot}", host)
 
 
@@ -173,15 +168,7 @@ class AdaptedModel(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the trained tensors (safetensors) and the method that they belong to (JSON)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        flat = {name: tensor.detach().contiguous().cpu() for name, tensor in self.flat().items()}
-        save_file(flat, folder / WEIGHTS, metadata={"format": "pt"})
-        settings = {
-            "context_length": self.context_length,
-            "seed": self.seed,
-            "method": {slot: {"component": _name(config)} | plain(config) for slot, config in self.method.items()},
-        }
-        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+        write_adapter(folder, self.flat(), self.method, context_length=self.context_length, seed=self.seed)
 
     @classmethod
     def restore(cls, base: PreTrainedModel, folder: Path) -> "AdaptedModel":
@@ -191,7 +178,7 @@ class AdaptedModel(nn.Module):
             RecordError: a file is missing or damaged, or the adapter does not fit the model, which stays as it was.
             ConfigError: the model carries an adapter already.
         """
-        method, context_length, seed = _read_settings(folder)
+        method, context_length, seed = read_settings(folder)
         if problems := [*base_problems(base)]:
             raise ConfigError(*problems)
         try:
@@ -211,11 +198,7 @@ class AdaptedModel(nn.Module):
         Raises:
             RecordError: the file is missing or damaged, or a tensor in it is missing, unknown, or of another shape.
         """
-        try:
-            saved = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise RecordError(f"{folder / WEIGHTS} cannot be read ({error}); train the adapter again") from error
-        self.fill(saved, folder / WEIGHTS)
+        self.fill(read_tensors(folder), folder / WEIGHTS)
 
     @torch.no_grad()
     def fill(self, saved: Mapping[str, Tensor], source: Path | str) -> None:
@@ -247,37 +230,3 @@ def adapted(base: PreTrainedModel, method: Method, *, context_length: int, seed:
         yield model
     finally:
         model.detach()
-
-
-def read_method(folder: Path) -> tuple[dict[str, ComponentConfig], int]:
-    """The method and context length of a saved adapter.
-
-    Raises:
-        RecordError: the settings are missing, damaged, or name an unknown component.
-    """
-    return _read_settings(folder)[:2]
-
-
-def _read_settings(folder: Path) -> tuple[dict[str, ComponentConfig], int, int]:
-    """The method, context length and seed. Adapters written before the seed was kept have 0."""
-    path = folder / SETTINGS
-    try:
-        settings = json.loads(path.read_text())
-        method = {slot: _component(dict(values)) for slot, values in settings["method"].items()}
-        context_length, seed = int(settings["context_length"]), int(settings.get("seed", 0))
-        if context_length < 1:
-            raise ValueError(f"context_length = {context_length}")
-        return method, context_length, seed
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path} cannot be read as an adapter of hylo: {error!r}") from error
-
-
-def _component(values: dict[str, Any]) -> ComponentConfig:
-    schema = registered("component")[values.pop("component")]
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
-    assert isinstance(config, ComponentConfig)
-    return config
-
-
-def _name(config: ComponentConfig) -> str:
-    return type(config).__module__.rpartition(".")[2]

@@ -29,11 +29,6 @@ class Probe:
         self.ids = ids
         self.seed = seed
 
-    @property
-    def trained(self) -> dict[str, torch.nn.Parameter]:
-        """Trainable tensors as `slot.name`."""
-        return {f"{slot}.{name}": t for slot, tensors in self.model.tensors().items() for name, t in tensors.items()}
-
     @torch.no_grad()
     def logits(self, ids: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Logits [B, T, V] of the windows, or of other tokens."""
@@ -54,7 +49,7 @@ class Probe:
     @contextmanager
     def moved(self) -> Iterator[None]:
         """Every trainable tensor off its start; the values come back bit for bit."""
-        tensors = self.trained
+        tensors = self.model.flat()
         start = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
