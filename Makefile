@@ -21,7 +21,7 @@ setup: .venv/.stamp-hylo ## build .venv from the locks: about 3 minutes the firs
 ablation: setup ## run the ablation study and write its report; finished runs are kept, not run again
 	$(PY) train.py study=ablation 'seeds=[$(SEEDS)]' $(if $(ADD),'add=[$(ADD)]') $(ARGS)
 
-report: setup ## rebuild tables, figures and report.html from the records alone
+report: setup ## rebuild tables and figures from the records alone
 	$(PY) -m hylo.report $(ARGS)
 
 test: setup ## run every test, the end-to-end one included, in two processes
