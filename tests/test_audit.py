@@ -77,6 +77,7 @@ def test_every_method_passes_but_for_the_flaws_it_declares(architecture: str, na
 
 PUBLISHED = {
     ("landmark_original", "method.landmark.pooling=sequence"): {"causality"},
+    ("landmark_per_layer", "method.landmark.pooling=sequence"): {"causality"},
     ("landmark_pa", "method.landmark.bucketing=uniform method.landmark.max_position=32768"): {"bucket_occupancy"},
     ("rslora_dora_pb", "method.position_bias.bucketing=uniform method.position_bias.max_position=32768"): {
         "bucket_occupancy"

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from hylo.adapters.component import ComponentConfig
 from hylo.adapters.landmark_attention import AttentionConfig
 from hylo.adapters.landmark_original import OriginalConfig, Pooling
-from hylo.adapters.landmark_per_layer import PerLayerConfig
+from hylo.adapters.landmark_per_layer import Choice, PerLayerConfig
 from hylo.adapters.model import AdaptedModel
 
 LENGTH, PADDING, K = 10, (0, 4), 3
@@ -80,9 +80,10 @@ def test_original(architecture: str, pooling: Pooling):
         np.testing.assert_allclose(out[row, t], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", Choice)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_per_layer(architecture: str):
-    """out = h + a (w L), w = softmax(h L^T / sqrt(d)), at the output of each FFN."""
+def test_per_layer(architecture: str, pooling: Choice):
+    """out = h + a (w L), w = softmax(h L^T / sqrt(d)), at the output of each FFN; as published h in w is the mean."""
     base = tiny(architecture)
     seen: dict[tuple[str, int], np.ndarray] = {}
 
@@ -92,14 +93,16 @@ def test_per_layer(architecture: str):
             ffn.register_forward_hook(lambda m, args, output, key=(when, layer): seen.update({key: _array(output)}))
 
     watch("before")
-    model, landmark = _perturbed(base, PerLayerConfig(num_landmarks=K))
+    model, landmark = _perturbed(base, PerLayerConfig(num_landmarks=K, pooling=pooling))
     watch("after")
     _pass(model)
     for layer in range(2):
         L, a = landmark[f"layers.{layer}.L"], landmark[f"layers.{layer}.a"]
         for row, t in REAL:
             h = seen["before", layer][row, t]
-            w = _softmax([float(h @ L[k]) / math.sqrt(48) for k in range(K)])
+            text = [seen["before", layer][row, u] for other, u in REAL if other == row]
+            chooses = h if pooling is Choice.token else sum(text) / len(text)
+            w = _softmax([float(chooses @ L[k]) / math.sqrt(48) for k in range(K)])
             expected = h + a * sum(w[k] * L[k] for k in range(K))
             np.testing.assert_allclose(seen["after", layer][row, t], expected, rtol=1e-5, atol=1e-5)
 

@@ -3,14 +3,15 @@
     out = h + a (w L)        w = softmax(h L^T / sqrt(d))
 
 h: the FFN's output before the residual is added. Each layer has its L [K, d] ~ N(0, 0.02^2) and its scalar a, which
-starts at 0.05, so that an entry of h moves by about 0.0005 at step 0: close to the base model, not equal to it. Own
-design after the published HyLoRADA, which pooled h over the whole sequence and hooked parts of the FFN as well; here
-every token chooses by itself.
+starts at 0.05, so that an entry of h moves by about 0.0005 at step 0: close to the base model, not equal to it. Every
+token chooses by itself (`token`); `sequence` chooses by the mean over the real tokens of the pass, as published, which
+lets every token see the later ones. Own design after the published HyLoRADA, which hooked parts of the FFN as well.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -24,6 +25,13 @@ from hylo.models.architecture import decoder_layers, ffn_modules, hidden_size
 from hylo.schema import bounded, register
 
 
+class Choice(Enum):
+    """What chooses among the landmarks. Member names are what users type."""
+
+    token = "the token itself"
+    sequence = "the mean over all tokens of the pass: leaks"
+
+
 @register("component")
 @dataclass(kw_only=True, slots=True)
 class PerLayerConfig(ComponentConfig):
@@ -33,6 +41,12 @@ class PerLayerConfig(ComponentConfig):
 
     num_landmarks: int = bounded(4, ge=1)
     """K, the number of learned vectors of a layer."""
+    pooling: Choice = Choice.token
+    """token, or sequence as published, which leaks later tokens."""
+
+    @property
+    def breaks(self) -> frozenset[str]:
+        return frozenset({"causality", "cached_decoding"} if self.pooling is Choice.sequence else ())
 
     def problems(self, key: str, host: Host) -> Iterator[str]:
         try:
@@ -55,10 +69,22 @@ class LayerLandmarks(nn.Module):
         shape = (config.num_landmarks, hidden_size(host.model))
         self.L = host.parameter(f"landmark.layers.{index}.L", shape, normal(0.02))
         self.a = host.parameter(f"landmark.layers.{index}.a", (), constant(0.05))
+        self.pooling = config.pooling
+        self._positions = host.positions
 
-    def forward(self, h_BTD: Tensor) -> Tensor:
-        w_BTK = F.softmax(F.linear(h_BTD.float(), self.L) / math.sqrt(self.L.shape[-1]), dim=-1)
-        return h_BTD + (self.a * (w_BTK @ self.L)).to(h_BTD.dtype)
+    def forward(self, h: Tensor) -> Tensor:
+        """h [B, T, D], or [B T, D] where the architecture joins a batch for its FFN."""
+        h_BTD = h.reshape(-1, self._positions.current.shape[-1], h.shape[-1])
+        chooses = h_BTD.float() if self.pooling is Choice.token else self.mean(h_BTD.float())
+        w_BTK = F.softmax(F.linear(chooses, self.L) / math.sqrt(self.L.shape[-1]), dim=-1)
+        return (h_BTD + (self.a * (w_BTK @ self.L)).to(h.dtype)).view(h.shape)
+
+    def mean(self, h_BTD: Tensor) -> Tensor:
+        """The mean over real tokens, [B, 1, D]."""
+        real = self._positions.real
+        if real is None:
+            return h_BTD.mean(dim=1, keepdim=True)
+        return (h_BTD * real.unsqueeze(-1)).sum(1, keepdim=True) / real.sum(1).clamp(min=1)[:, None, None]
 
 
 class PerLayerLandmark(Component):
