@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast
+from torch import Tensor
 
 from hylo import __version__
 from hylo.errors import ConfigError, problem
@@ -108,6 +109,13 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
     }
+
+
+@torch.no_grad()
+def checksum(tensor: Tensor) -> int:
+    """The sum of a tensor's bits, read as integers of its element's size."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return int(tensor.detach().view(integers[tensor.element_size()]).sum(dtype=torch.int64))
 
 
 def reset_peak_memory() -> None:

@@ -12,6 +12,7 @@ from hylo.data.lines import cut_lines, predicting
 from hylo.data.tokens import documents_identity, tokenize
 from hylo.data.windows import Windows, cut_windows, sample
 from hylo.models.base import ModelConfig
+from hylo.runtime import checksum
 from hylo.schema import plain
 
 T = TypeVar("T")
@@ -83,11 +84,6 @@ def _key(kind: str, *parts: object) -> str:
     return f"{kind} {json.dumps([[type(part).__name__, plain(part)] for part in parts], default=str)}"
 
 
-@torch.no_grad()
 def weights_checksum(model: PreTrainedModel) -> dict[str, int]:
-    """For each tensor of a model the sum of its bits as integers: tells in a moment whether a weight has changed."""
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return {
-        name: int(tensor.detach().view(integers[tensor.element_size()]).sum(dtype=torch.int64))
-        for name, tensor in model.state_dict().items()
-    }
+    """The checksum of each tensor of a model: tells in a moment whether a weight has changed."""
+    return {name: checksum(tensor) for name, tensor in model.state_dict().items()}

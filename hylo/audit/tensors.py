@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 
 from hylo.audit.finding import Finding, Status, verdict
 from hylo.audit.probe import Probe
+from hylo.runtime import checksum
 
 
 def dead_tensors(probe: Probe) -> Finding:
@@ -56,10 +56,9 @@ def clear_gradients(probe: Probe) -> None:
     probe.model.zero_grad(set_to_none=True)
 
 
-@torch.no_grad()
 def checksums(probe: Probe) -> dict[str, int]:
-    """For each trainable tensor the sum of its bits as integers: tells in a moment whether it has moved."""
-    return {name: int(t.detach().view(torch.int32).sum(dtype=torch.int64)) for name, t in probe.model.flat().items()}
+    """The checksum of each trainable tensor: tells in a moment whether it has moved."""
+    return {name: checksum(tensor) for name, tensor in probe.model.flat().items()}
 
 
 def unmoved_tensors(probe: Probe, start: dict[str, int]) -> Finding:
