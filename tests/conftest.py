@@ -21,10 +21,17 @@ atexit.register(shutil.rmtree, os.environ["HYLO_CACHE"], ignore_errors=True)
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from launch import TINY, write_text
+from recorded import CELLS, PARAMS, SIZE, write_recorded_study
+
+from hylo.records import read_study
+from hylo.report import summarize
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,3 +53,22 @@ def _no_network() -> Iterator[None]:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """Overrides of a cell that takes a fraction of a second: a tiny model on a few kilobytes of text."""
     return (*TINY, *write_text(tmp_path_factory.mktemp("text")))
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic study: three seeds of each of CELLS. Shared: read it, do not change it."""
+    folder = tmp_path_factory.mktemp("recorded") / "demo"
+    return write_recorded_study(folder, CELLS, [0, 1, 2], np.random.default_rng(0), params=PARAMS, **SIZE)
+
+
+@pytest.fixture(scope="session")
+def table(recorded: Path) -> pd.DataFrame:
+    """Its summary."""
+    return summarize(read_study(recorded))
+
+
+@pytest.fixture
+def study(recorded: Path, tmp_path: Path) -> Path:
+    """A copy of it to write to, or to damage."""
+    return Path(shutil.copytree(recorded, tmp_path / "demo"))

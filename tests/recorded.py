@@ -1,11 +1,13 @@
 """Writes a synthetic study with known effects in the project's record format: reports are tested without a model."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
 
 from hylo.records import (
     COMPLETE,
@@ -18,9 +20,16 @@ from hylo.records import (
     THIRDS,
     TRACEBACK,
     WINDOWS,
+    read_study,
     write_json,
 )
+from hylo.report import Report, print_report, summarize
+from hylo.report.summary import incomplete
 
+CELLS = {"low": 20.0, "high": 28.0, "same": 28.0}
+"""Cells of the usual study and their true improvement in percent."""
+PARAMS = {"low": 1_000, "high": 1_500, "same": 1_900}
+SIZE: dict[str, Any] = {"windows": 12, "length": 64}
 UNTUNED = "untuned"
 TRACEBACK_TEXT = (
     'Traceback (most recent call last):\n  File "run.py", line 1, in <module>\n'
@@ -160,3 +169,17 @@ def _write_tables(run: Path, nll: np.ndarray, sizes: np.ndarray) -> None:
             "length": length,
         }
     ).to_parquet(run / WINDOWS)
+
+
+def row_of(table: pd.DataFrame, cell: str, reference: str) -> Any:
+    """The one row of a summary for a cell and its reference."""
+    rows = table[(table["cell"] == cell) & (table["reference"] == reference)]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def printed(folder: Path, **options: Any) -> str:
+    """What `print_report` prints, without the time to draw the figures."""
+    console, study = Console(record=True, **{"width": 80, "file": io.StringIO(), **options}), read_study(folder)
+    print_report(Report(study, summarize(study), incomplete(study), []), console)
+    return console.export_text()

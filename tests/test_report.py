@@ -1,9 +1,6 @@
 """Reports from synthetic records with known effects: numbers by independent computation, files, and errors."""
 
-import io
 import json
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,45 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from recorded import write_recorded_study
-from rich.console import Console
+from recorded import CELLS, PARAMS, SIZE, printed, row_of, write_recorded_study
 
 from hylo.errors import RecordError
 from hylo.records import EVAL, RESULT, STUDY, THIRDS, WINDOWS, read_study, write_json
-from hylo.report import COLUMNS, Report, conclusions, loss_figure, print_report, summarize, write_report
+from hylo.report import COLUMNS, conclusions, loss_figure, summarize, write_report
 from hylo.report.__main__ import main
-from hylo.report.summary import incomplete
-from hylo.report.tables import RANDOM_WEIGHTS, console_tables, interval, number
-
-CELLS = {"low": 20.0, "high": 28.0, "same": 28.0}
-PARAMS = {"low": 1_000, "high": 1_500, "same": 1_900}
-SIZE: dict[str, Any] = {"windows": 12, "length": 64}
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seeds of each cell. Shared: read it, do not change it."""
-    rng = np.random.default_rng(0)
-    return write_recorded_study(
-        tmp_path_factory.mktemp("recorded") / "demo", CELLS, [0, 1, 2], rng, params=PARAMS, **SIZE
-    )
-
-
-@pytest.fixture(scope="module")
-def table(recorded: Path) -> pd.DataFrame:
-    return summarize(read_study(recorded))
-
-
-@pytest.fixture
-def study(recorded: Path, tmp_path: Path) -> Path:
-    """A copy to write to, or to damage."""
-    return Path(shutil.copytree(recorded, tmp_path / "demo"))
-
-
-def _row(table: pd.DataFrame, cell: str, reference: str) -> Any:
-    rows = table[(table["cell"] == cell) & (table["reference"] == reference)]
-    assert len(rows) == 1
-    return rows.iloc[0]
 
 
 def _log_ppl(folder: Path, cell: str, seed: int, *, table: str = EVAL, third: int | None = None) -> float:
@@ -72,13 +36,6 @@ def _edit(path: Path, **changes: Any) -> None:
     write_json(path, json.loads(path.read_text()) | changes)
 
 
-def _printed(folder: Path, **options: Any) -> str:
-    """What `print_report` prints, without the time to draw the figures."""
-    console, study = Console(record=True, **{"width": 80, "file": io.StringIO(), **options}), read_study(folder)
-    print_report(Report(study, summarize(study), incomplete(study), []), console)
-    return console.export_text()
-
-
 def test_rows_and_columns(table: pd.DataFrame):
     assert list(table.columns) == COLUMNS
     assert list(zip(table["cell"], table["reference"], strict=True)) == [
@@ -94,7 +51,7 @@ def test_rows_and_columns(table: pd.DataFrame):
 
 @pytest.mark.parametrize(("cell", "reference"), [("low", "untuned"), ("high", "low")])
 def test_known_numbers(recorded: Path, table: pd.DataFrame, cell: str, reference: str):
-    row = _row(table, cell, reference)
+    row = row_of(table, cell, reference)
     ours = [_log_ppl(recorded, cell, seed) for seed in (0, 1, 2)]
     theirs = [_log_ppl(recorded, reference, 0 if reference == "untuned" else seed) for seed in (0, 1, 2)]
     assert row["ppl"] == pytest.approx(np.exp(np.mean(ours)))
@@ -117,18 +74,18 @@ def test_known_numbers(recorded: Path, table: pd.DataFrame, cell: str, reference
 
 def test_intervals_find_the_true_effects(table: pd.DataFrame):
     for cell, truth in CELLS.items():
-        row = _row(table, cell, "untuned")
+        row = row_of(table, cell, "untuned")
         assert row["improvement_low"] < truth < row["improvement_high"]
         assert row["ppl_low"] < row["ppl"] < row["ppl_high"]
-    assert _row(table, "high", "low")["improvement_low"] > 0
-    nothing = _row(table, "same", "high")
+    assert row_of(table, "high", "low")["improvement_low"] > 0
+    nothing = row_of(table, "same", "high")
     assert nothing["improvement_low"] < 0 < nothing["improvement_high"]
     assert nothing["added_params"] == 400
     assert pd.isna(nothing["params_per_pct"])
 
 
 def test_the_untuned_row_has_no_reference(recorded: Path, table: pd.DataFrame):
-    row = _row(table, "untuned", "")
+    row = row_of(table, "untuned", "")
     assert (
         row[["improvement_pct", "improvement_low", "lim_improvement_pct", "added_params", "params_per_pct"]]
         .isna()
@@ -146,7 +103,9 @@ def test_rows_do_not_depend_on_each_other(tmp_path: Path):
     _edit(folder / STUDY, cells=[entry for entry in manifest["cells"] if entry["cell"] != "low"])
     after = summarize(read_study(folder))
     for cell, reference in (("untuned", ""), ("same", "untuned"), ("same", "high")):
-        pd.testing.assert_series_equal(_row(before, cell, reference), _row(after, cell, reference), check_names=False)
+        pd.testing.assert_series_equal(
+            row_of(before, cell, reference), row_of(after, cell, reference), check_names=False
+        )
 
 
 def test_seeds_that_both_sides_have(tmp_path: Path):
@@ -158,7 +117,7 @@ def test_seeds_that_both_sides_have(tmp_path: Path):
         failed=[("low", 1), ("high", 2), ("same", 0)],
         **SIZE,
     )
-    row = _row(summarize(read_study(folder)), "high", "low")
+    row = row_of(summarize(read_study(folder)), "high", "low")
     assert row["seeds"] == 1
     assert row["ppl"] == pytest.approx(np.exp(_log_ppl(folder, "high", 0)))
     expected = 100 * (1 - np.exp(_log_ppl(folder, "high", 0) - _log_ppl(folder, "low", 0)))
@@ -169,7 +128,7 @@ def test_no_seed_in_common(tmp_path: Path):
     folder = write_recorded_study(
         tmp_path / "gaps", CELLS, [0, 1], np.random.default_rng(3), failed=[("low", 1), ("high", 0)], **SIZE
     )
-    row = _row(summarize(read_study(folder)), "high", "low")
+    row = row_of(summarize(read_study(folder)), "high", "low")
     assert row["seeds"] == 0
     assert row[["improvement_pct", "params_per_pct"]].isna().all()
     assert row["ppl"] == pytest.approx(np.exp(_log_ppl(folder, "high", 1)))
@@ -191,10 +150,10 @@ def test_failed_cells_are_named_and_have_no_row(tmp_path: Path):
         f"failed: {run}, hylo.errors.TrainingDiverged: 9 losses in a row are not finite"
         for run in ("low seed 1", "high seed 0", "high seed 1")
     ]
-    printed, markdown = _printed(folder), (folder / "summary.md").read_text()
+    shown, markdown = printed(folder), (folder / "summary.md").read_text()
     for line in report.failed:
         assert Path(line.rpartition(", ")[2]).is_dir()
-        assert line in printed
+        assert line in shown
         assert line in markdown
 
 
@@ -203,7 +162,7 @@ def test_nothing_complete_still_reports(tmp_path: Path):
     folder = write_recorded_study(tmp_path / "nothing", CELLS, [0], np.random.default_rng(5), failed=every, **SIZE)
     report = write_report(folder)
     assert (len(report.summary), len(report.failed), report.figures) == (0, 4, [])
-    assert "high seed 0" in _printed(folder)
+    assert "high seed 0" in printed(folder)
 
 
 def test_without_the_untuned_model(tmp_path: Path):
@@ -211,8 +170,8 @@ def test_without_the_untuned_model(tmp_path: Path):
     folder = write_recorded_study(tmp_path / "lost", CELLS, [0], rng, failed=[("untuned", 0)], **SIZE)
     write_report(folder)
     table = summarize(read_study(folder))
-    assert pd.isna(_row(table, "low", "untuned")["improvement_pct"])
-    assert pd.notna(_row(table, "high", "low")["improvement_pct"])
+    assert pd.isna(row_of(table, "low", "untuned")["improvement_pct"])
+    assert pd.notna(row_of(table, "high", "low")["improvement_pct"])
 
 
 def test_rebuilt_byte_for_byte(study: Path):
@@ -243,89 +202,6 @@ def test_without_torch(study: Path):
     subprocess.run(
         [sys.executable, "-c", code, str(study)], check=True, capture_output=True, cwd=Path(__file__).parents[1]
     )
-
-
-def test_console_at_120_columns(recorded: Path, table: pd.DataFrame):
-    lines = _printed(recorded).splitlines()
-    lines = [line.rstrip() for line in lines if not line.startswith("report:")]
-    assert max(map(len, lines)) <= 120
-    text = "\n".join(lines)
-    row = _row(table, "high", "low")
-    assert f"{row['improvement_pct']:.1f} [{row['improvement_low']:.1f}, {row['improvement_high']:.1f}]" in text
-    for words in ("Against the untuned model", "Against the previous row", "params_per_pct", "12 evaluation windows"):
-        assert words in text
-    assert "nan" not in text.lower()
-    assert "…" not in text
-
-
-def test_nothing_is_cut_off(tmp_path: Path):
-    name = "a_method_whose_name_is_longer_than_any_column_could_be_expected_to_be"
-    folder = write_recorded_study(
-        tmp_path / "long", {name: 10.0, "b": 20.0}, [0], np.random.default_rng(7), params={name: 6_738_415_616}, **SIZE
-    )
-    assert name in _printed(folder)
-    folded = _printed(folder, width=100, force_terminal=True)
-    assert "6,738,415,616" in folded
-    assert "…" not in folded
-    assert name.startswith(re.findall(r"^(a_\w+) ", folded, re.MULTILINE)[0])
-
-
-def test_random_weights_are_marked_in_every_table(tmp_path: Path):
-    folder = write_recorded_study(tmp_path / "random", CELLS, [0], np.random.default_rng(8), pretrained=False, **SIZE)
-    write_report(folder)
-    for table in console_tables(read_study(folder), summarize(read_study(folder))):
-        assert RANDOM_WEIGHTS in str(table.caption)
-    assert _printed(folder).count(RANDOM_WEIGHTS) == 2
-    assert (folder / "summary.md").read_text().count(f"**{RANDOM_WEIGHTS}**") == 2
-
-
-def test_a_failed_audit_marks_its_row_in_every_table(tmp_path: Path):
-    folder = write_recorded_study(
-        tmp_path / "leak", CELLS, [0], np.random.default_rng(8), audit={"low": ["causality", "padding"]}, **SIZE
-    )
-    report = write_report(folder)
-    line = "AUDIT FAILED: low [!]: causality, padding"
-    assert _printed(folder).count(line) == 2
-    text = (folder / "summary.md").read_text()
-    assert text.count(f"**{line}**") == 2
-    rows = [row for row in text.splitlines() if row.startswith("| ") and "low" in row.split("|")[1] + row.split("|")[2]]
-    assert rows
-    assert all("low [!]" in row for row in rows)  # as a cell, and as the reference of another one
-    assert set(_row(report.summary, "low", "untuned")["audit"].split(", ")) == {"causality", "padding"}
-    assert set(report.summary.loc[report.summary["cell"] != "low", "audit"]) == {"passed"}
-    told = {sentence.partition(":")[0]: "audit failed" in sentence for sentence in conclusions(report.summary)}
-    assert told["low against untuned"]
-    assert not told["high against untuned"]
-
-
-def test_what_intervals_mean_is_said(recorded: Path, tmp_path: Path):
-    assert RANDOM_WEIGHTS not in _printed(recorded)
-    assert "new seeds and new windows" in _printed(recorded)
-    one = write_recorded_study(tmp_path / "one", CELLS, [0], np.random.default_rng(9), **SIZE)
-    assert _printed(one).count("evaluation noise only") == 2
-    assert "new seeds and" not in _printed(one)
-
-
-def test_markdown_has_every_column_and_no_nan(study: Path):
-    report = write_report(study)
-    text = (study / "summary.md").read_text()
-    headers = [line for line in text.splitlines() if line.startswith("| cell")]
-    assert len(headers) == 2
-    shown = set(re.findall(r"\w+", headers[0]))
-    assert shown - {"low", "high"} == set(COLUMNS) - {"ppl_low", "ppl_high", "improvement_low", "improvement_high"}
-    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
-    assert len(widths) == 1
-    assert "nan" not in text.lower()
-    assert "<NA>" not in text
-    for path in report.figures:
-        assert f"({path.relative_to(study).as_posix()})" in text
-
-
-def test_conclusions_follow_the_data(table: pd.DataFrame):
-    sentences = {line.partition(":")[0]: line for line in conclusions(table)}
-    assert "perplexity is lower" in sentences["high against low"]
-    assert "the interval holds 0" in sentences["same against high"]
-    assert len(sentences) == 5
 
 
 def test_loss_curves_are_means_over_seeds(recorded: Path):
@@ -371,9 +247,9 @@ def test_a_perplexity_too_large_for_a_number_is_missing(study: Path):
             sums = pd.read_parquet(run / table)
             sums.assign(nll_sum=sums["nll_sum"] + 800 * sums["tokens"]).to_parquet(run / table)
     report = write_report(study)
-    row = _row(report.summary, "low", "untuned")
+    row = row_of(report.summary, "low", "untuned")
     assert row[["ppl", "lim_ppl", "mean_window_ppl", "improvement_pct", "params_per_pct"]].isna().all()
-    assert pd.notna(_row(report.summary, "high", "untuned")["improvement_pct"])
+    assert pd.notna(row_of(report.summary, "high", "untuned")["improvement_pct"])
     assert "inf" not in (study / "summary.md").read_text()
 
 
@@ -415,21 +291,3 @@ def test_command_line(study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.chdir(study.parent)
     assert main([]) == 0
     assert "outputs/demo/summary.md" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ((30.04, 28.06, 32.12), "30.0 [28.1, 32.1]"),
-        ((0.004, -0.03, 0.04), "0.00 [-0.03, 0.04]"),
-        ((np.nan, np.nan, np.nan), "–"),
-        ((-0.01, -2, 2), "0.0 [-2.0, 2.0]"),
-        ((49_152.4, 48_000.0, 50_300.0), "49,152 [48,000, 50,300]"),
-    ],
-)
-def test_interval_text(values: tuple[float, float, float], expected: str):
-    assert interval(*values) == expected
-
-
-def test_number_text():
-    assert (number(pd.NA), number(2_442_240, 0), number(-0.0)) == ("–", "2,442,240", "0.0")

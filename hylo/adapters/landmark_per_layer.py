@@ -74,17 +74,17 @@ class LayerLandmarks(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """h [B, T, D], or [B T, D] where the architecture joins a batch for its FFN."""
-        h_BTD = h.reshape(-1, self._positions.current.shape[-1], h.shape[-1])
-        chooses = h_BTD.float() if self.pooling is Choice.token else self.mean(h_BTD.float())
-        w_BTK = F.softmax(F.linear(chooses, self.L) / math.sqrt(self.L.shape[-1]), dim=-1)
-        return (h_BTD + (self.a * (w_BTK @ self.L)).to(h.dtype)).view(h.shape)
+        chooses = h.float() if self.pooling is Choice.token else self.mean(h.float())
+        w = F.softmax(F.linear(chooses, self.L) / math.sqrt(self.L.shape[-1]), dim=-1)
+        return h + (self.a * (w @ self.L)).to(h.dtype)
 
-    def mean(self, h_BTD: Tensor) -> Tensor:
-        """The mean over real tokens, [B, 1, D]."""
+    def mean(self, h: Tensor) -> Tensor:
+        """The mean over the real tokens of a text, for each of its tokens, in the shape of h."""
+        h_BTD = h.reshape(-1, self._positions.current.shape[-1], h.shape[-1])
         real = self._positions.real
-        if real is None:
-            return h_BTD.mean(dim=1, keepdim=True)
-        return (h_BTD * real.unsqueeze(-1)).sum(1, keepdim=True) / real.sum(1).clamp(min=1)[:, None, None]
+        counts_BT1 = h_BTD.new_ones(h_BTD.shape[:2]).unsqueeze(-1) if real is None else real.unsqueeze(-1).to(h.dtype)
+        mean_B1D = (h_BTD * counts_BT1).sum(1, keepdim=True) / counts_BT1.sum(1, keepdim=True).clamp(min=1)
+        return mean_B1D.expand_as(h_BTD).reshape(h.shape)
 
 
 class PerLayerLandmark(Component):
