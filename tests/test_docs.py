@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,11 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from adapters import METHODS, method
-from launch import ROOT
+from adapters import METHODS, host, method
+from launch import ROOT, composed
 from test_parameter_counts import gpt2_small
 
 from hylo.adapters.component import Host
+from hylo.adapters.model import method_problems
 
 DOCS = ROOT / "docs"
 ROWS = dict(re.findall(r"^\| `(\w+)` \|.*\| ([\d,]+) \|$", (DOCS / "methods.md").read_text(), re.MULTILINE))
@@ -24,6 +26,30 @@ def test_documented_parameter_counts(name: str):
     host = Host(gpt2_small(), context_length=1024, seed=0)
     assert name in METHODS
     assert int(ROWS[name].replace(",", "")) == sum(config.parameter_count(host) for config in method(name).values())
+
+
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+COMMANDS = sorted(
+    {
+        command.partition(" #")[0].strip()
+        for page in PAGES
+        for pattern in (r"^ *(?:accelerate launch .*|python )train\.py (.*)$", r"`(method=\w+ [^`]+)`")
+        for command in re.findall(pattern, page.read_text(), re.MULTILINE)
+    }
+)
+"""Overrides of every command that a page shows."""
+
+
+@pytest.mark.parametrize(
+    "command", [command for command in COMMANDS if not re.search("my_method|final_scale", command)]
+)
+def test_commands_that_the_pages_show_can_run(command: str):
+    """Composed, and their method checked on a model; of a sweep the last value of each key."""
+    overrides = [text for text in shlex.split(command) if text != "-m"]
+    sweep = len(overrides) < len(shlex.split(command))
+    last = [re.sub(r"=.*,", "=", text) if sweep else text for text in overrides]
+    config = composed(*last)
+    assert list(method_problems(config.components, host("llama"))) == []
 
 
 @pytest.mark.slow

@@ -59,7 +59,8 @@ class Audit:
         with probe.evaluating():
             found = [identity_at_start(probe, self._base_logits)]
             with probe.moved():
-                found += [causality(probe), cached_decoding(probe), padding(probe)]
+                full = probe.logits()
+                found += [causality(probe, full), cached_decoding(probe, full), padding(probe)]
                 backward(probe)
                 found += [dead_tensors(probe), frozen_tensors(probe)]
                 clear_gradients(probe)

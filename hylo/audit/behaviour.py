@@ -12,6 +12,10 @@ from hylo.audit.probe import ROUNDING, Probe, distance
 
 START_KL = {AtStart.same: 1e-6, AtStart.near: 1e-3}
 """Largest mean KL to the base model at step 0, in nats a token, by what the components declare."""
+CAUSAL = 1e-6
+"""Passes of one shape do the same arithmetic for earlier tokens whatever the later ones are: nothing to round."""
+DECODED = 3
+"""Tokens that are decoded one by one."""
 
 
 def identity_at_start(probe: Probe, base_logits: Tensor) -> Finding:
@@ -27,23 +31,18 @@ def identity_at_start(probe: Probe, base_logits: Tensor) -> Finding:
     return _measured("identity_at_start", mean, limit, detail)
 
 
-def causality(probe: Probe) -> Finding:
-    """Other tokens from the middle on leave the logits before them as they were."""
+def causality(probe: Probe, before: Tensor) -> Finding:
+    """Other tokens from the middle on leave the logits before them as they were: those of the unchanged windows."""
     middle = probe.ids.shape[1] // 2
     changed = probe.ids.clone()
-    before = probe.logits()
     changed[:, middle:] = (changed[:, middle:] + 1) % before.shape[-1]
     value = distance(probe.logits(changed)[:, :middle], before[:, :middle])
     detail = f"logits before a change of later tokens move by {value:.2g} of their spread"
     return _measured("causality", value, CAUSAL, detail)
 
 
-CAUSAL = 1e-6
-"""Passes of one shape do the same arithmetic for earlier tokens whatever the later ones are: nothing to round."""
-
-
 @torch.no_grad()
-def cached_decoding(probe: Probe) -> Finding:
+def cached_decoding(probe: Probe, full: Tensor) -> Finding:
     """Reading half a window and then token by token from the cache gives the logits of the full pass."""
     middle, last = probe.ids.shape[1] // 2, min(probe.ids.shape[1] // 2 + DECODED, probe.ids.shape[1])
     output = probe.model(input_ids=probe.ids[:, :middle], use_cache=True)
@@ -51,13 +50,9 @@ def cached_decoding(probe: Probe) -> Finding:
     for t in range(middle, last):
         output = probe.model(input_ids=probe.ids[:, t : t + 1], past_key_values=output.past_key_values, use_cache=True)
         parts.append(output.logits)
-    value = distance(torch.cat(parts, dim=1).float(), probe.logits()[:, :last])
+    value = distance(torch.cat(parts, dim=1).float(), full[:, :last])
     detail = f"logits from the cache differ from the full pass by {value:.2g} of their spread"
     return _measured("cached_decoding", value, ROUNDING, detail)
-
-
-DECODED = 3
-"""Tokens that are decoded one by one."""
 
 
 def padding(probe: Probe) -> Finding:
