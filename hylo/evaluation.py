@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
 from hylo.adapters.model import AdaptedModel
-from hylo.data.windows import Windows, model_inputs
+from hylo.data.windows import IGNORED, Windows, model_inputs, next_tokens
 from hylo.errors import TrainingDiverged
 from hylo.progress import Progress
 from hylo.records import finite_or_none
@@ -91,7 +90,7 @@ def token_nll(
 
     Arguments:
         ids: [W, L] token ids. Every process evaluates a share of each batch.
-        lengths: [W] tokens that are no padding, from the first; None: all. Losses of padding mean nothing.
+        lengths: [W] tokens that are no padding, from the first; None: all. The loss of padding is 0.
 
     Returns:
         [W, L - 1] float64, in nats.
@@ -99,25 +98,21 @@ def token_nll(
     model.eval()
     parts, processes = [], accelerator.num_processes
     lengths = np.full(len(ids), ids.shape[1]) if lengths is None else lengths
+    labels = np.where(np.arange(ids.shape[1]) < lengths[:, None], ids, IGNORED).astype(np.int64)
     with Progress(label, len(ids), visible=accelerator.is_main_process) as progress:
         for first in range(0, len(ids), batch_size):
             batch = np.arange(first, min(first + batch_size, len(ids)))
             filled = np.append(batch, np.full(-len(batch) % processes, first))
             mine = np.split(filled, processes)[accelerator.process_index]
             inputs = model_inputs(ids[mine], lengths[mine], accelerator.device)
+            targets = next_tokens(labels[mine], accelerator.device)
             with accelerator.autocast():
-                losses = window_nll(model(**inputs).logits, inputs["input_ids"])
+                losses = model(**inputs, targets=targets)[:, :-1]
             gathered = accelerator.gather(losses)
             assert isinstance(gathered, Tensor)
             parts.append(gathered[: len(batch)].cpu().double().numpy())
             progress.update(first + len(batch))
     return np.concatenate(parts)
-
-
-def window_nll(logits: Tensor, ids: Tensor) -> Tensor:
-    """Token losses of a batch of windows: logits [B, L, V], ids [B, L] -> [B, L - 1] float32, in nats."""
-    flat = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    return flat.view(ids.shape[0], -1)
 
 
 def position_sums(

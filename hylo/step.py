@@ -5,12 +5,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hylo.adapters.model import AdaptedModel
-from hylo.data.windows import IGNORED, Windows, model_inputs
+from hylo.data.windows import Windows, model_inputs, next_tokens
 from hylo.trainer import TrainerConfig
 
 
@@ -61,31 +60,19 @@ def accumulate(
     total = 0.0
     for batch in step_batches:
         shares = [batch.take(rows) for rows in np.array_split(np.arange(len(batch)), processes)]
-        counts = [share.targets(on_padding=loss_on_padding) for share in shares]
-        labels = torch.from_numpy(shares[mine].labels(on_padding=loss_on_padding)).to(accelerator.device)
+        targets = next_tokens(shares[mine].labels(on_padding=loss_on_padding), accelerator.device)
         with accelerator.autocast():
-            logits = network(**model_inputs(shares[mine].ids, shares[mine].lengths, accelerator.device)).logits
-            loss = causal_loss(logits, labels)
+            inputs = model_inputs(shares[mine].ids, shares[mine].lengths, accelerator.device)
+            loss_sum = network(**inputs, targets=targets).sum()
         # Several processes: their gradients are averaged, not added.
-        weighted = loss * (counts[mine] * processes / max(step_targets, 1))
+        weighted = loss_sum * (processes / max(step_targets, 1))
         # In one backward pass with the loss: several processes average each gradient once, when it is complete.
         added = regularization()
         accelerator.backward(weighted if added is None else weighted + added / len(step_batches))
-        gathered = accelerator.gather(loss.detach())
+        gathered = accelerator.gather(loss_sum.detach())
         assert isinstance(gathered, Tensor)
-        total += float(np.dot(gathered.cpu().double().reshape(-1).numpy(), counts))
+        total += float(gathered.double().sum())
     return total / step_targets if step_targets else math.nan
-
-
-def causal_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each token given those before it, in nats; logits [B, L, V], labels [B, L].
-
-    Labels that are IGNORED do not count. Where none counts the loss is 0, with a gradient of 0.
-    """
-    targets = labels[:, 1:].flatten()
-    if bool((targets == IGNORED).all()):
-        return logits.sum() * 0.0
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=IGNORED)
 
 
 def make_optimizer(model: AdaptedModel, config: TrainerConfig) -> torch.optim.AdamW:

@@ -11,6 +11,14 @@ from hylo.runtime import Device, Precision
 from hylo.schema import bounded, register
 
 
+class Kernels(Enum):
+    """How layers and loss are computed; the numbers agree up to rounding."""
+
+    fused = "by the functions in hylo/fused, where they serve"
+    plain = "by the formulas as they are written, through torch's autograd"
+    compiled = "the plain formulas, each decoder layer through torch.compile"
+
+
 class Decay(Enum):
     """Course of the learning rate after warm-up."""
 
@@ -24,7 +32,9 @@ class Decay(Enum):
 class TrainerConfig:
     """How long, how fast, and on what."""
 
-    EVALUATION: ClassVar[frozenset[str]] = frozenset({"eval_batch_size", "precision", "device"})
+    EVALUATION: ClassVar[frozenset[str]] = frozenset(
+        {"eval_batch_size", "eval_memory_gib", "precision", "device", "kernels"}
+    )
     """Fields that can change the numbers of an untrained model."""
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds", "save_adapter"})
     """Fields that change no number, and so do not make another run."""
@@ -55,12 +65,16 @@ class TrainerConfig:
     """Steps with a loss or gradient that is not finite are counted and skipped; one more than this stops the run."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    eval_batch_size: int = bounded(8, ge=1)
-    """Evaluation windows a forward pass."""
+    eval_batch_size: int | None = bounded(None, ge=1)
+    """Evaluation windows a forward pass; None: as many as `eval_memory_gib` holds."""
+    eval_memory_gib: float = bounded(1.0, gt=0)
+    """Memory for the activations of an evaluation pass, in GiB."""
     precision: Precision = Precision.float32
     """float32, or bfloat16 for the base model's arithmetic."""
     device: Device = Device.auto
     """auto, cpu, cuda or mps."""
+    kernels: Kernels = Kernels.fused
+    """fused, plain or compiled."""
     checkpoint_seconds: float = bounded(60.0, gt=0)
     """Time between two states from which an interrupted run continues."""
     save_adapter: bool = True

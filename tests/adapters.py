@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from hydra import initialize_config_dir
 from torch import Tensor
 from transformers import (
@@ -95,9 +96,9 @@ def declared_dead(model: AdaptedModel) -> list[str]:
     return [name for name in trained(model) if name.partition(".")[0] in slots]
 
 
-def adapt(base: PreTrainedModel, components: Method, *, seed: int = 0) -> AdaptedModel:
+def adapt(base: PreTrainedModel, components: Method, *, seed: int = 0, fused: bool = True) -> AdaptedModel:
     """The method on the model, in evaluation mode, as at step 0."""
-    return AdaptedModel(base, components, context_length=CONTEXT, seed=seed).eval()
+    return AdaptedModel(base, components, context_length=CONTEXT, seed=seed, fused=fused).eval()
 
 
 def host(architecture: str) -> Host:
@@ -139,6 +140,11 @@ def tokens(*shape: int, seed: int = 2) -> Tensor:
 def logits(model: torch.nn.Module, ids: Tensor, **kwargs: Any) -> Tensor:
     """Logits of a full pass."""
     return model(input_ids=ids, **kwargs).logits
+
+
+def causal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log-likelihood of each token given those before it, by torch; -100 counts nowhere."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
 
 def snapshot(model: torch.nn.Module) -> dict[str, Tensor]:

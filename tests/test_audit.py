@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from adapters import ARCHITECTURES, CONTEXT, METHODS, adapt, method, snapshot, tiny, tokens, trained, values
+from adapters import (
+    ARCHITECTURES,
+    CONTEXT,
+    METHODS,
+    adapt,
+    causal_loss,
+    method,
+    snapshot,
+    tiny,
+    tokens,
+    trained,
+    values,
+)
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -18,7 +30,7 @@ from hylo.adapters.component import Component, ComponentConfig, Host, zeros
 from hylo.adapters.model import AdaptedModel, Method
 from hylo.audit import Audit, Finding, Status, untouched_logits
 from hylo.models.architecture import final_norm, hidden_size
-from hylo.step import causal_loss, make_optimizer
+from hylo.step import make_optimizer
 from hylo.trainer import TrainerConfig
 
 IDS = tokens(2, 20)

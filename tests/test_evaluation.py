@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from hylo.adapters.model import AdaptedModel
 from hylo.data.windows import Windows
-from hylo.evaluation import BINS, THIRDS, Evaluation, evaluate, position_sums, token_nll, window_nll
+from hylo.evaluation import BINS, THIRDS, Evaluation, evaluate, position_sums, token_nll
+from hylo.fused.head import token_losses
 from hylo.models.tiny import TinyArchitecture, TinyModelConfig
 from hylo.runtime import Device, Precision, accelerator_for
 
@@ -73,19 +74,19 @@ def of(nll: np.ndarray, sizes: np.ndarray | None = None) -> Evaluation:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_window_nll_is_the_log_softmax_of_the_next_token(dtype: torch.dtype):
+def test_token_losses_are_the_log_softmax_of_the_target(dtype: torch.dtype):
     """Large logits, in half precision too: a softmax before the logarithm, or one in bfloat16, would be far off."""
     generator = torch.Generator().manual_seed(0)
     logits = (40 * torch.randn(3, 9, 50, generator=generator)).to(dtype)
     ids = torch.randint(50, (3, 9), generator=generator)
-    nll = window_nll(logits, ids)
-    assert (nll.shape, nll.dtype) == ((3, 8), torch.float32)
+    nll = token_losses(logits, ids)
+    assert (nll.shape, nll.dtype) == ((3, 9), torch.float32)
     for row in range(3):
-        for t in range(8):
+        for t in range(9):
             scores = logits[row, t].double()
             largest = scores.max()
             log_sum = largest + (scores - largest).exp().sum().log()
-            assert nll[row, t].item() == pytest.approx((log_sum - scores[ids[row, t + 1]]).item(), rel=1e-5, abs=1e-5)
+            assert nll[row, t].item() == pytest.approx((log_sum - scores[ids[row, t]]).item(), rel=1e-5, abs=1e-5)
 
 
 def test_token_nll_against_a_loop(model: AdaptedModel, accelerator: Accelerator):

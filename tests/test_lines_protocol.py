@@ -15,12 +15,13 @@ from hylo.adapters.model import AdaptedModel
 from hylo.data.base import Document, Protocol
 from hylo.data.lines import cut_lines, split_lines
 from hylo.data.text_files import TextFilesConfig
-from hylo.data.windows import IGNORED, Windows, model_inputs
+from hylo.data.windows import IGNORED, Windows, model_inputs, next_tokens
 from hylo.errors import ConfigError, TrainingDiverged
 from hylo.evaluation import BINS, THIRDS, Evaluation, position_sums, token_nll
+from hylo.fused.head import token_losses
 from hylo.models.tiny import byte_tokenizer
 from hylo.runtime import Device, Precision, accelerator_for
-from hylo.step import accumulate, causal_loss
+from hylo.step import accumulate
 
 CPU = torch.device("cpu")
 ACCELERATOR = accelerator_for(Device.cpu, Precision.float32)
@@ -137,7 +138,10 @@ def test_loss_is_the_mean_over_targets_that_count():
             for row, size in enumerate(windows.lengths)
             for t in range(1, 8 if on_padding else size)
         ]
-        loss = causal_loss(logits, torch.from_numpy(windows.labels(on_padding=on_padding)))
+        targets = next_tokens(windows.labels(on_padding=on_padding), torch.device("cpu"))
+        counted = windows.targets(on_padding=on_padding)
+        assert int((targets >= 0).sum()) == counted == len(losses)
+        loss = token_losses(logits, targets).sum() / counted
         assert loss.item() == pytest.approx(np.mean(losses), rel=1e-6)
 
 

@@ -19,6 +19,7 @@ from adapters import (
     CONTEXT,
     adapt,
     assert_same_state,
+    causal_loss,
     host,
     logits,
     method,
@@ -41,7 +42,6 @@ from hylo.adapters.peft_library import REFUSED, make_config, types_known
 from hylo.adapters.peft_method import PeftConfig
 from hylo.errors import ConfigError
 from hylo.models.architecture import default_targets, target_layers
-from hylo.step import causal_loss
 from hylo.trainer import TrainerConfig
 from hylo.training import prepare_for_training
 

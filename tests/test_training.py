@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapters import values
+from adapters import causal_loss, values
 from launch import composed
 from trained import SESSION, train_once
 
@@ -19,7 +19,7 @@ from hylo.data.base import Split
 from hylo.data.windows import Windows, batches
 from hylo.errors import ConfigError, TrainingDiverged
 from hylo.runtime import accelerator_for
-from hylo.step import accumulate, causal_loss, make_optimizer
+from hylo.step import accumulate, make_optimizer
 from hylo.trainer import Decay, TrainerConfig, learning_rate_factor
 
 

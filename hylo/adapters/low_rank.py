@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from hylo.adapters.component import SEPARATOR, Component, ComponentConfig, Host, zeros
 from hylo.errors import problem
+from hylo.fused.projection import Projection, Update
 from hylo.models.architecture import default_targets, layer_shape, target_layers, weight_OI
 from hylo.schema import bounded, register
 
@@ -153,6 +154,15 @@ class LowRankLayer(nn.Module):
         if self.base.bias is None:
             return (ratio_O * (y_BTO + update_BTO)).to(y_BTO.dtype)
         return (ratio_O * (y_BTO - self.base.bias + update_BTO) + self.base.bias).to(y_BTO.dtype)
+
+    def projection(self) -> Projection | None:
+        """The layer as the fused functions read it; None where dropout gives A another input than W."""
+        if self.dropout and self.training:
+            return None
+        gate = None if self.gate is None else self.gate()
+        ratio = None if self.magnitude is None else self.magnitude / self.row_norms()
+        update = Update(A=self.A, B=self.B, scale=self.scale, gate=gate, ratio=ratio)
+        return Projection(weight=weight_OI(self.base).detach(), bias=self.base.bias, update=update)
 
     @torch.no_grad()
     def row_norms(self) -> Tensor:

@@ -13,6 +13,8 @@ import hylo.adapters
 from hylo.adapters.component import Component, ComponentConfig, Host, component_name
 from hylo.adapters.saved import WEIGHTS, read_settings, read_tensors, write_adapter
 from hylo.errors import ConfigError, MergeRefused, RecordError, problem
+from hylo.fused.forwards import FusedForwards
+from hylo.fused.head import OutputHead, token_losses
 from hylo.schema import bound_problems, import_all
 
 import_all(hylo.adapters)
@@ -54,12 +56,15 @@ class AdaptedModel(nn.Module):
         method: the components by slot. A component is built after those it requires.
         context_length: tokens a window; the default end of position buckets.
         seed: of the components' random starts.
+        fused: compute by the functions in hylo/fused where they serve; else by the formulas as they are written.
 
     Raises:
         ConfigError: a setting is out of range or cannot work on this model, or the model carries an adapter already.
     """
 
-    def __init__(self, base: PreTrainedModel, method: Method, *, context_length: int, seed: int) -> None:
+    def __init__(
+        self, base: PreTrainedModel, method: Method, *, context_length: int, seed: int, fused: bool = True
+    ) -> None:
         super().__init__()
         host = Host(base, context_length, seed)
         problems = [*base_problems(base), *bound_problems({"method": dict(method)}), *method_problems(method, host)]
@@ -78,16 +83,28 @@ class AdaptedModel(nn.Module):
         self._trainable = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
         for parameter in base.parameters():
             parameter.requires_grad_(False)
+        self._fused = FusedForwards(base) if fused else None
+        self._head = OutputHead(base) if fused else None
         self._positions = host.positions.follow(base)
         self._attached = sorted(host.components.values(), key=lambda component: not component.replaces_modules)
         for component in self._attached:
             component.attach(base)
+        if self._fused is not None:
+            self._fused.attach()
         vars(base)[_MARK] = True
         self.attached = True
         """Whether the base model carries the components."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.base(*args, **kwargs)
+    def forward(self, *args: Any, targets: Tensor | None = None, **kwargs: Any) -> Any:
+        """What the base model returns; with targets [B, T] the loss of each instead, in nats, [B, T].
+
+        A target is the token that the position has to predict. Where it is -100 the loss is 0.
+        """
+        if targets is None:
+            return self.base(*args, **kwargs)
+        if self._head is None:
+            return token_losses(self.base(*args, use_cache=False, **kwargs).logits, targets)
+        return self._head.losses(targets, *args, use_cache=False, **kwargs)
 
     def tensors(self) -> dict[str, dict[str, nn.Parameter]]:
         """Trainable tensors by slot, then by name."""
@@ -156,6 +173,8 @@ class AdaptedModel(nn.Module):
     def _leave(self, *, merging: bool) -> None:
         if not self.attached:
             return
+        if self._fused is not None:
+            self._fused.detach()
         for component in reversed(self._attached):
             (component.merge if merging else component.detach)(self.base)
         self._positions.remove()
@@ -223,9 +242,11 @@ class AdaptedModel(nn.Module):
 
 
 @contextmanager
-def adapted(base: PreTrainedModel, method: Method, *, context_length: int, seed: int) -> Iterator[AdaptedModel]:
+def adapted(
+    base: PreTrainedModel, method: Method, *, context_length: int, seed: int, fused: bool = True
+) -> Iterator[AdaptedModel]:
     """An `AdaptedModel` for the length of a block; the base model leaves it as it came."""
-    model = AdaptedModel(base, method, context_length=context_length, seed=seed)
+    model = AdaptedModel(base, method, context_length=context_length, seed=seed, fused=fused)
     try:
         yield model
     finally:

@@ -9,16 +9,18 @@ true position.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries, one_hot_buckets
 from hylo.adapters.component import Component, ComponentConfig, Host, zeros
 from hylo.adapters.low_rank import LowRank, LowRankLayer
+from hylo.adapters.positions import OfThePass
 from hylo.schema import bounded, register
 
 
@@ -68,9 +70,16 @@ class PositionBias(Component):
         assert isinstance(low_rank, LowRank)
         layers = low_rank.layers.values() if config.receives_positions else ()
         self._layers = [layer for layer in layers if isinstance(layer, LowRankLayer)]
+        self._gate = OfThePass()
+        self._hook: RemovableHandle | None = None
 
     def gate(self) -> Tensor:
-        """g(p) for the positions of the pass under way: [B, T] or [1, T]."""
+        """g(p) for the positions of the pass under way: [B, T] or [1, T]. One tensor for all layers."""
+        assert self._gate.value is not None, "the gate is known only inside a forward pass of the adapted model"
+        return self._gate.value
+
+    def make_gate(self) -> Tensor:
+        """g(p), made anew."""
         buckets = assign_buckets(self._positions.current, self.boundaries)
         return 1 + torch.tanh(F.embedding(buckets, self.b.unsqueeze(-1)).squeeze(-1))
 
@@ -81,9 +90,17 @@ class PositionBias(Component):
         return "its gate depends on the token's position, and a weight does not"
 
     def attach(self, model: PreTrainedModel) -> None:
+        # Before the first layer, not in it: gradient checkpointing runs layers again, and the gate must not be in them.
+        def before_forward(module: nn.Module, args: tuple[Any, ...]) -> None:
+            self._gate.value = self.make_gate()
+
+        self._hook = model.register_forward_pre_hook(before_forward)
         for layer in self._layers:
             layer.gate = self.gate
 
     def detach(self, model: PreTrainedModel) -> None:
+        assert self._hook is not None, "detach follows attach"
+        self._hook.remove()
+        self._gate.value = None
         for layer in self._layers:
             layer.gate = None

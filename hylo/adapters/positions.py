@@ -48,6 +48,15 @@ class Positions:
         return model.register_forward_pre_hook(before_forward, with_kwargs=True)
 
 
+class OfThePass:
+    """A tensor made once for the pass under way and its backward pass. A copy of the model starts without it."""
+
+    value: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OfThePass":
+        return OfThePass()
+
+
 def _positions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
     inputs = args[0] if args else kwargs.get("input_ids")
     if inputs is None:

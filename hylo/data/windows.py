@@ -121,3 +121,10 @@ def model_inputs(ids: np.ndarray, lengths: np.ndarray, device: torch.device) -> 
         real = np.arange(ids.shape[1]) < np.maximum(lengths, 1)[:, None]
         inputs["attention_mask"] = torch.from_numpy(real.astype(np.int64)).to(device)
     return inputs
+
+
+def next_tokens(labels: np.ndarray, device: torch.device) -> Tensor:
+    """What each position of labels [B, L] has to predict, [B, L]: the label after it; the last one has no target."""
+    shifted = np.full_like(labels, IGNORED)
+    shifted[:, :-1] = labels[:, 1:]
+    return torch.from_numpy(shifted).to(device)

@@ -1,0 +1,143 @@
+"""Cross-entropy of a frozen output head without its logits.
+
+    nll = log sum_v exp(l_v) - l_target        l = W h + b, or c tanh((W h + b) / c) with a softcap c
+
+Logits are made for a few hundred tokens and a few thousand words at a time and reduced while they lie in the cache. The
+gradient to h is (softmax(l) - onehot) W, and a softmax times W is what attention computes with W as keys and values: so
+it is summed up beside log-sum-exp in the same pass, rescaled whenever a larger logit comes (the online softmax of
+arXiv 1805.02867). The backward pass only multiplies by the incoming gradient.
+
+Peak memory beside h and its gradient is one tile of TOKENS x WORDS, where the usual way keeps several tensors of all
+tokens times the whole vocabulary. Tokens whose target is ignored cost nothing.
+
+Shapes: N tokens, D hidden size, V words of the vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hylo.fused.product import product, product_added, widened
+from hylo.fused.projection import compute_dtype
+
+TOKENS, WORDS = 256, 4096
+"""Size of a tile: 4 MiB of logits, which stay in the cache of a core or two."""
+GPU_TOKENS, GPU_WORDS = 4096, 16384
+"""On a GPU: 256 MiB; enough work for a kernel. Not measured."""
+
+
+def linear_cross_entropy(
+    h: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    """Negative log-likelihood of each target in nats, float32 or wider, differentiable in h alone.
+
+    Arguments:
+        h: [..., D] hidden states that the output head reads.
+        weight, bias: [V, D] and [V] of the head; frozen.
+        targets: [...] int64; where it is `ignore_index` the loss is 0 and so is the gradient.
+        softcap: bound c of the logits; None: they have none.
+
+    Returns:
+        [...], the shape of `targets`.
+
+    Raises:
+        ValueError: the head is trained; its gradient is not formed here.
+    """
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        raise ValueError("linear_cross_entropy gives no gradient to the head: freeze its weight and bias, or use torch")
+    h = h.to(compute_dtype(h))
+    rows = (targets.flatten() != ignore_index).nonzero().squeeze(-1)
+    flat, chosen = h.flatten(0, -2), targets.flatten()
+    if len(rows) < len(chosen):
+        flat, chosen = flat[rows], chosen[rows]
+    nll: Any = _LinearCrossEntropy.apply(flat, weight, bias, chosen, softcap)
+    if len(rows) < targets.numel():
+        nll = nll.new_zeros(targets.numel()).index_copy(0, rows, nll)
+    return nll.view(targets.shape)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, softcap: float | None
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        nll_N = torch.empty(len(h_ND), dtype=widened(h_ND[:0]).dtype, device=h_ND.device)
+        gradient_ND = torch.empty_like(h_ND) if wanted else None
+        tokens = TOKENS if h_ND.device.type == "cpu" else GPU_TOKENS
+        with torch.autocast(h_ND.device.type, enabled=False):
+            for first in range(0, len(h_ND), tokens):
+                rows = slice(first, first + tokens)
+                head = _Head(h_ND[rows], weight_VD, bias_V, softcap)
+                nll_N[rows], gradient = head.losses(targets_N[rows], wanted=wanted)
+                if gradient_ND is not None and gradient is not None:
+                    gradient_ND[rows] = gradient
+        ctx.save_for_backward(gradient_ND)
+        return nll_N
+
+    @staticmethod
+    def backward(ctx: Any, upstream_N: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_ND,) = ctx.saved_tensors
+        return (gradient_ND * upstream_N.unsqueeze(-1)).to(gradient_ND.dtype), None, None, None, None
+
+
+class _Head:
+    """Some tokens before the output head."""
+
+    def __init__(self, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> None:
+        self.h_ND, self.weight_VD, self.bias_V, self.softcap = h_ND, weight_VD, bias_V, softcap
+
+    def losses(self, targets_N: Tensor, *, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        """Loss of each token [N], and its gradient in h [N, D] where that is wanted."""
+        h_ND, words = self.h_ND, WORDS if self.h_ND.device.type == "cpu" else GPU_WORDS
+        sum_ND = torch.zeros_like(widened(h_ND)) if wanted else None
+        largest_N1 = torch.full_like(widened(h_ND[:, :1]), -torch.inf)
+        total_N1 = torch.zeros_like(largest_N1)
+        for first in range(0, len(self.weight_VD), words):
+            tile = slice(first, first + words)
+            weight_VD = self.weight_VD[tile].to(h_ND.dtype)
+            l_NV, slope_NV = self._capped(widened(product(h_ND, weight_VD)), self.bias_V, tile)
+            before_N1, largest_N1 = largest_N1, torch.maximum(largest_N1, l_NV.amax(-1, keepdim=True))
+            p_NV = l_NV.sub_(largest_N1).exp_()
+            shrunk_N1 = before_N1.sub_(largest_N1).exp_()
+            total_N1.mul_(shrunk_N1).add_(p_NV.sum(-1, keepdim=True))
+            if sum_ND is not None:
+                p_NV = p_NV if slope_NV is None else p_NV.mul_(slope_NV)
+                sum_ND = _added(sum_ND.mul_(shrunk_N1), p_NV, weight_VD)
+        target_N, of_target_ND = self._target(targets_N)
+        nll_N = (largest_N1 + total_N1.log()).squeeze(-1) - target_N
+        return nll_N, None if sum_ND is None else sum_ND.div_(total_N1).sub_(of_target_ND)
+
+    def _target(self, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        """The target's logit [N] and its gradient in h [N, D]."""
+        rows_ND = widened(self.weight_VD[targets_N].to(self.h_ND.dtype))
+        logit_N = torch.linalg.vecdot(widened(self.h_ND), rows_ND)
+        if self.bias_V is not None:
+            logit_N = logit_N + self.bias_V[targets_N]
+        if self.softcap is None:
+            return logit_N, rows_ND
+        bent_N = torch.tanh(logit_N / self.softcap)
+        return bent_N * self.softcap, rows_ND * (1 - bent_N.square()).unsqueeze(-1)
+
+    def _capped(self, l_NV: Tensor, bias_V: Tensor | None, tile: slice) -> tuple[Tensor, Tensor | None]:
+        """Logits with bias and softcap, and the softcap's slope."""
+        if bias_V is not None:
+            l_NV = l_NV.add_(bias_V[tile])
+        if self.softcap is None:
+            return l_NV, None
+        bent_NV = l_NV.div_(self.softcap).tanh_()
+        return bent_NV * self.softcap, bent_NV.square_().neg_().add_(1)
+
+
+def _added(sum_ND: Tensor, p_NV: Tensor, weight_VD: Tensor) -> Tensor:
+    """sum + p W in the precision of the sum, whatever the weight's precision."""
+    if weight_VD.dtype == sum_ND.dtype:
+        return product_added(p_NV, weight_VD.T, sum_ND)
+    return sum_ND.add_(product(p_NV.to(weight_VD.dtype), weight_VD.T))
