@@ -55,12 +55,17 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
     base_logits = untouched_logits(base, probe)
     with tracked(cell) as tracker:
         length = config.data.context_length
-        with adapted(base, config.components, context_length=length, seed=config.seed) as model:
+        fused = config.trainer.kernels is Kernels.fused
+        with adapted(base, config.components, context_length=length, seed=config.seed, fused=fused) as model:
             audit = Audit(model, probe, base_logits, seed=config.seed)
             findings = audit.before_training()
             if accelerator.is_main_process:
                 print_findings(f"{label}: audit", findings)
             reset_peak_memory()
+            processes = accelerator.num_processes
+            memory = estimate(model, probe, config.trainer, length=length, processes=processes)
+            if accelerator.is_main_process:
+                print(f"{label}: memory: {memory}", flush=True)
             training = UNTRAINED
             if config.components:
                 windows = session.windows(config.data, config.model, Split.train)
@@ -75,13 +80,13 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
                     loss_on_padding=config.data.loss_on_padding,
                     on_step=lambda line: log_step(tracker, line),
                 )
-            size = config.trainer.eval_batch_size
+            size = evaluation_batch_size(model, config.trainer, length)
             evaluation = evaluate(model, eval_windows, accelerator, batch_size=size, label=f"{label}, evaluation")
             audit.after_training()
             result["audit"] = {"failed": audit.failed}
             result["params"] = model.parameter_counts()
             result["metrics"] = evaluation.metrics()
-            result["training"] = training | {"peak_memory_bytes": peak_memory_bytes()}
+            result["training"] = training | memory_section(memory, peak_memory_bytes())
             result["environment"] = environment(accelerator)
             if accelerator.is_main_process:
                 write_tables(folder, audit, evaluation, eval_windows)

@@ -127,12 +127,25 @@ def reset_peak_memory() -> None:
         clear.write_text("5")
 
 
+def resident_bytes() -> int:
+    """Memory in use now: of the GPU where one computes, else the process's resident memory; 0 where nothing tells."""
+    if torch.cuda.is_available() and torch.cuda.memory_allocated():
+        return torch.cuda.memory_allocated()
+    return _status_bytes("VmRSS") or 0
+
+
 def peak_memory_bytes() -> int:
     """Peak since `reset_peak_memory`: of the GPU where one computes, else of the process's resident memory."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists() and (match := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-        return int(match[1]) * 1024
+    if (resident := _status_bytes("VmHWM")) is not None:
+        return resident
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if os.uname().sysname == "Darwin" else peak * 1024
+
+
+def _status_bytes(name: str) -> int | None:
+    """A number that Linux keeps of this process; None elsewhere."""
+    status = Path("/proc/self/status")
+    match = re.search(rf"{name}:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(match[1]) * 1024 if match else None

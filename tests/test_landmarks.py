@@ -155,7 +155,7 @@ def test_landmarks_alone_on_every_architecture(architecture: str, name: str):
     model = _strong(base, method(name, "method.low_rank=null"))
     after = logits(model, ids)
     assert (after - before).abs().max() > 1e-2
-    torch.testing.assert_close(logits(model, ids[:, :6]), after[:, :6], rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(model, ids[:, :6]), after[:, :6], rtol=0, atol=1e-5)
     alone = logits(model, ids[:, 3:])
     torch.testing.assert_close(logits(model, ids, attention_mask=mask)[:, 3:], alone, rtol=0, atol=1e-4)
     cache = _filled(model, ids[:, :5])

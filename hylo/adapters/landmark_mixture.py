@@ -76,10 +76,10 @@ class MixtureLandmark(Component):
         return "what it adds depends on the token's position and text, and a weight does not"
 
     def attach(self, model: PreTrainedModel) -> None:
-        def after_norm(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return self(output)
+        self._hook = final_norm(model).register_forward_hook(self._after_norm)
 
-        self._hook = final_norm(model).register_forward_hook(after_norm)
+    def _after_norm(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return self(output)
 
     def detach(self, model: PreTrainedModel) -> None:
         assert self._hook is not None, "detach follows attach"

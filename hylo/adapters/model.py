@@ -106,6 +106,11 @@ class AdaptedModel(nn.Module):
             return token_losses(self.base(*args, use_cache=False, **kwargs).logits, targets)
         return self._head.losses(targets, *args, use_cache=False, **kwargs)
 
+    @property
+    def losses_without_logits(self) -> bool:
+        """Whether losses of targets need no logits of the whole vocabulary."""
+        return self._head is not None and self._head.declined is None
+
     def tensors(self) -> dict[str, dict[str, nn.Parameter]]:
         """Trainable tensors by slot, then by name."""
         return {slot: component.tensors() for slot, component in self.slots()}

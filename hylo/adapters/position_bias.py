@@ -91,12 +91,12 @@ class PositionBias(Component):
 
     def attach(self, model: PreTrainedModel) -> None:
         # Before the first layer, not in it: gradient checkpointing runs layers again, and the gate must not be in them.
-        def before_forward(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self._gate.value = self.make_gate()
-
-        self._hook = model.register_forward_pre_hook(before_forward)
+        self._hook = model.register_forward_pre_hook(self._before_forward)
         for layer in self._layers:
             layer.gate = self.gate
+
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._gate.value = self.make_gate()
 
     def detach(self, model: PreTrainedModel) -> None:
         assert self._hook is not None, "detach follows attach"

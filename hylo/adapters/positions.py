@@ -36,16 +36,17 @@ class Positions:
     def follow(self, model: PreTrainedModel) -> RemovableHandle:
         """Keep `current` up to date with the model's forward passes until the handle is removed."""
 
-        def before_forward(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if len(args) > 1:
-                raise TypeError(f"pass everything but input_ids by name, got {len(args)} positional arguments")
-            self.cache = kwargs.get("past_key_values")
-            seen = 0 if self.cache is None else int(self.cache.get_seq_length())
-            self._current, kwargs = _positions_of(args, kwargs)
-            self.real = _real_tokens(kwargs.get("attention_mask"), seen, self._current.shape[-1])
-            return args, kwargs
+        # A bound method, here and in components: the hook of a copied model then reaches the copy.
+        return model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
-        return model.register_forward_pre_hook(before_forward, with_kwargs=True)
+    def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if len(args) > 1:
+            raise TypeError(f"pass everything but input_ids by name, got {len(args)} positional arguments")
+        self.cache = kwargs.get("past_key_values")
+        seen = 0 if self.cache is None else int(self.cache.get_seq_length())
+        self._current, kwargs = _positions_of(args, kwargs)
+        self.real = _real_tokens(kwargs.get("attention_mask"), seen, self._current.shape[-1])
+        return args, kwargs
 
 
 class OfThePass:
