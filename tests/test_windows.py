@@ -19,6 +19,7 @@ from hylo.data.tokens import TokenizedDocument
 from hylo.data.windows import Windows, batches, cut_windows, sample
 from hylo.errors import ConfigError
 from hylo.models.tiny import TinyArchitecture, TinyModelConfig
+from hylo.runtime import checksum
 from hylo.session import Session, weights_checksum
 
 anything = settings(deadline=None)
@@ -233,3 +234,14 @@ def test_the_checksum_sees_every_bit_of_a_weight(dtype: torch.dtype):
             assert changed == {name}, f"bit {bit} of {value}"
             bits[5, 7] ^= flip
         assert weights_checksum(model) == expected
+
+
+def test_the_checksum_is_that_of_the_content():
+    """Not of the memory: a mapped file's tensors start anywhere. A scalar counts whole, and so does an odd last one."""
+    values = torch.arange(1.0, 36.0)
+    for tensor in (values[1:], values[3], values.view(5, 7).T, values[:0], values.bfloat16()[1:]):
+        assert checksum(tensor) == checksum(tensor.clone(memory_format=torch.contiguous_format))
+    assert len({checksum(torch.tensor(value)) for value in (0.1, 0.099102, 0.1000001, -0.1, 0.0)}) == 5
+    odd = values.clone()
+    odd[-1] = -odd[-1]
+    assert checksum(odd) != checksum(values)
