@@ -59,8 +59,8 @@ class Audit:
         with probe.evaluating():
             found = [identity_at_start(probe, self._base_logits)]
             with probe.moved():
-                full = probe.logits()
-                found += [causality(probe, full), cached_decoding(probe, full), padding(probe)]
+                full, decoded = probe.logits(), probe.decoded()
+                found += [causality(probe, full), cached_decoding(full, decoded), padding(probe, full, decoded)]
                 backward(probe)
                 found += [dead_tensors(probe), frozen_tensors(probe)]
                 clear_gradients(probe)
