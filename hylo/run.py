@@ -9,7 +9,7 @@ import pandas as pd
 from accelerate import Accelerator
 
 from hylo.adapters.model import adapted
-from hylo.audit import Audit, print_findings, probe_ids, untouched_logits
+from hylo.audit import Audit, print_findings
 from hylo.cell import Cell
 from hylo.data.base import Split
 from hylo.data.windows import Windows
@@ -51,8 +51,7 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
     base = session.base(config.model, accelerator.device)
     eval_windows = session.eval_windows(config.data, config.model)
     untouched = weights_checksum(base)
-    probe = probe_ids(eval_windows, accelerator.device)
-    base_logits = untouched_logits(base, probe)
+    probe, base_logits = session.probe(config.data, config.model, accelerator.device)
     with tracked(cell) as tracker:
         length = config.data.context_length
         with adapted(base, config.components, context_length=length, seed=config.seed) as model:
