@@ -31,8 +31,8 @@ from hylo.data.windows import Windows
 
 __all__ = ["Audit", "Finding", "Status", "print_findings", "probe_ids", "untouched_logits"]
 
-WINDOWS, LENGTH = 2, 32
-"""Windows of the probe and tokens of each, at most."""
+WINDOWS, LENGTH = 2, 16
+"""Windows of the probe and tokens of each, at most: more would check the same again, in every run."""
 SHORTEST = 4
 """Tokens that the checks need: some before and some after the middle."""
 
