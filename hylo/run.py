@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from hylo.adapters.model import adapted
 from hylo.audit import Audit, print_findings
 from hylo.cell import Cell
+from hylo.clock import Clock
 from hylo.data.base import Split
 from hylo.data.windows import Windows
 from hylo.evaluation import Evaluation, evaluate
@@ -47,6 +48,7 @@ def run_cell(cell: Cell, session: Session) -> RunRecord:
 
 def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, accelerator: Accelerator) -> None:
     """Load, adapt, train, evaluate, save. Fills the sections of `result`."""
+    clock = Clock()
     config, label = cell.config, f"{cell.name} (seed {cell.config.seed})"
     base = session.base(config.model, accelerator.device)
     eval_windows = session.eval_windows(config.data, config.model)
@@ -63,7 +65,8 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
             training = UNTRAINED
             if config.components:
                 windows = session.windows(config.data, config.model, Split.train)
-                training = train(
+                training = clock.work(
+                    train,
                     model,
                     windows,
                     config.trainer,
@@ -75,7 +78,9 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
                     on_step=lambda line: log_step(tracker, line),
                 )
             size = config.trainer.eval_batch_size
-            evaluation = evaluate(model, eval_windows, accelerator, batch_size=size, label=f"{label}, evaluation")
+            evaluation = clock.work(
+                evaluate, model, eval_windows, accelerator, batch_size=size, label=f"{label}, evaluation"
+            )
             audit.after_training()
             result["audit"] = {"failed": audit.failed}
             result["params"] = model.parameter_counts()
@@ -88,6 +93,7 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
                     model.save(folder / ADAPTER)
         assert weights_checksum(base) == untouched, "a component left the shared base weights changed"
         log_run(tracker, pd.DataFrame(), result)
+    result["environment"]["overhead_seconds"] = round(clock.overhead(), 3)
 
 
 def write_tables(folder: Path, audit: Audit, evaluation: Evaluation, windows: Windows) -> None:
