@@ -20,8 +20,8 @@ position that is off by one, or a mask that hides a wrong token, changes them by
 MOVED = 0.1
 """Standard deviation of the noise on a trainable tensor: times its root mean square, or as it is where that is zero."""
 
-DECODED = 3
-"""Tokens that are decoded one by one."""
+DECODED = 2
+"""Tokens that are decoded one by one: the first reads the cache of a long pass, the second one that decoding wrote."""
 
 
 class Probe:
