@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from hylo.adapters.model import AdaptedModel
-from hylo.models.architecture import decoder_layers, hidden_size, layer_shape, target_layers
-from hylo.models.architecture import ALL_LINEAR
+from hylo.models.architecture import ALL_LINEAR, decoder_layers, hidden_size, layer_shape, target_layers
 from hylo.runtime import resident_bytes
 from hylo.trainer import TrainerConfig
 
@@ -44,6 +43,10 @@ class MemoryEstimate:
     @property
     def peak(self) -> int:
         return self.resident + self.activations + self.workspace + self.trained
+
+    def beside(self, measured: int) -> dict[str, int]:
+        """What the record's `training` section says of memory."""
+        return {"peak_memory_bytes": measured, "estimated_peak_memory_bytes": self.peak}
 
     def __str__(self) -> str:
         parts = {"resident": self.resident, "activations": self.activations, "workspace": self.workspace}

@@ -13,6 +13,9 @@
         traceback.txt     only where it failed
     outputs/<group>/study.json                          the cells in order, with their folders
 
+`environment` has overhead_seconds: wall time of the run without training and evaluation; loading, the audit, checksums,
+records and tracking are in it.
+
 The names in these files are a contract: reports, notebooks and later tools read them.
 """
 

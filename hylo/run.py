@@ -7,20 +7,26 @@ from typing import Any
 
 import pandas as pd
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
-from hylo.adapters.model import adapted
-from hylo.audit import Audit, print_findings, probe_ids, untouched_logits
+from hylo.adapters.model import AdaptedModel, adapted
+from hylo.audit import Audit, Finding, print_findings
 from hylo.cell import Cell
+from hylo.clock import Clock
+from hylo.compiled import compiled_layers
+from hylo.config import Config
 from hylo.data.base import Split
 from hylo.data.windows import Windows
 from hylo.evaluation import Evaluation, evaluate
 from hylo.fingerprint import fingerprint
+from hylo.memory import MemoryEstimate, estimate, evaluation_batch_size
 from hylo.recording import exclusive, new_result, recording
 from hylo.records import ADAPTER, AUDIT, EVAL, THIRDS, WINDOWS, RunRecord, adopt, find_complete, read_run, write_json
 from hylo.runtime import accelerator_for, agreed, environment, is_main_process, peak_memory_bytes, reset_peak_memory
 from hylo.schema import plain
 from hylo.session import Session, weights_checksum
 from hylo.tracking import NullTracker, Tracker, log_run, log_step, open_tracker
+from hylo.trainer import Kernels
 from hylo.training import UNTRAINED, train
 
 
@@ -46,47 +52,44 @@ def run_cell(cell: Cell, session: Session) -> RunRecord:
 
 
 def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, accelerator: Accelerator) -> None:
-    """Load, adapt, train, evaluate, save. Fills the sections of `result`."""
-    config, label = cell.config, f"{cell.name} (seed {cell.config.seed})"
+    """Load, adapt, audit, train, evaluate, save. Fills the sections of `result`."""
+    clock, config, label = Clock(), cell.config, f"{cell.name} (seed {cell.config.seed})"
     base = session.base(config.model, accelerator.device)
     eval_windows = session.eval_windows(config.data, config.model)
     untouched = weights_checksum(base)
-    probe = probe_ids(eval_windows, accelerator.device)
-    base_logits = untouched_logits(base, probe)
+    probe, base_logits = session.probe(config.data, config.model, accelerator.device)
     with tracked(cell) as tracker:
-        length = config.data.context_length
-        fused = config.trainer.kernels is Kernels.fused
-        with adapted(base, config.components, context_length=length, seed=config.seed, fused=fused) as model:
+        with prepared(base, config) as model:
             audit = Audit(model, probe, base_logits, seed=config.seed)
             findings = audit.before_training()
-            if accelerator.is_main_process:
-                print_findings(f"{label}: audit", findings)
             reset_peak_memory()
-            processes = accelerator.num_processes
-            memory = estimate(model, probe, config.trainer, length=length, processes=processes)
-            if accelerator.is_main_process:
-                print(f"{label}: memory: {memory}", flush=True)
+            memory = estimate(
+                model, probe, config.trainer, length=config.data.context_length, processes=accelerator.num_processes
+            )
+            announce(label, model, findings, memory)
             training = UNTRAINED
             if config.components:
                 windows = session.windows(config.data, config.model, Split.train)
-                training = train(
-                    model,
-                    windows,
-                    config.trainer,
-                    accelerator,
-                    seed=config.seed,
-                    folder=folder,
-                    label=label,
-                    loss_on_padding=config.data.loss_on_padding,
-                    on_step=lambda line: log_step(tracker, line),
-                )
-            size = evaluation_batch_size(model, config.trainer, length)
-            evaluation = evaluate(model, eval_windows, accelerator, batch_size=size, label=f"{label}, evaluation")
+                with clock.working():
+                    training = train(
+                        model,
+                        windows,
+                        config.trainer,
+                        accelerator,
+                        seed=config.seed,
+                        folder=folder,
+                        label=label,
+                        loss_on_padding=config.data.loss_on_padding,
+                        on_step=lambda line: log_step(tracker, line),
+                    )
+            size = evaluation_batch_size(model, config.trainer, config.data.context_length)
+            with clock.working():
+                evaluation = evaluate(model, eval_windows, accelerator, batch_size=size, label=f"{label}, evaluation")
             audit.after_training()
             result["audit"] = {"failed": audit.failed}
             result["params"] = model.parameter_counts()
             result["metrics"] = evaluation.metrics()
-            result["training"] = training | memory_section(memory, peak_memory_bytes())
+            result["training"] = training | memory.beside(peak_memory_bytes())
             result["environment"] = environment(accelerator)
             if accelerator.is_main_process:
                 write_tables(folder, audit, evaluation, eval_windows)
@@ -94,6 +97,29 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
                     model.save(folder / ADAPTER)
         assert weights_checksum(base) == untouched, "a component left the shared base weights changed"
         log_run(tracker, pd.DataFrame(), result)
+    result["environment"]["overhead_seconds"] = round(clock.overhead(), 3)
+
+
+@contextmanager
+def prepared(base: PreTrainedModel, config: Config) -> Iterator[AdaptedModel]:
+    """The base model with the cell's components and kernels; it leaves the block as it came."""
+    kernels, length = config.trainer.kernels, config.data.context_length
+    with (
+        compiled_layers(base) if kernels is Kernels.compiled else nullcontext(),
+        adapted(
+            base, config.components, context_length=length, seed=config.seed, fused=kernels is Kernels.fused
+        ) as model,
+    ):
+        yield model
+
+
+def announce(label: str, model: AdaptedModel, findings: list[Finding], memory: MemoryEstimate) -> None:
+    """Print what is known before the first step: the audit, kernels that do not serve, memory."""
+    if is_main_process():
+        print_findings(f"{label}: audit", findings)
+        if model.declined:
+            print(f"{label}: the loss comes from logits, with their memory: {model.declined}")
+        print(f"{label}: memory: {memory}", flush=True)
 
 
 def write_tables(folder: Path, audit: Audit, evaluation: Evaluation, windows: Windows) -> None:

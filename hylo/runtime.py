@@ -113,9 +113,15 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 @torch.no_grad()
 def checksum(tensor: Tensor) -> int:
-    """The sum of a tensor's bits, read as integers of its element's size."""
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return int(tensor.detach().view(integers[tensor.element_size()]).sum(dtype=torch.int64))
+    """The sum of a tensor's bits, read as 64-bit integers (modulo 2^64); the bytes left over at its end are one more.
+
+    Not as integers of the element's size: torch converts those one by one, which takes ten times as long.
+    """
+    flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+    if flat.storage_offset() % 8:  # in a mapped file a tensor may start at any of its elements
+        flat = flat.clone()
+    whole = flat.numel() // 8 * 8
+    return int(flat[:whole].view(torch.int64).sum()) + int.from_bytes(bytes(flat[whole:].tolist()), "little")
 
 
 def reset_peak_memory() -> None:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hylo.audit import probe_ids, untouched_logits
 from hylo.data.base import DataConfig, Document, Protocol, Split
 from hylo.data.lines import cut_lines, predicting
 from hylo.data.tokens import documents_identity, tokenize
@@ -40,9 +42,18 @@ class Session:
         """The base model with its weights, shared by all cells. Asking for another model lets go of this one."""
         key = _key("base", model, device)
         if key not in self._kept:
-            for other in [name for name in self._kept if name.startswith("base ")]:
+            for other in [name for name in self._kept if name.startswith(("base ", "probe "))]:
                 del self._kept[other]
         return self._once("base", model, device, make=lambda: on_device(model.load(), device))
+
+    def probe(self, data: DataConfig, model: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The tokens that every cell of this model and data is audited on, and the base model's own logits of them."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            ids = probe_ids(self.eval_windows(data, model), device)
+            return ids, untouched_logits(self.base(model, device), ids)
+
+        return self._once("probe", data, model, device, make=make)
 
     def documents(self, data: DataConfig, split: Split) -> list[Document]:
         """The documents of a split."""

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 LEVEL, RESAMPLES = 0.95, 10_000
 _BATCH_CELLS = 2_000_000  # resampled values held at once: bounds memory, whatever the number of windows
@@ -134,7 +133,9 @@ def window_bootstrap(
         raise ValueError(
             f"sums has shape {sums.shape}; one seed and two or more windows are needed, evaluate more windows"
         )
-    result = stats.bootstrap(
+    from scipy.stats import bootstrap
+
+    result = bootstrap(
         (sums[0], tokens),
         lambda s, t, axis: s.sum(axis) / t.sum(axis),
         paired=True,
@@ -197,7 +198,9 @@ def crossed_interval(sums: ArrayLike, tokens: ArrayLike, *, level: float = LEVEL
     inverse_dof = v_seed / (seeds - 1) + v_window / (windows - 1)
     # Without any noise the interval is the point, whatever the degrees of freedom.
     dof = np.divide(variance, inverse_dof, out=np.ones_like(variance), where=inverse_dof > 0)
-    half = stats.t.ppf((1 + level) / 2, dof) * np.sqrt(variance)
+    from scipy.stats import t as student
+
+    half = student.ppf((1 + level) / 2, dof) * np.sqrt(variance)
     value = ratio.mean(-1)
     return value, value - half, value + half
 

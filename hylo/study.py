@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,11 +19,13 @@ from hylo.config import Config
 from hylo.errors import ConfigError, HyloError, problem
 from hylo.fingerprint import fingerprint
 from hylo.records import SCHEMA_VERSION, STUDY, RunRecord, file_name, write_json
-from hylo.report import SUMMARY, Report, print_report, write_report
 from hylo.run import run_cell
 from hylo.runtime import is_main_process, process_count
 from hylo.session import Session
 from hylo.tracking import log_report, open_tracker
+
+if TYPE_CHECKING:
+    from hylo.report import Report
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -179,6 +181,8 @@ def report_plan(plan: Plan, session: Session) -> bool:
     Returns:
         Whether all cells are complete.
     """
+    from hylo.report import SUMMARY, print_report, write_report  # matplotlib comes in where a report is made
+
     folders: dict[str, list[str]] = {}
     for cell in plan.cells:
         folders.setdefault(cell.name, []).append(cell.folder(fingerprint(cell.config, session)).name)
@@ -200,7 +204,7 @@ def report_plan(plan: Plan, session: Session) -> bool:
     return all(run.complete for runs in report.study.cells.values() for run in runs)
 
 
-def track_report(plan: Plan, manifest: dict[str, Any], report: Report) -> None:
+def track_report(plan: Plan, manifest: dict[str, Any], report: "Report") -> None:
     """Log the study's table and figures as a run of their own, in the group of its cells."""
     config = plan.cells[0].config
     tracker = open_tracker(

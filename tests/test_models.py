@@ -122,6 +122,43 @@ def test_a_folder_gives_back_what_was_saved(tiny: TinyModelConfig, tmp_path: Pat
     assert config.tokenizer()(TEXT)["input_ids"] == tiny.tokenizer()(TEXT)["input_ids"]
 
 
+def maps(path: Path) -> list[tuple[int, int, int]]:
+    """This process's maps of a file: where each starts and ends, and the bytes copied to be written to."""
+    found, inside = [], False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, *rest = line.split(maxsplit=5)
+        if not key.endswith(":"):
+            inside = rest[-1:] == [str(path)]
+            start, end = (int(address, 16) for address in key.split("-"))
+            found += [(start, end, 0)] if inside else []
+        elif inside and key == "Anonymous:":
+            found[-1] = (*found[-1][:2], int(rest[0]) * 1024)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's account of memory maps")
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "50KB"}], ids=["one file", "shards"])
+def test_weights_are_the_pages_of_their_file(tiny: TinyModelConfig, tmp_path: Path, options: dict[str, Any]):
+    """So processes on one machine hold them once. What one of them writes to a weight is its own."""
+    files = list(saved(tiny, tmp_path / "saved", **options).glob("*.safetensors"))
+    before, config = [path.read_bytes() for path in files], from_folder(tmp_path / "saved")
+    model = config.load()
+    logits(model)
+    mapped = [each for path in files for each in maps(path)]
+    copies = [
+        name
+        for name, parameter in model.named_parameters()
+        if not any(start <= parameter.data_ptr() < end for start, end, _ in mapped)
+    ]
+    assert (copies, [changed for *_, changed in mapped if changed]) == ([], [])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert any(changed for path in files for *_, changed in maps(path))
+    assert [path.read_bytes() for path in files] == before
+    assert same(tiny.load(), config.load())
+
+
 def test_weights_in_half_precision_are_loaded_in_float32(llama: Path):
     """The hub's checkpoints mostly say bfloat16 in their config, which decides where no type is asked for."""
     expected = TinyModelConfig(name="tiny").load()

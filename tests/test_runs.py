@@ -57,6 +57,7 @@ def test_the_record_of_a_run(tiny: tuple[str, ...]) -> None:
     assert {"causality", "unmoved_tensors", "deterministic_evaluation"} < set(checks)
     assert set(checks["causality"]) == {"check", "status", "value", "limit", "detail", "names"}
     assert set(result["environment"]) >= {"versions", "git_revision", "device", "threads"}
+    assert 0 < result["environment"]["overhead_seconds"] < 60
     params = result["params"]
     assert set(params["by_component"]) == {"low_rank", "position_bias", "landmark"}
     assert params["trainable"] == sum(params["by_component"].values()) < params["total"]

@@ -19,6 +19,7 @@ from hylo.data.tokens import TokenizedDocument
 from hylo.data.windows import Windows, batches, cut_windows, sample
 from hylo.errors import ConfigError
 from hylo.models.tiny import TinyArchitecture, TinyModelConfig
+from hylo.runtime import checksum
 from hylo.session import Session, weights_checksum
 
 anything = settings(deadline=None)
@@ -197,6 +198,21 @@ def test_the_base_is_loaded_once():
     assert session.base(TinyModelConfig(name="one", weights_seed=1), CPU) is not first
 
 
+def test_what_the_audit_compares_with_is_computed_once_for_each_model_and_data(tiny: tuple[str, ...]):
+    """The base model's logits are the same for all cells, and are let go of with the model."""
+    session, config = Session(), composed(*tiny)
+    data, model = config.data, config.model
+    ids, logits = session.probe(data, model, CPU)
+    assert session.probe(data, model, CPU)[1] is logits
+    longest = session.eval_windows(data, model).ids[:2, : ids.shape[1]]
+    assert ids.tolist() == longest.tolist()
+    assert torch.equal(logits, model.load()(input_ids=ids).logits)
+    other = dataclasses.replace(data, eval_split=Split.train)
+    assert session.probe(other, model, CPU)[0].tolist() != ids.tolist()
+    session.base(TinyModelConfig(name="other", weights_seed=1), CPU)
+    assert session.probe(data, model, CPU)[1] is not logits
+
+
 def test_another_model_is_loaded_after_the_first_is_let_go(monkeypatch: pytest.MonkeyPatch):
     """Not after the other is there: memory would have to hold both."""
     session, alive = Session(), []
@@ -233,3 +249,14 @@ def test_the_checksum_sees_every_bit_of_a_weight(dtype: torch.dtype):
             assert changed == {name}, f"bit {bit} of {value}"
             bits[5, 7] ^= flip
         assert weights_checksum(model) == expected
+
+
+def test_the_checksum_is_that_of_the_content():
+    """Not of the memory: a mapped file's tensors start anywhere. A scalar counts whole, and so does an odd last one."""
+    values = torch.arange(1.0, 36.0)
+    for tensor in (values[1:], values[3], values.view(5, 7).T, values[:0], values.bfloat16()[1:]):
+        assert checksum(tensor) == checksum(tensor.clone(memory_format=torch.contiguous_format))
+    assert len({checksum(torch.tensor(value)) for value in (0.1, 0.099102, 0.1000001, -0.1, 0.0)}) == 5
+    odd = values.clone()
+    odd[-1] = -odd[-1]
+    assert checksum(odd) != checksum(values)

@@ -111,6 +111,11 @@ class AdaptedModel(nn.Module):
         """Whether losses of targets need no logits of the whole vocabulary."""
         return self._head is not None and self._head.declined is None
 
+    @property
+    def declined(self) -> str | None:
+        """Why losses come from logits although fused functions were asked for; None: they do not."""
+        return None if self._head is None else self._head.declined
+
     def tensors(self) -> dict[str, dict[str, nn.Parameter]]:
         """Trainable tensors by slot, then by name."""
         return {slot: component.tensors() for slot, component in self.slots()}

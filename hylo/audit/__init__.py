@@ -31,8 +31,8 @@ from hylo.data.windows import Windows
 
 __all__ = ["Audit", "Finding", "Status", "print_findings", "probe_ids", "untouched_logits"]
 
-WINDOWS, LENGTH = 2, 32
-"""Windows of the probe and tokens of each, at most."""
+WINDOWS, LENGTH = 2, 16
+"""Windows of the probe and tokens of each, at most: more would check the same again, in every run."""
 SHORTEST = 4
 """Tokens that the checks need: some before and some after the middle."""
 
@@ -59,8 +59,8 @@ class Audit:
         with probe.evaluating():
             found = [identity_at_start(probe, self._base_logits)]
             with probe.moved():
-                full = probe.logits()
-                found += [causality(probe, full), cached_decoding(probe, full), padding(probe)]
+                full, decoded = probe.logits(), probe.decoded()
+                found += [causality(probe, full), cached_decoding(full, decoded), padding(probe, full, decoded)]
                 backward(probe)
                 found += [dead_tensors(probe), frozen_tensors(probe)]
                 clear_gradients(probe)

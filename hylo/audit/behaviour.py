@@ -14,8 +14,6 @@ START_KL = {AtStart.same: 1e-6, AtStart.near: 1e-3}
 """Largest mean KL to the base model at step 0, in nats a token, by what the components declare."""
 CAUSAL = 1e-6
 """Passes of one shape do the same arithmetic for earlier tokens whatever the later ones are: nothing to round."""
-DECODED = 3
-"""Tokens that are decoded one by one."""
 
 
 def identity_at_start(probe: Probe, base_logits: Tensor) -> Finding:
@@ -33,7 +31,7 @@ def identity_at_start(probe: Probe, base_logits: Tensor) -> Finding:
 
 def causality(probe: Probe, before: Tensor) -> Finding:
     """Other tokens from the middle on leave the logits before them as they were: those of the unchanged windows."""
-    middle = probe.ids.shape[1] // 2
+    middle = probe.middle
     changed = probe.ids.clone()
     changed[:, middle:] = (changed[:, middle:] + 1) % before.shape[-1]
     value = distance(probe.logits(changed)[:, :middle], before[:, :middle])
@@ -41,36 +39,30 @@ def causality(probe: Probe, before: Tensor) -> Finding:
     return _measured("causality", value, CAUSAL, detail)
 
 
-@torch.no_grad()
-def cached_decoding(probe: Probe, full: Tensor) -> Finding:
+def cached_decoding(full: Tensor, decoded: Tensor) -> Finding:
     """Reading half a window and then token by token from the cache gives the logits of the full pass."""
-    middle, last = probe.ids.shape[1] // 2, min(probe.ids.shape[1] // 2 + DECODED, probe.ids.shape[1])
-    output = probe.model(input_ids=probe.ids[:, :middle], use_cache=True)
-    parts = [output.logits]
-    for t in range(middle, last):
-        output = probe.model(input_ids=probe.ids[:, t : t + 1], past_key_values=output.past_key_values, use_cache=True)
-        parts.append(output.logits)
-    value = distance(torch.cat(parts, dim=1).float(), full[:, :last])
+    value = distance(decoded, full[:, : decoded.shape[1]])
     detail = f"logits from the cache differ from the full pass by {value:.2g} of their spread"
     return _measured("cached_decoding", value, ROUNDING, detail)
 
 
-def padding(probe: Probe) -> Finding:
-    """A shorter text, padded on the left and beside another one, has the logits that it has alone."""
-    text, mate = probe.ids[:1, probe.ids.shape[1] // 3 :], probe.ids[-1:]
+def padding(probe: Probe, full: Tensor, decoded: Tensor) -> Finding:
+    """A shorter text, padded on the left and beside another one, has the logits that it has without padding, and so has
+    the other one. Those were computed before, beside other mates: for half of the first window, and the last window."""
+    text, mate = probe.ids[:1, : probe.middle], probe.ids[-1:]
     missing = mate.shape[1] - text.shape[1]
     both = torch.cat([F.pad(text, (missing, 0)), mate])
     mask = torch.ones_like(both)
     mask[0, :missing] = 0
-    together, alone = probe.logits(both, attention_mask=mask), probe.logits(text)
-    value = max(distance(together[:1, missing:], alone), distance(together[1:], probe.logits(mate)))
+    together = probe.logits(both, attention_mask=mask)
+    value = max(distance(together[:1, missing:], decoded[:1, : probe.middle]), distance(together[1:], full[-1:]))
     detail = f"left padding and a batch-mate move logits by {value:.2g} of their spread"
     return _measured("padding", value, ROUNDING, detail)
 
 
 def deterministic_evaluation(probe: Probe) -> Finding:
-    """The same windows twice, in evaluation mode, give the same bits."""
-    value = distance(probe.logits(), probe.logits())
+    """The same window twice, in evaluation mode, gives the same bits."""
+    value = distance(probe.logits(probe.ids[:1]), probe.logits(probe.ids[:1]))
     detail = "two evaluations agree to the last bit" if value == 0 else f"two evaluations differ by {value:.2g}"
     return _measured("deterministic_evaluation", value, 0.0, detail)
 

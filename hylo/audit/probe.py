@@ -20,6 +20,9 @@ position that is off by one, or a mask that hides a wrong token, changes them by
 MOVED = 0.1
 """Standard deviation of the noise on a trainable tensor: times its root mean square, or as it is where that is zero."""
 
+DECODED = 2
+"""Tokens that are decoded one by one: the first reads the cache of a long pass, the second one that decoding wrote."""
+
 
 class Probe:
     """An adapted model and token windows [B, T] to try it on. Leaves the model and all random state as they were."""
@@ -28,11 +31,23 @@ class Probe:
         self.model = model
         self.ids = ids
         self.seed = seed
+        self.middle = ids.shape[1] // 2
+        """The first token of the windows' second half."""
 
     @torch.no_grad()
     def logits(self, ids: Tensor | None = None, **kwargs: Any) -> Tensor:
         """Logits [B, T, V] of the windows, or of other tokens."""
         return self.model(input_ids=self.ids if ids is None else ids, **kwargs).logits.float()
+
+    @torch.no_grad()
+    def decoded(self) -> Tensor:
+        """Logits [B, middle + DECODED, V] of the first half of the windows, and then token by token from the cache."""
+        output = self.model(input_ids=self.ids[:, : self.middle], use_cache=True)
+        parts = [output.logits]
+        for token in self.ids[:, self.middle :].split(1, dim=1)[:DECODED]:
+            output = self.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+            parts.append(output.logits)
+        return torch.cat(parts, dim=1).float()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

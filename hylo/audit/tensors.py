@@ -43,12 +43,13 @@ def parameter_count(probe: Probe) -> Finding:
 
 
 def backward(probe: Probe) -> None:
-    """Gradients of the language-model loss on the probe's windows, in training mode: so they are made in training."""
+    """Gradients of the language-model loss on the probe's first window, in training mode: so training makes them."""
     probe.model.train()
-    logits = probe.model(input_ids=probe.ids).logits.float()
+    ids = probe.ids[:1]
+    logits = probe.model(input_ids=ids).logits.float()
     probe.model.eval()
     if logits.requires_grad:
-        F.cross_entropy(logits[:, :-1].flatten(0, 1), probe.ids[:, 1:].flatten()).backward()
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
 
 
 def clear_gradients(probe: Probe) -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import datasets
-from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import HfHubHTTPError
 from omegaconf import MISSING
 
@@ -50,6 +48,8 @@ class HubDatasetConfig(DataConfig):
         return taken
 
     def _rows(self, split: Split) -> Iterator[str]:
+        import datasets
+
         theirs = self._split_of(split)
         with self._explained():
             rows: Any = datasets.load_dataset(
@@ -82,6 +82,8 @@ class HubDatasetConfig(DataConfig):
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Turns the errors of `datasets` into those that a user can act on."""
+        from datasets.exceptions import DatasetGenerationError
+
         try:
             yield
         except (HfHubHTTPError, OSError) as error:

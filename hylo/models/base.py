@@ -68,6 +68,9 @@ def skeleton_from_folder(folder: Path) -> PreTrainedModel:
 def load_folder(folder: Path) -> PreTrainedModel:
     """A local folder's model in float32. Only safetensors are read: no pickle, no code from the folder.
 
+    Weights that the files hold in float32 are mapped: processes share their pages, and a page that one of them writes
+    to becomes its own copy. Weights of another type are converted, and then each process has its own.
+
     Raises:
         MissingDependency: the weights are not there, not all there, or not readable.
     """

@@ -1,0 +1,39 @@
+"""The overhead of a run: wall time without what counts as work."""
+
+from collections.abc import Callable
+
+import pytest
+
+from hylo.clock import Clock
+
+
+@pytest.fixture
+def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], float]:
+    """Sleeps without waiting, on a clock of its own."""
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def advance(seconds: float) -> float:
+        now[0] += seconds
+        return now[0]
+
+    return advance
+
+
+def test_work_is_no_overhead(sleep: Callable[[float], float]):
+    clock = Clock()
+    sleep(1)
+    with clock.working():
+        sleep(20)
+    sleep(2)
+    with clock.working():
+        sleep(30)
+    assert clock.overhead() == 3
+
+
+def test_work_that_fails_is_overhead(sleep: Callable[[float], float]):
+    clock = Clock()
+    with pytest.raises(RuntimeError), clock.working():
+        sleep(5)
+        raise RuntimeError
+    assert clock.overhead() == 5
