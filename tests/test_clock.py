@@ -33,7 +33,12 @@ def test_work_is_no_overhead(sleep: Callable[[float], float]):
 
 def test_work_that_fails_is_overhead(sleep: Callable[[float], float]):
     clock = Clock()
-    with pytest.raises(RuntimeError), clock.working():
-        sleep(5)
-        raise RuntimeError
+
+    def fail() -> None:
+        with clock.working():
+            sleep(5)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert clock.overhead() == 5

@@ -136,14 +136,15 @@ def test_no_gradient_is_formed_for_an_input_that_needs_none():
 def test_gated_ffn_is_its_formula(activation: Any, ratio: bool):
     """An activation that hands back its own input must not see it overwritten: it is kept for the backward pass."""
     gate = leaf(1, 4, seed=50)
-    parts = [
+    gate_proj, up_proj, down_proj = (
         projection(6, 9, seed=0, gate=gate, ratio=ratio, bias=True),
         projection(6, 9, seed=1, gate=gate, ratio=ratio, bias=False),
         projection(9, 6, seed=2, gate=gate, ratio=ratio, bias=True),
-    ]
+    )
     x = leaf(2, 4, 6, seed=60)
-    expected = plain(parts[2], activation(plain(parts[0], x)) * plain(parts[1], x))
-    assert_same_function((gated_ffn(*parts, activation, x),), (expected,), [x, *leaves(*parts)])
+    expected = plain(down_proj, activation(plain(gate_proj, x)) * plain(up_proj, x))
+    found = gated_ffn(gate_proj, up_proj, down_proj, activation, x)
+    assert_same_function((found,), (expected,), [x, *leaves(gate_proj, up_proj, down_proj)])
 
 
 def test_rms_norm_is_torchs():

@@ -1,11 +1,13 @@
 """Cross-entropy without logits against torch's, and the output heads that it serves."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from adapters import ARCHITECTURES, adapt, method, perturb, tiny, tokens
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, Gemma2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 
 import hylo.fused.linear_cross_entropy as fused
 from hylo.fused.head import OutputHead, token_losses
@@ -106,9 +108,14 @@ def test_losses_of_a_model_are_those_of_its_logits(architecture: str):
     torch.testing.assert_close(model(input_ids=ids, targets=targets), expected, rtol=1e-4, atol=1e-4)
 
 
-def softcapped(cap: float | None) -> nn.Module:
+def softcapped(cap: float | None) -> PreTrainedModel:
     """A tiny Gemma 2 whose logits reach the bend of its softcap."""
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     config = Gemma2Config(**sizes, num_key_value_heads=2, head_dim=8, vocab_size=97, final_logit_softcapping=cap)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -65,7 +65,7 @@ class FusedForwards:
         modules = list(decoder(model).modules())
         tried = ((_norm_like, _fused_norm), (_norm_like, _fused_shifted_norm), (_ffn_like, _fused_ffn))
         self._forwards = [(module, fused) for like, fused in tried for module in _same(modules, like, fused)]
-        self._changed: list[nn.Module] = []
+        self._changed: dict[nn.Module, None] = {}
 
     def attach(self) -> None:
         """Let the fused forwards run."""
@@ -75,8 +75,8 @@ class FusedForwards:
             self._give(layer, _fused_linear)
         for module in decoder(self._model).modules():
             for names in _SIBLINGS:
-                layers = [getattr(module, name, None) for name in names]
-                if all(layer in self._changed for layer in layers):
+                layers = [each for name in names if (each := getattr(module, name, None)) in self._changed]
+                if len(layers) == len(names):
                     group = SharedInput(layers)
                     for layer in layers:
                         vars(layer)[_GROUP] = group
@@ -86,12 +86,12 @@ class FusedForwards:
         for module in self._changed:
             del vars(module)["forward"]
             vars(module).pop(_GROUP, None)
-        self._changed = []
+        self._changed = {}
 
     def _give(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         # A bound method: a copy of the model then calls it on its own modules.
         vars(module)["forward"] = MethodType(forward, module)
-        self._changed.append(module)
+        self._changed[module] = None
 
 
 class SharedInput:
@@ -105,8 +105,8 @@ class SharedInput:
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         """The layer's output for x, computed for all layers at once; None where one of them cannot take part."""
         if x is not self._input or layer not in self._outputs:
-            projections = [projection_of(each) for each in self.layers]
-            if None in projections:
+            projections = [found for each in self.layers if (found := projection_of(each)) is not None]
+            if len(projections) < len(self.layers):
                 return None
             self._input = x
             self._outputs = dict(zip(self.layers, project(projections, x), strict=True))

@@ -7,10 +7,12 @@ transposed, so nothing is packed, copied or joined. Everywhere else the product 
 Shapes: N rows, I in features, O out features, R rank.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 """Linear layer of torch's oneDNN backend. It has no public name: where a release lacks it, torch.mm serves."""
 
 
@@ -49,4 +51,4 @@ def widened(x: Tensor) -> Tensor:
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     on_cpu = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    return _ONEDNN is not None and on_cpu and len(x) > 0 and torch.backends.mkldnn.enabled
+    return _ONEDNN is not None and on_cpu and len(x) > 0 and bool(torch.backends.mkldnn.enabled)
