@@ -54,11 +54,6 @@ class Floor:
         """Seconds of a forward pass alone."""
         return self._pass(self._ahead, FORWARD_PRODUCTS)
 
-    def operations(self, *, backward: bool) -> int:
-        """Operations of a forward pass, or of a training step."""
-        products = FORWARD_PRODUCTS + (BACKWARD_PRODUCTS if backward else 0)
-        return self._linear * (2 if backward else 1) + products * self._attention
-
     @torch.no_grad()
     def _pass(self, seconds: Callable[[Tensor], float], products: int) -> float:
         linear = sum(count * seconds(self._weights[shape]) for shape, count in self._counts.items())
