@@ -34,8 +34,8 @@ lint: setup ## check style and formatting
 types: setup ## check types
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
 
-bench: setup ## time and memory of a training step beside PEFT, as ratios (a few minutes)
-	$(PY) benchmarks/training_step.py $(ARGS)
+bench: setup ## hylo beside peft + transformers, as ratios: time, memory, the whole ablation (about an hour)
+	$(PY) -m benchmarks $(ARGS)
 
 format: setup ## apply the formatter and the safe fixes, and strip notebook outputs
 	$(PY) -m ruff check --fix .

@@ -1,21 +1,64 @@
-"""The benchmark runs and prints every method; what it measures is for reading, not for asserting."""
+"""The benchmarks run on a tiny model and write their rows, page and figure; what they measure is for reading."""
 
-import runpy
+import json
+import math
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from launch import ROOT
 
+from benchmarks.results import Results, Row, measured, spread
+from hylo.errors import ConfigError
 
-def test_training_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    script = ROOT / "benchmarks" / "training_step.py"
-    sizes = ["--batch-size", "1", "--context-length", "16", "--steps", "1"]
-    monkeypatch.setattr(sys, "argv", [str(script), "--model", "tiny_llama", *sizes])
-    runpy.run_path(str(script), run_name="__main__")
-    printed = capsys.readouterr().out
-    for method in ("lora", "rslora", "dora"):
-        (row,) = (line for line in printed.splitlines() if line.startswith(f"\u2502 {method} "))
-        numbers = [float(cell) for cell in row.replace(",", "").strip("\u2502").split("\u2502")[1:]]
-        assert len(numbers) == 6
-        assert min(numbers) >= 0
-        assert max(numbers[:2]) > 0
+PARTS = {
+    ("step", f"{method} 1x16", metric)
+    for method in ("lora", "dora", "hylorada")
+    for metric in ("seconds_per_step", "tokens_per_second")
+} | {("memory", f"{method} 1x16", "peak_bytes_above_weights") for method in ("lora", "dora", "hylorada")}
+
+
+@pytest.mark.slow  # each side's memory is measured in a process of its own
+def test_benchmarks_of_a_tiny_model(tmp_path: Path) -> None:
+    options = ["--model", "tiny_llama", "--shapes", "1x16", "--steps", "1", "--only", "step,evaluation,memory"]
+    command = [sys.executable, "-m", "benchmarks", *options, "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((tmp_path / "results.json").read_text())
+    rows = {(row["part"], row["work"], row["metric"]): row for row in kept["rows"]}
+    assert rows.keys() >= PARTS | {("step", "hylorada 1x16", "ratio_to_own_lora")}
+    assert {part for part, _, _ in rows} == {"step", "evaluation", "memory"}
+    assert all(math.isfinite(value) for row in kept["rows"] for value in row.values() if isinstance(value, float))
+    assert all(rows[key]["hylo"] is not None and rows[key]["peft"] is not None for key in PARTS)
+    assert kept["machine"].keys() == {"cpu", "cores", "threads", "versions"}
+    page = (tmp_path / "results.md").read_text()
+    assert all(f"| {work} |" in page for _, work, _ in rows)
+    for kind in ("png", "svg"):
+        assert (tmp_path / "figures" / f"ratios.{kind}").stat().st_size > 1_000
+
+
+def test_a_row_replaces_its_own_alone(tmp_path: Path) -> None:
+    results = Results.of("tiny_llama", tmp_path)
+    for value in (1.0, 2.0):
+        results.add(Row(part="step", work="lora 1x16", metric="seconds_per_step", hylo=value))
+        results.add(Row(part="step", work=f"dora {value}", metric="seconds_per_step", hylo=value))
+    results.write(tmp_path)
+    again = Results.read(tmp_path)
+    assert again is not None
+    assert [(row.work, row.hylo) for row in again.rows] == [("lora 1x16", 2.0), ("dora 1.0", 1.0), ("dora 2.0", 2.0)]
+    with pytest.raises(ConfigError, match="another --out"):
+        Results.of("gpt2", tmp_path)
+
+
+def test_ratios_are_those_of_the_rounds() -> None:
+    """The ratio of medians would be 2 / 2 here: it compares different rounds, one of them on a busy machine."""
+    row = measured("step", "lora", "seconds_per_step", [1.0, 2.0, 30.0], [2.0, 1.0, 60.0])
+    assert (row.hylo, row.peft, row.ratio_to_peft, row.rounds) == (2.0, 2.0, 0.5, 3)
+
+
+def test_spread() -> None:
+    assert spread([3.0]) is None
+    assert spread([1.0, 2.0, 3.0]) == pytest.approx(0.5)
+    assert spread([1.0, 2.0, 3.0, 4.0, 100.0]) == pytest.approx((4 - 2) / 2 / 3)

@@ -1,0 +1,60 @@
+"""python -m benchmarks: hylo and peft + transformers in turns, and the floor of both.
+
+    make bench                                        everything, on the default model: about an hour on two cores
+    make bench ARGS='--only step,memory'              some parts; the rows of the others stay
+    python -m benchmarks --model tiny_llama --shapes 1x16 --steps 1 --out somewhere      a try in seconds
+
+Rows are written as they are found, so an interrupted run loses only the one under way. Not a test: nothing here
+asserts a time.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from benchmarks import ablation, evaluation, lines, memory, scaling, steps
+from benchmarks.report import write_report
+from benchmarks.results import Results
+from benchmarks.settings import ROOT, Settings, Shape
+from hylo.cli import readable_errors
+
+PARTS = {part.PART: part.rows for part in (steps, memory, evaluation, scaling, ablation, lines)}
+
+
+def main() -> None:
+    """Measure the chosen parts and write results.json, results.md and the figures."""
+    options = arguments()
+    unknown = [name for name in options.only if name not in PARTS]
+    if unknown:
+        raise SystemExit(f"--only {','.join(unknown)}: the parts are {', '.join(PARTS)}")
+    with readable_errors():
+        settings = Settings(options.model, tuple(options.shapes), options.steps)
+        results, began, written = Results.of(options.model, options.out), time.monotonic(), []
+        for number, name in enumerate(options.only, 1):
+            print(f"[{number}/{len(options.only)}] {name}, after {time.monotonic() - began:.0f} s", flush=True)
+            for row in PARTS[name](settings):
+                results.add(row)
+                results.write(options.out)
+            written = write_report(options.out)
+        print("\n".join(map(str, written)))
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2_135m", help="a choice of conf/model/")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS), help=",".join(PARTS))
+    parser.add_argument("--shapes", type=_shapes, default=_shapes("4x256,2x1024,1x2048"), help="windows x tokens")
+    parser.add_argument("--steps", type=int, default=3, help="measured rounds, after one that is not")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="folder of the results")
+    return parser.parse_args()
+
+
+def _shapes(text: str) -> list[Shape]:
+    return [Shape.parse(each) for each in text.split(",")]
+
+
+if __name__ == "__main__":
+    main()

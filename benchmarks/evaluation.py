@@ -1,0 +1,39 @@
+"""Seconds of evaluating the same windows with LoRA attached: hylo's losses without logits, and peft's from logits."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+from benchmarks.floor import Floor
+from benchmarks.results import Row, measured
+from benchmarks.settings import Settings, Shape, adapted_everywhere
+from benchmarks.sides import SIDES, Side, base_model, shared_copy, text_windows
+from benchmarks.timing import alternate, timed
+from hylo.data.windows import Windows
+
+PART = "evaluation"
+TOKENS = 4096
+"""Evaluated in a round: half of a run's default."""
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """Each context length of the shapes once."""
+    for length in dict.fromkeys(shape.length for shape in settings.shapes):
+        config = adapted_everywhere(settings.model, "lora", length)
+        windows, base = text_windows(config, max(1, TOKENS // length)), base_model(config)
+        shape = Shape(len(windows), length)
+        sides: dict[str, Side] = {name: make(config, shared_copy(base)) for name, make in SIDES.items()}
+        nats: dict[str, float] = {}
+        acts = {name: timed(partial(note_loss, side, windows, nats, name)) for name, side in sides.items()}
+        acts["floor"] = Floor(base, shape).forward
+        seconds = alternate(acts, settings.rounds, f"evaluation of {shape}")
+        # Untrained, both are the base model.
+        assert math.isclose(nats["hylo"], nats["peft"], rel_tol=1e-3), f"the sides differ: {nats}"
+        yield measured(PART, f"evaluation {shape}", "seconds_per_pass", *seconds.values())
+        speeds = ([shape.tokens / each for each in side] for side in seconds.values())
+        yield measured(PART, f"evaluation {shape}", "tokens_per_second", *speeds)
+
+
+def note_loss(side: Side, windows: Windows, nats: dict[str, float], name: str) -> None:
+    """Evaluate, and keep the sum of losses for the comparison."""
+    nats[name] = side.evaluate(windows)

@@ -1,0 +1,83 @@
+"""The floor: what the matrix products alone of a pass would take, at the rate this machine multiplies just then.
+
+    forward:            2 N operations a token               N: weights of all linear layers, the output head included
+    backward to inputs: 2 N operations a token               frozen weights have no gradient
+    attention:          2 products forward, 4 backward, of which causality leaves half: length * width a token, a layer
+                        and a product
+
+Nothing else is counted: no norm, no softmax, no adapter, no optimizer; looking an embedding up is free. So the floor is
+that of any method that sends a gradient through frozen weights, and no implementation in float32 reaches it. (Strictly
+the first layer's query, key and value products need no gradient of their input: less than one percent.)
+
+The rate is measured at the model's own layers, the better one of torch.mm and hylo's product, in the same rounds as the
+steps. Attention counts at the mean rate of the layers.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks.settings import Shape
+from hylo.fused.product import product
+from hylo.models.architecture import ALL_LINEAR, decoder_layers, layer_shape, target_layers, weight_OI
+
+REPETITIONS, ENOUGH_SECONDS = 3, 0.2
+FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 4
+
+
+class Floor:
+    """Floors of a model and a batch, in seconds, measured anew at every call."""
+
+    def __init__(self, base: PreTrainedModel, shape: Shape) -> None:
+        layers = [*target_layers(base, [ALL_LINEAR]).values(), base.get_output_embeddings()]
+        self._counts = Counter(layer_shape(layer) for layer in layers)
+        self._weights = {layer_shape(layer): weight_OI(layer).detach() for layer in layers}
+        text = base.config.get_text_config()
+        width = text.num_attention_heads * (
+            getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        )
+        self._tokens = shape.tokens
+        self._linear = 2 * shape.tokens * sum(i * o * count for (i, o), count in self._counts.items())
+        self._attention = shape.tokens * shape.length * width * len(decoder_layers(base))
+        self.rates: list[float] = []
+        """Operations a second of the linear layers, forward, in each measurement."""
+
+    def step(self) -> float:
+        """Seconds of a training step."""
+        return self.forward() + self._pass(self._back, BACKWARD_PRODUCTS)
+
+    def forward(self) -> float:
+        """Seconds of a forward pass alone."""
+        return self._pass(self._ahead, FORWARD_PRODUCTS)
+
+    @torch.no_grad()
+    def _pass(self, seconds: Callable[[Tensor], float], products: int) -> float:
+        linear = sum(count * seconds(self._weights[shape]) for shape, count in self._counts.items())
+        if products == FORWARD_PRODUCTS:
+            self.rates.append(self._linear / linear)
+        return linear * (1 + products * self._attention / self._linear)
+
+    def _ahead(self, weight_OI: Tensor) -> float:
+        x_NI = torch.randn(self._tokens, weight_OI.shape[1])
+        return min(best(lambda: torch.mm(x_NI, weight_OI.T)), best(lambda: product(x_NI, weight_OI)))
+
+    def _back(self, weight_OI: Tensor) -> float:
+        gradient_NO = torch.randn(self._tokens, weight_OI.shape[0])
+        return min(best(lambda: torch.mm(gradient_NO, weight_OI)), best(lambda: product(gradient_NO, weight_OI.T)))
+
+
+def best(action: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few repetitions; of one where that takes long enough to tell."""
+    fastest, began = float("inf"), time.perf_counter()
+    for _ in range(REPETITIONS):
+        before = time.perf_counter()
+        action()
+        after = time.perf_counter()
+        fastest = min(fastest, after - before)
+        if after - began > ENOUGH_SECONDS:
+            break
+    return fastest

@@ -1,0 +1,66 @@
+"""Useful tokens a second: windows full of text beside the published protocol, a line a sample padded to the context.
+
+`data=wikitext2_lines` is that protocol on the hub; here the lines are those of two default plays, under the same rules:
+padding counts in the loss, and blank lines are samples. Useful tokens are those of the text.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+
+from benchmarks.results import Row, measured
+from benchmarks.settings import Settings, Shape, adapted_everywhere
+from benchmarks.sides import SESSION, SIDES, Side, base_model, shared_copy
+from benchmarks.timing import alternate, timed
+from hylo.config import Config
+from hylo.data.base import Protocol, Split
+from hylo.data.windows import Windows
+from hylo.models.architecture import model_context_length
+
+PART = "lines"
+SHAPE = Shape(4, 512)
+ROUNDS = 2
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """LoRA on full windows, and on lines on both sides."""
+    config = adapted_everywhere(settings.model, "lora", SHAPE.length)
+    base = base_model(config)
+    assert model_context_length(base) >= SHAPE.length
+    padded = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, protocol=Protocol.lines, loss_on_padding=True, keep_blank_lines=True),
+    )
+    packed, lines = batch(config), batch(padded)
+    sides: dict[str, Side] = {name: make(config, shared_copy(base)) for name, make in SIDES.items()}
+    acts = {
+        "packed": timed(partial(sides["hylo"].step, packed)),
+        "hylo": timed(partial(sides["hylo"].step, lines, loss_on_padding=True)),
+        "peft": timed(partial(sides["peft"].step, lines, loss_on_padding=True)),
+    }
+    seconds = alternate(acts, ROUNDS, f"lines padded to {SHAPE.length}")
+    share = useful_share(padded)
+    useful = {name: [SHAPE.tokens * share / each for each in seconds[name]] for name in ("hylo", "peft")}
+    full = [SHAPE.tokens / each for each in seconds["packed"]]
+    yield measured(PART, f"packed beside lines, {SHAPE}", "useful_tokens_per_second", full, useful["peft"])
+    yield measured(PART, f"lines on both sides, {SHAPE}", "useful_tokens_per_second", useful["hylo"], useful["peft"])
+    yield measured(PART, "useful share of padded lines", "share", [share])
+
+
+def samples(config: Config) -> Windows:
+    """All samples of the validation plays."""
+    return SESSION.windows(config.data, config.model, Split.validation)
+
+
+def batch(config: Config) -> Windows:
+    """A batch of them at random."""
+    found = samples(config)
+    return found.take(np.random.default_rng(0).permutation(len(found))[: SHAPE.batch])
+
+
+def useful_share(config: Config) -> float:
+    """Tokens of text in all samples, over all tokens that a step computes for them."""
+    found = samples(config)
+    return found.tokens / found.ids.size

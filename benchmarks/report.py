@@ -1,0 +1,138 @@
+"""results.md and the figures, from results.json alone. `python -m benchmarks.report benchmarks` makes them again."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import ratios_figure, scaling_figure
+from benchmarks.metrics import METRICS
+from benchmarks.results import Results, Row
+
+FIGURES = {"ratios": ratios_figure, "scaling": scaling_figure}
+MISSING = "–"
+HEADERS = ("work", "metric", "hylo / peft", "hylo / floor", "spread", "hylo", "peft", "floor")
+TITLES = {
+    "step": (
+        "A training step",
+        "Forward, backward, clipping, AdamW on one batch; a low-rank update of rank 8 in all linear layers. Every "
+        "method of a shape, on both sides, in the same rounds. peft has no counterpart of `hylorada`: beside it stands "
+        "peft's rsLoRA, which is its low-rank part without position bias and landmarks; `time over hylo's LoRA` says "
+        "what these cost.",
+    ),
+    "memory": (
+        "Peak memory",
+        "Highest resident memory of two training steps less that with weights, text and libraries loaded, each in a "
+        "process of its own; one measurement.",
+    ),
+    "evaluation": (
+        "Evaluation",
+        "The same windows with LoRA attached, no gradients. hylo takes the batch that its memory budget of 1 GiB "
+        "gives, and forms no logits; peft's side takes 2,048 tokens at a time, and cross-entropy of the logits. The "
+        "floor is that of the forward pass.",
+    ),
+    "scaling": (
+        "How the cost grows",
+        "LoRA. `context`: a step of 2,048 tokens in windows of that length. `rank`: a step of 4x256. `cells`: wall "
+        "time of one `train.py -m` with that many cells of 2 steps, divided by their number, the untuned model's "
+        "evaluation, audits and report included; beside it one peft script a cell.",
+    ),
+    "ablation": (
+        "The whole ablation",
+        "`train.py study=ablation` from an empty folder of records, beside six scripts (`benchmarks/peft_script.py`: "
+        "peft and the Trainer of transformers), one process each, with the same windows, steps and schedule; one "
+        "measurement. For the cells with position bias or landmarks, which peft does not have, the script trains "
+        "rsLoRA with DoRA. Model and plays lie converted on both sides; hylo reads its cached tokens, a script "
+        "tokenises. Perplexities show that both do the same work (the first step of the warm-up differs: the "
+        "Trainer's has rate zero).",
+    ),
+    "lines": (
+        "Useful tokens",
+        "Tokens of text a second. `packed`: windows full of text. `lines`: the published protocol, a line of a play a "
+        "sample, padded to 512 tokens, with loss on the padding. `packed beside lines` is hylo on the first over peft "
+        "on the second.",
+    ),
+}
+"""Heading and explanation of each part, in the order of the page."""
+
+
+HOW = {
+    "in_turns": "both sides share weights and one process, and in each round every side acts once; a first round is "
+    "not counted. Values are medians over the rounds, ratios the medians of the rounds' ratios: what slows the machine "
+    "for a while slows both sides of a ratio",
+    "spread": "of the rounds' ratios to peft (of hylo's values where there is no ratio): half their interquartile "
+    "range over their median, or half their whole range for fewer than four rounds; none for one measurement",
+    "floor": "the matrix products alone (2 N operations a token forward, 2 N backward to the inputs, and those of "
+    "attention) at the rate this machine multiplies at the model's own shapes in the same rounds: "
+    "`benchmarks/floor.py`",
+    "ratios": "of seconds and bytes: below 1 hylo takes less; of tokens a second: above 1 hylo is faster",
+    "not_measured": "GPUs (none was there), other models, bfloat16, gradient checkpointing, "
+    "`trainer.kernels=compiled`, several processes",
+}
+"""How the page is to be read: the same for every run."""
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Write results.md and the figures of a folder's results.json.
+
+    Returns:
+        What was written.
+    """
+    results = Results.read(folder)
+    assert results is not None, f"{folder} has no results"
+    written = []
+    for name, make in FIGURES.items():
+        if (figure := make(results)) is not None:
+            (folder / "figures").mkdir(exist_ok=True)
+            for kind in ("png", "svg"):
+                path = folder / "figures" / f"{name}.{kind}"
+                metadata: Any = {"Date": None} if kind == "svg" else None
+                figure.savefig(path, metadata=metadata)
+                written.append(path)
+    page = folder / "results.md"
+    shown = [path.relative_to(folder) for path in written if path.suffix == ".png"]
+    page.write_text("\n".join(_page(results, shown)) + "\n", encoding="utf-8")
+    return [page, *written]
+
+
+def _page(results: Results, figures: list[Path]) -> Iterator[str]:
+    yield "# hylo beside peft + transformers\n"
+    yield "Written by `make bench`; `results.json` holds the same numbers.\n"
+    yield from _how(results)
+    yield from (f"\n![{path.stem}]({path.as_posix()})" for path in figures)
+    for part, (title, text) in TITLES.items():
+        if found := [row for row in results.rows if row.part == part]:
+            about = results.parts[part]
+            yield f"\n## {title}\n\n{text}\n"
+            yield from table(found)
+            yield f"\nMeasured {about['date']}, revision {about['git_revision'] or 'unknown'}."
+
+
+def _how(results: Results) -> Iterator[str]:
+    machine = results.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    known = {
+        "machine": f"{machine['cpu']}, cores: {machine['cores']}, threads: {machine['threads']}; {versions}",
+        "model": f"`{results.model}`, float32, on the CPU",
+    }
+    yield from (f"- **{name.replace('_', ' ').capitalize()}:** {text}." for name, text in (known | HOW).items())
+
+
+def table(rows: list[Row]) -> Iterator[str]:
+    """Lines of a markdown table, ratios first."""
+    yield "| " + " | ".join(HEADERS) + " |"
+    yield "|---|---|" + "---:|" * (len(HEADERS) - 2)
+    for row in rows:
+        metric = METRICS[row.metric]
+        ratios = [_shown(value, "{:.2f}") for value in (row.ratio_to_peft, row.ratio_to_floor)]
+        values = [MISSING if value is None else metric.show(value) for value in (row.hylo, row.peft, row.floor)]
+        yield "| " + " | ".join([row.work, metric.title, *ratios, _shown(row.spread, "± {:.1%}"), *values]) + " |"
+
+
+def _shown(value: float | None, form: str) -> str:
+    return MISSING if value is None else form.format(value)
+
+
+if __name__ == "__main__":
+    for written_path in write_report(Path(sys.argv[1])):
+        print(written_path)

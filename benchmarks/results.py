@@ -1,0 +1,154 @@
+"""The rows that the parts find, and the file that keeps them: results.json, written after every row.
+
+A row is known by its work and its metric: measuring a part again replaces its own rows and leaves the others.
+"""
+
+import datetime
+import json
+import os
+import platform
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hylo.errors import ConfigError
+from hylo.records import write_json
+from hylo.runtime import git_revision, library_versions
+
+FILE = "results.json"
+FEW = 4
+"""Rounds below which the spread is that of all of them, not of the middle half."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured quantity. None: there is nothing to compare with, or one measurement has no spread."""
+
+    part: str
+    work: str
+    """What is done, for example `lora 4x256`."""
+    metric: str
+    """What is measured, with its unit; see METRICS in benchmarks/report.py."""
+    hylo: float | None = None
+    peft: float | None = None
+    floor: float | None = None
+    ratio_to_peft: float | None = None
+    """hylo / peft: the median of the rounds' ratios."""
+    ratio_to_floor: float | None = None
+    """hylo / floor: the median of the rounds' ratios."""
+    spread: float | None = None
+    """`spread` of the rounds' ratios to peft; of hylo's own values where peft has none."""
+    spread_to_floor: float | None = None
+    """`spread` of the rounds' ratios to the floor."""
+    rounds: int = 1
+
+
+def measured(
+    part: str,
+    work: str,
+    metric: str,
+    hylo: Sequence[float],
+    peft: Sequence[float] | None = None,
+    floor: Sequence[float] | None = None,
+) -> Row:
+    """The row of values by round. Values of one round belong together: a busy machine slows all of them."""
+    to_peft = _ratios(hylo, peft)
+    to_floor = _ratios(hylo, floor)
+    return Row(
+        part=part,
+        work=work,
+        metric=metric,
+        hylo=statistics.median(hylo),
+        peft=statistics.median(peft) if peft else None,
+        floor=statistics.median(floor) if floor else None,
+        ratio_to_peft=statistics.median(to_peft) if to_peft else None,
+        ratio_to_floor=statistics.median(to_floor) if to_floor else None,
+        spread=spread(to_peft or hylo),
+        spread_to_floor=spread(to_floor) if to_floor else None,
+        rounds=len(hylo),
+    )
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Half the interquartile range over the median; half the range over the median for fewer than FEW values."""
+    if len(values) < 2:
+        return None
+    low, high = min(values), max(values)
+    if len(values) >= FEW:
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / 2 / statistics.median(values)
+
+
+def _ratios(values: Sequence[float], reference: Sequence[float] | None) -> list[float]:
+    return [value / other for value, other in zip(values, reference, strict=True)] if reference else []
+
+
+@dataclass
+class Results:
+    """The content of results.json."""
+
+    model: str
+    machine: dict[str, Any] = field(default_factory=dict)
+    """Processor, cores, threads and library versions."""
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """When each part was measured last, and at which revision."""
+    rows: list[Row] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Results | None":
+        """What a folder holds; None: nothing yet."""
+        path = folder / FILE
+        if not path.exists():
+            return None
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return cls(kept["model"], kept["machine"], kept["parts"], [Row(**row) for row in kept["rows"]])
+
+    @classmethod
+    def of(cls, model: str, folder: Path) -> "Results":
+        """The results of a model in a folder, to add to.
+
+        Raises:
+            ConfigError: the folder has those of another model.
+        """
+        kept = cls.read(folder)
+        if kept and kept.model != model:
+            raise ConfigError(f"{folder} holds results of {kept.model}, not of {model}\n    fix:     another --out")
+        results = kept or cls(model)
+        results.machine = machine()
+        return results
+
+    def add(self, row: Row) -> None:
+        """Take a row in, in the place of the one with its work and metric."""
+        key = (row.work, row.metric)
+        self.parts[row.part] = {"date": datetime.date.today().isoformat(), "git_revision": git_revision()}
+        places = [place for place, other in enumerate(self.rows) if (other.work, other.metric) == key]
+        if places:
+            self.rows[places[0]] = row
+        else:
+            self.rows.append(row)
+
+    def write(self, folder: Path) -> None:
+        """Write results.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FILE, asdict(self))
+
+
+def machine() -> dict[str, Any]:
+    """What a reader needs to know of the machine, and nothing that names it."""
+    names = re.findall(r"^model name\s*: (.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
+    versions = library_versions()
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: versions[name] for name in ("hylo", "torch", "transformers", "peft")},
+    }
+
+
+def _text(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""

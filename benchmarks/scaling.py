@@ -1,0 +1,65 @@
+"""How the cost grows: with the context length, with the rank, and with the number of cells in one call of train.py."""
+
+from collections.abc import Iterator
+
+from benchmarks.results import Row, measured
+from benchmarks.scripts import Inputs, hylo_seconds, peft_seconds, prepared
+from benchmarks.settings import Settings, Shape, adapted_everywhere
+from benchmarks.sides import base_model
+from benchmarks.steps import step_seconds
+from hylo.models.architecture import hidden_size, model_context_length
+
+PART = "scaling"
+TOKENS = 2048
+LENGTHS = (128, 256, 512, 1024, 2048)
+RANKS = (4, 8, 16, 32, 64)
+RANK_SHAPE = Shape(4, 256)
+CELLS = ("lora", "rslora", "dora")
+CELL_STEPS, CELL_EVAL_WINDOWS = 2, 4
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """LoRA in all of them."""
+    yield from contexts(settings)
+    yield from ranks(settings)
+    with prepared(settings.model) as inputs:
+        yield from cells(inputs)
+
+
+def contexts(settings: Settings) -> Iterator[Row]:
+    """Seconds of a step of always the same number of tokens, in longer and fewer windows."""
+    longest = model_context_length(base_model(adapted_everywhere(settings.model, "lora", LENGTHS[0])))
+    for length in (each for each in LENGTHS if each <= longest):
+        config = adapted_everywhere(settings.model, "lora", length)
+        shape = Shape(TOKENS // length, length)
+        seconds, _ = step_seconds({"lora": config}, shape, settings.rounds, f"context of {length}")
+        yield measured(PART, f"context {length}", "seconds_per_step", *seconds.values())
+
+
+def ranks(settings: Settings) -> Iterator[Row]:
+    """Seconds of a step of one shape: all ranks in the same rounds."""
+    length = RANK_SHAPE.length
+    width = hidden_size(base_model(adapted_everywhere(settings.model, "lora", length)))
+    fitting = [rank for rank in RANKS if rank <= width // 4]
+    configs = {f"rank {rank}": adapted_everywhere(settings.model, "lora", length, rank=rank) for rank in fitting}
+    seconds, _ = step_seconds(configs, RANK_SHAPE, settings.rounds, "ranks")
+    for name in configs:
+        yield measured(
+            PART, name, "seconds_per_step", seconds[f"hylo {name}"], seconds[f"peft {name}"], seconds["floor"]
+        )
+
+
+def cells(inputs: Inputs) -> Iterator[Row]:
+    """Seconds a trained cell of short runs, by the number of cells that one call of train.py shares its start with.
+
+    Each call evaluates the untuned model besides. peft's side is one script a cell, none for the untuned model.
+    """
+    short = (f"trainer.steps={CELL_STEPS}", "trainer.warmup_steps=1", f"data.eval_windows={CELL_EVAL_WINDOWS}")
+    hylo_seconds(inputs, inputs.folder / "outputs-0", ["-m", f"method={CELLS[0]}", *short])  # fills the system's caches
+    scripts: list[float] = []
+    for count, method in enumerate(CELLS, 1):
+        print(f"cells: {count}/{len(CELLS)}", flush=True)
+        scripts.append(peft_seconds(inputs, method, steps=CELL_STEPS, eval_windows=CELL_EVAL_WINDOWS))
+        swept = f"method={','.join(CELLS[:count])}"
+        seconds = hylo_seconds(inputs, inputs.folder / f"outputs-{count}", ["-m", swept, *short])
+        yield measured(PART, f"cells {count}", "seconds_per_cell", [seconds / count], [sum(scripts) / count])

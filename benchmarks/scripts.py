@@ -1,0 +1,83 @@
+"""Whole programs by the wall clock, from start to end: train.py, and one peft + transformers script a cell."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.settings import ROOT, composed
+from benchmarks.sides import SESSION
+from hylo.config import Config
+from hylo.data.base import Split
+from hylo.models.gguf_wheel import GgufWheelConfig
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the scripts read, in a folder that is removed afterwards."""
+
+    model: str
+    """The choice of conf/model/."""
+    folder: Path
+    weights: Path
+    """Folder of the same model in the hub's format."""
+
+
+@contextmanager
+def prepared(model: str) -> Iterator[Inputs]:
+    """The model and the plays as files; hylo's own cache is filled as well, which is no part of any time."""
+    config = composed(model, "lora")
+    with tempfile.TemporaryDirectory(prefix="hylo-bench-") as name:
+        folder = Path(name)
+        for split in (Split.train, Split.test):
+            SESSION.windows(config.data, config.model, split)
+            (folder / split.name).mkdir()
+            for number, document in enumerate(SESSION.documents(config.data, split)):
+                path = folder / split.name / f"{number:02}_{document.name}.txt"
+                path.write_text(document.text, encoding="utf-8", newline="")
+        yield Inputs(model, folder, _weights(config, folder / "model"))
+
+
+def hylo_seconds(inputs: Inputs, outputs: Path, arguments: Sequence[str]) -> float:
+    """Seconds of train.py, which starts from an empty folder of records."""
+    shared = (f"model={inputs.model}", "tracking=none", f"outputs={outputs}")
+    return _run([sys.executable, str(ROOT / "train.py"), *arguments, *shared])[0]
+
+
+def peft_seconds(inputs: Inputs, method: str, *, steps: int | None = None, eval_windows: int | None = None) -> float:
+    """Seconds of the script of one cell."""
+    return peft_cell(inputs, method, steps=steps, eval_windows=eval_windows)[0]
+
+
+def peft_cell(
+    inputs: Inputs, method: str, *, steps: int | None = None, eval_windows: int | None = None
+) -> tuple[float, float]:
+    """Seconds of the script of one cell, and the perplexity that it found."""
+    folders = {"model": inputs.weights, "train": inputs.folder / "train", "test": inputs.folder / "test"}
+    options = {"method": method, "steps": steps, "eval-windows": eval_windows} | folders
+    given = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
+    seconds, printed = _run([sys.executable, str(ROOT / "benchmarks" / "peft_script.py"), *given])
+    return seconds, json.loads(printed.splitlines()[-1])["perplexity"]
+
+
+def _weights(config: Config, folder: Path) -> Path:
+    if isinstance(config.model, GgufWheelConfig):
+        return config.model.converted()
+    config.model.load().save_pretrained(folder)
+    config.model.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def _run(command: Sequence[str]) -> tuple[float, str]:
+    began = time.perf_counter()
+    settings = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=settings, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{Path(command[1]).name} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return time.perf_counter() - began, done.stdout

@@ -1,0 +1,155 @@
+"""The two sides of every comparison: a method as a run of hylo trains it, and as peft + transformers do.
+
+Both take the same weights (shared, not copied), the same windows, rank, alpha and layers, gradient clipping and AdamW.
+peft has no counterpart of hylorada: its side is rsLoRA there, which is hylorada's low-rank part alone.
+"""
+
+import copy
+import warnings
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel
+
+from hylo.adapters.low_rank import LowRankConfig, Scaling
+from hylo.adapters.model import AdaptedModel
+from hylo.config import Config
+from hylo.data.base import Split
+from hylo.data.windows import Windows, model_inputs, next_tokens, sample
+from hylo.memory import evaluation_batch_size
+from hylo.models.architecture import ALL_LINEAR, default_targets
+from hylo.runtime import Device, Precision, accelerator_for
+from hylo.session import Session
+from hylo.step import make_optimizer, update
+from hylo.training import prepare_for_training
+
+SESSION = Session()
+CPU = torch.device("cpu")
+PEFT_BATCH_TOKENS = 8 * 256
+"""Tokens that peft's side evaluates at a time: the usual batch of 8 windows, whose logits already take 0.4 GB."""
+
+
+@cache
+def accelerator() -> Accelerator:
+    """The process's accelerator: the CPU in float32."""
+    return accelerator_for(Device.cpu, Precision.float32)
+
+
+class Side(Protocol):
+    """One library with a method attached to a model."""
+
+    def step(self, windows: Windows, *, loss_on_padding: bool = False) -> None:
+        """One optimizer step on a batch."""
+        ...
+
+    def evaluate(self, windows: Windows) -> float:
+        """Sum of the losses of all predicted tokens, in nats."""
+        ...
+
+
+class HyloSide:
+    """A method as a run of hylo trains and evaluates it."""
+
+    def __init__(self, config: Config, base: PreTrainedModel) -> None:
+        self._config = config
+        self.model = AdaptedModel(base, config.components, context_length=config.data.context_length, seed=0)
+        self._optimizer = make_optimizer(self.model, config.trainer)
+        prepare_for_training(self.model, config.trainer)
+        self.model.begin_step(0, config.trainer.steps)
+
+    def step(self, windows: Windows, *, loss_on_padding: bool = False) -> None:
+        model, trainer = self.model, self._config.trainer
+        update(model, model, self._optimizer, [windows], accelerator(), trainer, loss_on_padding=loss_on_padding)
+
+    @torch.no_grad()
+    def evaluate(self, windows: Windows) -> float:
+        """In batches that fill the memory a run gives to evaluation."""
+        size = evaluation_batch_size(self.model, self._config.trainer, windows.ids.shape[1])
+        self.model.eval()
+        total = 0.0
+        for batch in _batches(windows, size):
+            targets = next_tokens(batch.labels(), CPU)
+            total += float(self.model(**model_inputs(batch.ids, batch.lengths, CPU), targets=targets).double().sum())
+        return total
+
+
+class PeftSide:
+    """The same by peft, with the loss of transformers."""
+
+    def __init__(self, config: Config, base: PreTrainedModel) -> None:
+        self._config = config
+        self.model = with_peft(config, base).train()
+        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._trained, lr=config.trainer.learning_rate, weight_decay=0.0)
+
+    def step(self, windows: Windows, *, loss_on_padding: bool = False) -> None:
+        labels = torch.from_numpy(windows.labels(on_padding=loss_on_padding))
+        self.model(**model_inputs(windows.ids, windows.lengths, CPU), labels=labels).loss.backward()
+        nn.utils.clip_grad_norm_(self._trained, self._config.trainer.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    @torch.no_grad()
+    def evaluate(self, windows: Windows) -> float:
+        """The logits of a batch, and their cross-entropy."""
+        size = max(1, PEFT_BATCH_TOKENS // windows.ids.shape[1])
+        self.model.eval()
+        total = 0.0
+        for batch in _batches(windows, size):
+            logits = self.model(**model_inputs(batch.ids, batch.lengths, CPU), use_cache=False).logits
+            targets = next_tokens(batch.labels(), CPU)
+            total += float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
+        return total
+
+
+SIDES = {"hylo": HyloSide, "peft": PeftSide}
+
+
+def with_peft(config: Config, base: PreTrainedModel) -> nn.Module:
+    """The low-rank part of a method by peft, on the same layers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 reads a name that transformers 5.23 deprecates
+        from peft import LoraConfig, get_peft_model
+
+        low_rank = config.components["low_rank"]
+        assert isinstance(low_rank, LowRankConfig)
+        targets: Any = low_rank.target_modules or default_targets(base)
+        alpha: Any = low_rank.alpha
+        settings = LoraConfig(
+            r=low_rank.rank,
+            lora_alpha=alpha,
+            use_rslora=low_rank.scaling is Scaling.rank_stabilized,
+            use_dora=low_rank.magnitude,
+            target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(base, settings)
+
+
+def base_model(config: Config) -> PreTrainedModel:
+    """The model of a configuration, loaded once a process. Take a `shared_copy` of it to attach anything."""
+    return SESSION.base(config.model, CPU)
+
+
+def shared_copy(base: PreTrainedModel) -> PreTrainedModel:
+    """A model of its own modules with the same weights in memory: many sides fit beside each other."""
+    return copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
+
+
+def text_windows(config: Config, count: int) -> Windows:
+    """Windows of the configuration's test text; random tokens for a model with random weights."""
+    if type(config.model).pretrained:
+        return sample(SESSION.windows(config.data, config.model, Split.test), count)
+    length, vocabulary = config.data.context_length, base_model(config).config.get_text_config().vocab_size
+    ids = np.random.default_rng(0).integers(0, vocabulary, (count, length), dtype=np.int32)
+    names = np.full(count, "random", dtype=object)
+    return Windows(ids, np.ones((count, length - 1), int), names, np.arange(count), np.full(count, length))
+
+
+def _batches(windows: Windows, size: int) -> list[Windows]:
+    return [windows.take(np.arange(first, min(first + size, len(windows)))) for first in range(0, len(windows), size)]

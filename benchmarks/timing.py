@@ -1,0 +1,39 @@
+"""Measuring in turns: in each round every side acts once, so that a busy machine slows all of them."""
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+
+from hylo.progress import Progress
+
+Measurement = Callable[[], float]
+"""Does something once and tells the seconds to count."""
+
+
+def timed(action: Callable[[], object]) -> Measurement:
+    """The seconds that an action takes by the wall clock."""
+
+    def measure() -> float:
+        began = time.perf_counter()
+        action()
+        return time.perf_counter() - began
+
+    return measure
+
+
+def alternate(measurements: Mapping[str, Measurement], rounds: int, label: str) -> dict[str, list[float]]:
+    """Seconds of each measurement in each round. A first round is not counted: it allocates and fills caches.
+
+    Every other round goes through the measurements backwards, so that none always comes after the same one.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in measurements}
+    order, total = list(measurements), (rounds + 1) * len(measurements)
+    with Progress(label, total) as progress:
+        for number in range(rounds + 1):
+            for place, name in enumerate(order if number % 2 else reversed(order), 1):
+                gc.collect()
+                took = measurements[name]()
+                if number:
+                    seconds[name].append(took)
+                progress.update(number * len(measurements) + place)
+    return seconds
