@@ -21,19 +21,20 @@ from hylo.config import Config, resolve
 from hylo.errors import ConfigError, HyloError
 from hylo.messages import explain
 from hylo.records import file_name
+from hylo.run import run_or_report
 from hylo.session import Session
 from hylo.shorthand import with_slots
-from hylo.study import Plan, check_plan, plan_study, run_or_report, run_plan, with_untuned
+from hylo.study import Plan, check_plan, plan_study, run_plan, with_untuned
 from hylo.trainer import TrainerConfig
 
 SESSION = Session()
 """Shared by all jobs that this process runs: a sweep in one process loads weights and text once."""
 
-UNNAMED = {"seed", "seeds", "tracking", "outputs", "cell", "add"}
+UNNAMED = {"seed", "seeds", "tracking", "outputs", "cell", "add", "workers"}
 """Keys that are never part of a cell's name: a row has all seeds, and the others change no number."""
 FIXED = "hydra.job.config.override_dirname.exclude_keys"
 """Where Hydra keeps the keys that name no job of a sweep."""
-UNMARKED = ("-", "hydra", "tracking", "outputs")
+UNMARKED = ("-", "hydra", "tracking", "outputs", "workers")
 """Arguments that make no other sweep: launchers and logging."""
 
 

@@ -43,6 +43,9 @@ class Config:
     """Seeds of the study's cells; None: those that the study names."""
     add: list[str] | None = None
     """Methods that the study runs besides its cells, each in a row of its own; None: its cells alone."""
+    workers: int | None = bounded(None, ge=1)
+    """Cells that run at the same time, each with its share of the cores; None: on a CPU as many as there are cores, at
+    most four and as memory allows, on a GPU one."""
     cell: str | None = None
     """Name of the cell in tables; None: made from the overrides."""
     outputs: str = "outputs"

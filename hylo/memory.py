@@ -57,11 +57,12 @@ class MemoryEstimate:
 
 
 def estimate(
-    model: AdaptedModel, probe: Tensor, config: TrainerConfig, *, length: int, processes: int
+    model: AdaptedModel, probe: Tensor, config: TrainerConfig, *, length: int, eval_windows: int, processes: int
 ) -> MemoryEstimate:
     """What a run of this model will take; `probe` [B, T] are a few tokens, `length` those of a window."""
     trained = sum(tensor.numel() for tensor in model.flat().values())
-    evaluated = evaluation_batch_size(model, config, length) * length * evaluation_bytes_per_token(model)
+    evaluated = min(evaluation_batch_size(model, config, length), eval_windows)
+    evaluated *= length * evaluation_bytes_per_token(model)
     if not trained:
         return MemoryEstimate(resident=resident_bytes(), activations=0, workspace=evaluated, trained=0)
     tokens = -(-config.batch_size // processes) * length

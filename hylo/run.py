@@ -1,5 +1,6 @@
 """One run of a cell, from its configuration to its record. Reads like a table of contents."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,7 +23,15 @@ from hylo.fingerprint import fingerprint
 from hylo.memory import MemoryEstimate, estimate, evaluation_batch_size
 from hylo.recording import exclusive, new_result, recording
 from hylo.records import ADAPTER, AUDIT, EVAL, THIRDS, WINDOWS, RunRecord, adopt, find_complete, read_run, write_json
-from hylo.runtime import accelerator_for, agreed, environment, is_main_process, peak_memory_bytes, reset_peak_memory
+from hylo.runtime import (
+    accelerator_for,
+    agreed,
+    environment,
+    is_main_process,
+    peak_memory_bytes,
+    process_count,
+    reset_peak_memory,
+)
 from hylo.schema import plain
 from hylo.session import Session, weights_checksum
 from hylo.tracking import NullTracker, Tracker, log_run, log_step, open_tracker
@@ -51,6 +60,33 @@ def run_cell(cell: Cell, session: Session) -> RunRecord:
     return read_run(folder)
 
 
+def run_or_report(cell: Cell, session: Session) -> RunRecord | None:
+    """Run a cell. A failure is printed and stays in the record, traceback and all; the other cells must run."""
+    try:
+        return run_cell(cell, session)
+    except Exception as error:
+        print(f"{cell.name}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        if process_count() > 1:  # the other processes wait for this one in the middle of a step
+            raise
+        return None
+
+
+def taken_up(cell: Cell, session: Session) -> bool:
+    """Whether the same run is complete already, in this group or another; its record is then the cell's.
+
+    False where several processes share a run: they agree about it in `run_cell`.
+    """
+    if process_count() > 1:
+        return False
+    mark = fingerprint(cell.config, session)
+    folder = cell.folder(mark)
+    if (done := find_complete(Path(cell.config.outputs), mark)) is None:
+        return False
+    with exclusive(folder):
+        adopt(done, folder, study=cell.group, cell=cell.name, seed=cell.config.seed)
+    return True
+
+
 def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, accelerator: Accelerator) -> None:
     """Load, adapt, audit, train, evaluate, save. Fills the sections of `result`."""
     clock, config, label = Clock(), cell.config, f"{cell.name} (seed {cell.config.seed})"
@@ -64,7 +100,12 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
             findings = audit.before_training()
             reset_peak_memory()
             memory = estimate(
-                model, probe, config.trainer, length=config.data.context_length, processes=accelerator.num_processes
+                model,
+                probe,
+                config.trainer,
+                length=config.data.context_length,
+                eval_windows=len(eval_windows),
+                processes=accelerator.num_processes,
             )
             announce(label, model, findings, memory)
             training = UNTRAINED

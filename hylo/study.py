@@ -5,7 +5,6 @@ reported by the same functions.
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,11 @@ from hylo.cell import Cell, check
 from hylo.config import Config
 from hylo.errors import ConfigError, HyloError, problem
 from hylo.fingerprint import fingerprint
-from hylo.records import SCHEMA_VERSION, STUDY, RunRecord, file_name, write_json
-from hylo.run import run_cell
-from hylo.runtime import is_main_process, process_count
+from hylo.records import SCHEMA_VERSION, STUDY, file_name, write_json
+from hylo.run import taken_up
+from hylo.runtime import is_main_process
 from hylo.session import Session
+from hylo.side_by_side import run_cells
 from hylo.tracking import log_report, open_tracker
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def plan_study(config: Config, overrides: Sequence[str], compose: Compose) -> Pl
     assert config.study is not None
     study = read_study_file(config.study)
     shared = [text for text in overrides if _key(text) not in {"study", "seeds", "seed", "add"}]
-    named = [text for text in shared if _key(text).partition(".")[0] not in {"tracking", "outputs"}]
+    named = [text for text in shared if _key(text).partition(".")[0] not in {"tracking", "outputs", "workers"}]
     cells = []
     for name, own in (study.cells | {method: [f"method={method}"] for method in config.add or []}).items():
         if clash := {_key(text) for text in own} & {_key(text) for text in named}:
@@ -157,22 +157,13 @@ def run_plan(plan: Plan, session: Session) -> bool:
         Whether all cells are complete.
     """
     check_plan(plan, session)
-    for number, cell in enumerate(plan.cells, 1):
-        if is_main_process():
-            print(f"[{number}/{len(plan.cells)}] {plan.group}: {cell.name}, seed {cell.config.seed}", flush=True)
-        run_or_report(cell, session)
+    run_pending(plan, session)
     return report_plan(plan, session) if is_main_process() else True
 
 
-def run_or_report(cell: Cell, session: Session) -> RunRecord | None:
-    """Run a cell. A failure is printed and stays in the record, traceback and all; the other cells must run."""
-    try:
-        return run_cell(cell, session)
-    except Exception as error:
-        print(f"{cell.name}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        if process_count() > 1:  # the other processes wait for this one in the middle of a step
-            raise
-        return None
+def run_pending(plan: Plan, session: Session) -> None:
+    """Run the cells that are not complete, several at once where that is better."""
+    run_cells([cell for cell in plan.cells if not taken_up(cell, session)], session)
 
 
 def report_plan(plan: Plan, session: Session) -> bool:

@@ -13,18 +13,26 @@ from omegaconf import DictConfig
 
 from hylo.cli import SESSION, compose, job_cell, readable_errors
 from hylo.errors import ConfigError
-from hylo.study import Plan, check_plan, report_plan, with_untuned
+from hylo.side_by_side import cells_at_once
+from hylo.study import Plan, check_plan, report_plan, run_pending, with_untuned
+
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+"""The launcher that runs the jobs of a sweep one after the other in this process."""
 
 
 class SweepReport(Callback):
-    """Checks and reports a sweep of `train.py -m`. Exits with 1 where a cell failed, 2 where the sweep cannot work.
+    """Checks a sweep of `train.py -m`, runs its cells side by side where that is better, and reports it.
 
+    Exits with 1 where a cell failed, 2 where the sweep cannot work.
     Hydra turns exceptions of callbacks into warnings, so a failure leaves through SystemExit.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with readable_errors():
-            check_plan(sweep_plan(config), SESSION)
+            plan = sweep_plan(config)
+            check_plan(plan, SESSION)
+            if config.hydra.launcher._target_ == BASIC and cells_at_once(plan.cells, SESSION) > 1:
+                run_pending(plan, SESSION)  # its jobs then find their records complete
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         with readable_errors():
