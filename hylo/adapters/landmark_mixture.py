@@ -70,7 +70,7 @@ class MixtureLandmark(Component):
 
     def forward(self, h_BTD: Tensor) -> Tensor:
         w_BTK = F.softmax(self.position_logits() + F.linear(h_BTD, self.C).float(), dim=-1)
-        return h_BTD + (self.a * (w_BTK @ self.L)).to(h_BTD.dtype)
+        return h_BTD + (w_BTK @ (self.a * self.L)).to(h_BTD.dtype)
 
     def merge_refusal(self) -> str:
         return "what it adds depends on the token's position and text, and a weight does not"

@@ -90,7 +90,7 @@ class OriginalLandmark(Component):
 
     def forward(self, h_BTD: Tensor) -> Tensor:
         w_BTK = F.softmax(F.linear(self.pool(h_BTD), self.G), dim=-1)
-        return h_BTD + (self.a * (w_BTK @ self.L)).to(h_BTD.dtype)
+        return h_BTD + (w_BTK @ (self.a * self.L)).to(h_BTD.dtype)
 
     def pool(self, h_BTD: Tensor) -> Tensor:
         """The mean of the hidden states of real tokens: [B, T, D], or [B, 1, D] over the sequence."""

@@ -76,7 +76,7 @@ class LayerLandmarks(nn.Module):
         """h [B, T, D], or [B T, D] where the architecture joins a batch for its FFN."""
         chooses = h.float() if self.pooling is Choice.token else self.mean(h.float())
         w = F.softmax(F.linear(chooses, self.L) / math.sqrt(self.L.shape[-1]), dim=-1)
-        return h + (self.a * (w @ self.L)).to(h.dtype)
+        return h + (w @ (self.a * self.L)).to(h.dtype)
 
     def mean(self, h: Tensor) -> Tensor:
         """The mean over the real tokens of a text, for each of its tokens, in the shape of h."""
