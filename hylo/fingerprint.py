@@ -6,8 +6,10 @@ that the method uses. So a researcher who edits a component runs its cells again
 """
 
 import ast
+import importlib
 import inspect
 import json
+import pkgutil
 import sys
 from collections.abc import Iterable
 from types import ModuleType
@@ -19,6 +21,8 @@ import hylo.data.lines
 import hylo.data.tokens
 import hylo.data.windows
 import hylo.evaluation
+import hylo.fused
+import hylo.memory
 import hylo.step
 import hylo.trainer
 import hylo.training
@@ -28,9 +32,12 @@ from hylo.data.base import Protocol, Split
 from hylo.runtime import library_versions
 from hylo.schema import plain
 from hylo.session import Session
-from hylo.trainer import TrainerConfig
+from hylo.trainer import Kernels, TrainerConfig
 
-_MEASURES = (hylo.data.tokens, hylo.data.windows, hylo.evaluation)
+_FUSED = tuple(
+    importlib.import_module(f"hylo.fused.{module.name}") for module in pkgutil.iter_modules(hylo.fused.__path__)
+)
+_MEASURES = (hylo.data.tokens, hylo.data.windows, hylo.evaluation, hylo.memory)
 _TRAINS = (hylo.adapters.component, hylo.adapters.model, hylo.step, hylo.trainer, hylo.training)
 
 
@@ -46,7 +53,8 @@ def fingerprint(config: Config, session: Session) -> str:
         "versions": library_versions(),
         "method": {slot: [type(part).__module__, plain(part)] for slot, part in sorted(config.components.items())},
     }
-    measures = (*_MEASURES, hylo.data.lines) if data.protocol is Protocol.lines else _MEASURES
+    measures = [*_MEASURES, *(_FUSED if config.trainer.kernels is Kernels.fused else ())]
+    measures += [hylo.data.lines] if data.protocol is Protocol.lines else []
     if config.components:
         content["padding"] = [data.loss_on_padding, data.keep_blank_lines]
         content["train_documents"] = session.documents_identity(data, Split.train)

@@ -124,9 +124,9 @@ def perturb(model: AdaptedModel, *, seed: int = 1) -> None:
         tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=0.1)
 
 
-def perturbed(base: PreTrainedModel, components: Method) -> AdaptedModel:
+def perturbed(base: PreTrainedModel, components: Method, *, fused: bool = True) -> AdaptedModel:
     """The method on the model, with no trainable tensor at its start."""
-    model = adapt(base, components)
+    model = adapt(base, components, fused=fused)
     perturb(model)
     return model
 

@@ -126,7 +126,7 @@ def test_outputs_and_gradients_are_those_of_the_library(kind: str, architecture:
             adapt(base, components)
         return
     theirs = _library(base, components["peft"]).train(False)
-    ours = perturbed(base, components)
+    ours = perturbed(base, components, fused=False)  # the library's kernels are plain: both round alike
     pairs = _pairs(ours, theirs)
     with torch.no_grad():
         for _, mine, other in pairs:
@@ -146,7 +146,7 @@ def test_every_type_keeps_the_contract(kind: str):
     """Start as declared, counts, saved state complete, base model as before: what conf/ has no file for."""
     base, components = tiny("llama"), _config(kind)
     untuned, before, modules = logits(base, IDS), snapshot(base), list(map(type, base.modules()))
-    model = adapt(base, components)
+    model = adapt(base, components, fused=False)
     distance = float((logits(model, IDS) - untuned).abs().max())
     bounds = {AtStart.same: (0, 1e-6), AtStart.near: (0, 1e-2), AtStart.apart: (1e-3, 1e3)}
     low, high = bounds[components["peft"].at_start]
@@ -159,7 +159,7 @@ def test_every_type_keeps_the_contract(kind: str):
     assert_same_state(base, before)
     assert list(map(type, base.modules())) == modules
     assert torch.equal(logits(base, IDS), untuned)
-    again = adapt(base, components, seed=9)
+    again = adapt(base, components, seed=9, fused=False)
     with torch.no_grad():
         for name, tensor in trained(again).items():
             tensor.copy_(tensors[name])

@@ -62,7 +62,8 @@ class FusedForwards:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        modules = list(decoder(model).modules())
+        # Without numbers, on the meta device, there is nothing to try a class on.
+        modules = [] if model.device.type == "meta" else list(decoder(model).modules())
         tried = ((_norm_like, _fused_norm), (_norm_like, _fused_shifted_norm), (_ffn_like, _fused_ffn))
         self._forwards = [(module, fused) for like, fused in tried for module in _same(modules, like, fused)]
         self._changed: dict[nn.Module, None] = {}

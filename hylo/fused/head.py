@@ -56,6 +56,8 @@ class OutputHead:
     @torch.no_grad()
     def _refusal(self) -> str | None:
         name, head, model = type(self._model).__name__, self._head, self._model
+        if head.weight.is_meta:
+            return f"{name} has no numbers yet"
         if type(head) is not nn.Linear:
             return f"the output head of {name} is no linear layer"
         ids = torch.arange(4, device=head.weight.device).unsqueeze(0)
