@@ -12,7 +12,7 @@ from hylo.errors import ConfigError, problem
 from hylo.models.architecture import model_context_length
 from hylo.runtime import device_problems
 from hylo.session import Session
-from hylo.trainer import trainer_problems
+from hylo.trainer import kernel_problems, trainer_problems
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def check(cell: Cell, session: Session) -> None:
     config = cell.config
     skeleton = session.skeleton(config.model)
     host = Host(skeleton, config.data.context_length, config.seed)
-    problems = [*data_problems(config.data), *trainer_problems(config.trainer)]
+    problems = [*data_problems(config.data), *trainer_problems(config.trainer), *kernel_problems(config.trainer)]
     problems += device_problems(config.trainer.device)
     problems += method_problems(config.components, host)
     limit = model_context_length(skeleton)

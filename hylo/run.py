@@ -20,7 +20,7 @@ from hylo.data.base import Split
 from hylo.data.windows import Windows
 from hylo.evaluation import Evaluation, evaluate
 from hylo.fingerprint import fingerprint
-from hylo.memory import MemoryEstimate, estimate, evaluation_batch_size
+from hylo.memory import MemoryEstimate, estimate, evaluation_batch_size, gib
 from hylo.recording import exclusive, new_result, recording
 from hylo.records import ADAPTER, AUDIT, EVAL, THIRDS, WINDOWS, RunRecord, adopt, find_complete, read_run, write_json
 from hylo.runtime import (
@@ -127,10 +127,13 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
             with clock.working():
                 evaluation = evaluate(model, eval_windows, accelerator, batch_size=size, label=f"{label}, evaluation")
             audit.after_training()
+            peak = peak_memory_bytes()
+            if accelerator.is_main_process:
+                print(f"{label}: memory: peak {gib(peak)}, estimated {gib(memory.peak)}", flush=True)
             result["audit"] = {"failed": audit.failed}
             result["params"] = model.parameter_counts()
             result["metrics"] = evaluation.metrics()
-            result["training"] = training | memory.beside(peak_memory_bytes())
+            result["training"] = training | memory.beside(peak)
             result["environment"] = environment(accelerator)
             if accelerator.is_main_process:
                 write_tables(folder, audit, evaluation, eval_windows)

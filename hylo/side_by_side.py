@@ -63,35 +63,44 @@ def operations(cell: Cell, session: Session) -> float:
 def run_cells(cells: Sequence[Cell], session: Session) -> None:
     """Run cells that are not complete, several at once where that is better. One that fails does not stop the others.
 
-    Should a worker be killed, what is left runs here, one cell after the other.
+    Those that would leave cores idle at the end run here, one after the other with all threads; and so does all that is
+    left, should a worker be killed.
     """
     workers = cells_at_once(cells, session)
     left = list(cells)
     if workers > 1:
+        odd = odd_ones(cells, workers)
         try:
-            _in_workers(left, workers)
+            _in_workers(left, workers, [cell for cell in cells if cell not in odd])
         except BrokenProcessPool:
             print("a process was killed, perhaps for memory: going on one cell at a time", file=sys.stderr, flush=True)
-    for number, cell in enumerate(left, len(cells) - len(left) + 1):
+    done = len(cells) - len(left)
+    for number, cell in enumerate(left, done + 1):
         _run(cell, f"[{number}/{len(cells)}]", session)
 
 
-def _in_workers(left: list[Cell], workers: int) -> None:
-    """Run the cells in processes; each leaves the list when it is done."""
-    threads, total, began = max(1, torch.get_num_threads() // workers), len(left), time.monotonic()
+def odd_ones(cells: Sequence[Cell], workers: int) -> list[Cell]:
+    """The last trained cells that would not fill all workers. Evaluations alone are short and count as nothing."""
+    trained = [cell for cell in cells if cell.config.components]
+    return trained[len(trained) - len(trained) % workers :]
+
+
+def _in_workers(left: list[Cell], workers: int, chosen: Sequence[Cell]) -> None:
+    """Run the chosen cells in processes; each leaves the list of all when it is done."""
+    threads, total, began = max(1, torch.get_num_threads() // workers), len(chosen), time.monotonic()
     print(f"{total} cells, {workers} at once with {threads} thread{'s' * (threads > 1)} each", flush=True)
     context = multiprocessing.get_context("spawn")  # a forked process would inherit locks of torch's threads
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(threads,)) as pool:
         running: dict[Future[None], Cell] = {
-            pool.submit(_work, cell, f"[{number}/{total}]"): cell for number, cell in enumerate(left, 1)
+            pool.submit(_work, cell, f"[{number}/{len(left)}]"): cell for number, cell in enumerate(chosen, 1)
         }
         try:
-            for future in as_completed(running):
+            for done, future in enumerate(as_completed(running), 1):
                 future.result()
                 left.remove(running[future])
                 elapsed = time.monotonic() - began
-                eta = elapsed / (total - len(left)) * len(left)
-                print(f"{total - len(left)} of {total} cells done in {elapsed:.0f} s, ETA {eta:.0f} s", flush=True)
+                eta = elapsed / done * (total - done)
+                print(f"{done} of {total} cells done in {elapsed:.0f} s, ETA {eta:.0f} s", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
+from hylo.compiled import can_compile
 from hylo.errors import problem
 from hylo.runtime import Device, Precision
 from hylo.schema import bounded, register
@@ -88,6 +89,13 @@ def trainer_problems(config: TrainerConfig) -> Iterator[str]:
         yield problem(
             "trainer.warmup_steps", config.warmup_steps, allowed, f"trainer.warmup_steps={config.steps // 10}"
         )
+
+
+def kernel_problems(config: TrainerConfig) -> Iterator[str]:
+    """Kernels that cannot be built on this machine, as text."""
+    if config.kernels is Kernels.compiled and not can_compile():
+        allowed = "only with a C++ compiler (g++ or clang++, or the one that CXX names) or a GPU"
+        yield problem("trainer.kernels", config.kernels.name, allowed, "trainer.kernels=fused")
 
 
 def learning_rate_factor(step: int, config: TrainerConfig) -> float:

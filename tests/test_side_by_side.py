@@ -18,7 +18,7 @@ import hylo.side_by_side
 from hylo.cell import Cell
 from hylo.records import RunRecord, read_study
 from hylo.session import Session
-from hylo.side_by_side import cells_at_once, operations, run_cells
+from hylo.side_by_side import cells_at_once, odd_ones, operations, run_cells
 from hylo.trainer import TrainerConfig
 
 SESSION = Session()
@@ -68,7 +68,8 @@ def test_a_failing_cell_costs_no_other(cells: list[Cell], capfd: pytest.CaptureF
 def test_after_a_killed_process_the_rest_runs_here(
     cells: list[Cell], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def killed(left: list[Cell], workers: int) -> None:
+    def killed(left: list[Cell], workers: int, chosen: list[Cell]) -> None:
+        assert [cell.name for cell in chosen] == ["lora", "dora"], "the third would leave a core idle"
         left.pop(0)
         raise BrokenProcessPool
 
@@ -104,6 +105,15 @@ def test_how_many_at_once(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) ->
     assert cells_at_once(cells, SESSION) == 1
     cells[0].config.workers = 3
     assert cells_at_once(cells, SESSION) == 3
+
+
+def test_cells_that_would_leave_a_core_idle_come_last(cells: list[Cell]) -> None:
+    """Of five trained cells on two cores the last one has both; an evaluation alone is no company."""
+    untuned = cells[0].untuned("none")
+    five = [untuned, *cells, *cells[:2]]
+    assert odd_ones(five, 2) == [cells[1]]
+    assert odd_ones(five[:-1], 2) == []
+    assert odd_ones(five, 3) == [cells[0], cells[1]]
 
 
 def test_operations_of_a_cell(cells: list[Cell]) -> None:

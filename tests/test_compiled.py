@@ -1,0 +1,42 @@
+"""torch.compile as a switch."""
+
+import pytest
+import torch
+from adapters import adapt, logits, method, perturb, tiny, tokens
+from launch import composed
+
+import hylo.trainer
+from hylo.compiled import can_compile, compiled_layers
+from hylo.trainer import kernel_problems
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler, seen in 2.13 (November 2026)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the same
+def test_compiled_layers_are_the_plain_ones():
+    """Losses and gradients agree; afterwards the model is as it was, and no layer stays compiled."""
+    base = tiny("llama")
+    model = adapt(base, method("rslora_dora"), fused=False)
+    perturb(model)
+    expected = model(input_ids=tokens(2, 12), targets=tokens(2, 12, seed=5))
+    expected.sum().backward()
+    gradients = {name: tensor.grad.clone() for name, tensor in model.flat().items() if tensor.grad is not None}
+    model.zero_grad()
+    with compiled_layers(base):
+        losses = model(input_ids=tokens(2, 12), targets=tokens(2, 12, seed=5))
+        losses.sum().backward()
+        assert all(layer._compiled_call_impl is not None for layer in base.model.layers)
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-4)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(model.flat()[name].grad, gradient, rtol=1e-3, atol=1e-4)
+    assert all(layer._compiled_call_impl is None for layer in base.model.layers)
+    assert torch.isfinite(logits(model, tokens(1, 8))).all()
+
+
+def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch):
+    config = composed("model=tiny_llama", "trainer.kernels=compiled").trainer
+    monkeypatch.setattr(hylo.trainer, "can_compile", lambda: False)
+    (text,) = kernel_problems(config)
+    assert "trainer.kernels=fused" in text
+    assert not list(kernel_problems(composed("model=tiny_llama").trainer))

@@ -1,0 +1,71 @@
+"""The memory estimate: counted from what a pass keeps, and what it decides."""
+
+import pytest
+import torch
+from adapters import adapt, method, tiny, tokens, values
+
+from hylo.memory import FLOAT, estimate, evaluation_batch_size, evaluation_bytes_per_token, kept_bytes_per_token
+from hylo.trainer import TrainerConfig
+
+LENGTH = 16
+
+
+def test_what_a_pass_keeps_grows_with_its_tokens():
+    """Twice the tokens keep twice the bytes: so a few tokens tell of many."""
+    model = adapt(tiny("llama"), method("lora"))
+    short, long = (kept_bytes_per_token(model, tokens(2, length)) for length in (8, 16))
+    assert short == pytest.approx(long, rel=0.05)
+    widths = 48 * 6 + 112 * 2  # each of two layers: inputs and outputs of norms and attention, gate and up
+    assert long > 2 * FLOAT * widths
+
+
+def test_fused_keeps_less_than_plain():
+    everywhere = method("lora", "method.low_rank.target_modules=[all-linear]")
+    fused, plain = (
+        kept_bytes_per_token(adapt(tiny("llama"), everywhere, fused=fused), tokens(2, 16)) for fused in (True, False)
+    )
+    assert fused < 0.8 * plain
+
+
+def test_counting_leaves_the_model_as_it_was():
+    model = adapt(tiny("llama"), method("hylorada"))
+    before, state = values(model), torch.get_rng_state()
+    kept_bytes_per_token(model, tokens(1, 8))
+    assert not model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in values(model).items())
+    assert all(tensor.grad is None for tensor in model.flat().values())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_parts_of_the_estimate():
+    """Checkpointing keeps less, an untrained model nothing; two processes share a batch."""
+    model, ids = adapt(tiny("llama"), method("lora")), tokens(1, 8)
+
+    def of(processes: int = 1, **settings: object) -> int:
+        config = TrainerConfig(**settings)  # pyright: ignore[reportArgumentType]
+        return estimate(model, ids, config, length=LENGTH, eval_windows=2, processes=processes).activations
+
+    assert of(gradient_checkpointing=True) < 0.7 * of()
+    assert of(batch_size=8) == pytest.approx(2 * of(batch_size=4), rel=1e-3)
+    assert of(batch_size=8, processes=2) == of(batch_size=4)
+    whole = estimate(model, ids, TrainerConfig(), length=LENGTH, eval_windows=2, processes=1)
+    assert whole.trained == 3 * FLOAT * model.parameter_counts()["trainable"]
+    assert whole.peak == whole.resident + whole.activations + whole.workspace + whole.trained
+    assert whole.beside(7) == {"peak_memory_bytes": 7, "estimated_peak_memory_bytes": whole.peak}
+    untuned = adapt(tiny("gpt2"), {})
+    assert estimate(untuned, ids, TrainerConfig(), length=LENGTH, eval_windows=2, processes=1).activations == 0
+
+
+def test_evaluation_takes_as_many_windows_as_its_memory_holds():
+    model = adapt(tiny("llama"), {})
+    window = evaluation_bytes_per_token(model) * LENGTH
+    for windows in (1, 5):
+        budget = TrainerConfig(eval_memory_gib=(windows + 0.5) * window / 2**30)
+        assert evaluation_batch_size(model, budget, LENGTH) == windows
+    assert evaluation_batch_size(model, TrainerConfig(eval_memory_gib=1e-9), LENGTH) == 1
+    assert evaluation_batch_size(model, TrainerConfig(eval_batch_size=3), LENGTH) == 3
+
+
+def test_a_loss_from_logits_counts_the_vocabulary():
+    fused, plain = (evaluation_bytes_per_token(adapt(tiny("llama"), {}, fused=fused)) for fused in (True, False))
+    assert plain - fused == FLOAT * 4 * 97
