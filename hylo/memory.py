@@ -66,7 +66,7 @@ def estimate(
     if not trained:
         return MemoryEstimate(resident=resident_bytes(), activations=0, workspace=evaluated, trained=0)
     tokens = -(-config.batch_size // processes) * length
-    kept, layers = kept_bytes_per_token(model, probe), len(decoder_layers(model.base))
+    kept, layers = kept_bytes_per_token(model, probe[:1]), len(decoder_layers(model.base))
     if config.gradient_checkpointing:
         kept = kept / layers + (layers + 1) * hidden_size(model.base) * FLOAT
     return MemoryEstimate(

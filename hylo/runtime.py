@@ -1,5 +1,6 @@
 """The machine a run uses: device, precision and processes through accelerate, memory, versions."""
 
+import ctypes
 import os
 import re
 import resource
@@ -125,7 +126,13 @@ def checksum(tensor: Tensor) -> int:
 
 
 def reset_peak_memory() -> None:
-    """Start measuring peak memory anew. On Linux this resets the process's high-water mark; elsewhere it stays."""
+    """Start measuring peak memory anew. On Linux this resets the process's high-water mark; elsewhere it stays.
+
+    What an earlier cell has freed goes back to the system where the C library can do that: it is no memory of this one.
+    """
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)  # pyright: ignore[reportOptionalMemberAccess]
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     clear = Path("/proc/self/clear_refs")

@@ -7,6 +7,7 @@ reason, and its losses come from its logits.
 
 from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,10 @@ from hylo.fused.linear_cross_entropy import linear_cross_entropy
 
 _CAUGHT = "_hylo_caught"
 """Attribute of a head that hands over its input instead of computing logits."""
+
+
+_TRIED: "WeakKeyDictionary[PreTrainedModel, tuple[str | None, float | None]]" = WeakKeyDictionary()
+"""Why a model was declined, and its softcap: the cells of a sweep try their base model once."""
 
 
 class OutputHead:
@@ -30,7 +35,9 @@ class OutputHead:
         self._model = model
         self._head: Any = model.get_output_embeddings()
         self._softcap: float | None = None
-        self.declined: str | None = self._refusal()
+        if model not in _TRIED:
+            _TRIED[model] = self._refusal(), self._softcap
+        self.declined, self._softcap = _TRIED[model]
 
     def losses(self, targets: Tensor, *args: Any, **inputs: Any) -> Tensor:
         """Negative log-likelihood of targets [B, T] in nats [B, T], 0 where a target is -100; for the model's inputs.
