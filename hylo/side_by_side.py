@@ -10,11 +10,14 @@ On a GPU, or where `accelerate launch` started several processes, cells run one 
 
 import io
 import multiprocessing
+import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from typing import TextIO
 
 import psutil
@@ -123,8 +126,17 @@ class _Lines(io.TextIOBase):
 
 
 def _begin(threads: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     sys.stdout = _Lines(sys.stdout)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for cells for ever, with its memory. A checkpoint keeps its work."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _work(cell: Cell, place: str) -> None:
