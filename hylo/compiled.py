@@ -1,7 +1,7 @@
 """torch.compile as a switch: each decoder layer through it, for the length of a block.
 
-Layers share their code, so torch compiles the first one and serves the others with it. On a CPU that takes half a
-minute and a C++ compiler; whether it pays is a matter of the run's length (benchmarks/results.md).
+Layers share their code, so torch can serve the others with what it compiled for the first one. On a CPU it needs a C++
+compiler. Whether it pays was not measured here.
 """
 
 import os

@@ -126,6 +126,13 @@ def softcapped(cap: float | None) -> PreTrainedModel:
     return model.requires_grad_(False)
 
 
+def test_a_softcap_that_small_logits_hardly_show_is_honoured():
+    """Tried by its logits alone, the head would pass as one without."""
+    head = OutputHead(softcapped(1000.0))
+    assert head.declined is None
+    assert head._softcap == 1000.0
+
+
 def test_a_softcapped_head_is_honoured():
     model = softcapped(2.0)
     head, ids, targets = OutputHead(model), tokens(2, 12), tokens(2, 12, seed=4)
