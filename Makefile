@@ -1,7 +1,8 @@
 # Works from a clean clone: every target that needs the environment builds it first, and only once.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ablation report test lint types bench format clean
+.PHONY: help setup ablation designs bucketing methods factorial parameters tuning protocol retrieval contexts
+.PHONY: report test lint types bench format clean
 
 PY    := .venv/bin/python
 PIP   := $(PY) -m pip install --disable-pip-version-check -q
@@ -9,17 +10,48 @@ SEEDS ?= 0
 ARGS  ?=
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  SEEDS=0,1,2        seeds of 'make ablation' (default 0; one seed shows evaluation noise only)"
-	@echo "  ADD=my_method      methods that 'make ablation' runs besides its six"
-	@echo "  ARGS='...'         passed on: Hydra overrides for ablation, options for report, test and bench"
+	@echo "  SEEDS=0,1,2        seeds of a study (default 0; one seed shows evaluation noise only), or until_decided"
+	@echo "  ADD=my_method      methods that a study runs besides its own cells"
+	@echo "  ARGS='...'         passed on: Hydra overrides for a study, options for report, test and bench"
 	@echo "  PYTHON=python3.12  the interpreter that 'make setup' builds .venv from (3.11 or newer)"
 
 setup: .venv/.stamp-hylo ## build .venv from the locks: about 3 minutes the first time, nothing after that
 
-ablation: setup ## run the ablation study and write its report; finished runs are kept, not run again
-	$(PY) train.py study=ablation 'seeds=[$(SEEDS)]' $(if $(ADD),'add=[$(ADD)]') $(ARGS)
+# A study of experiments/ and its report. Finished runs are kept, not run again.
+study = $(PY) train.py study=$(1) $(if $(filter until_decided,$(SEEDS)),seeds=$(SEEDS),'seeds=[$(SEEDS)]') \
+    $(if $(ADD),'add=[$(ADD)]') $(ARGS)
+
+ablation: setup ## the published ablation, direct path and leave-one-out: which component lowers perplexity?
+	$(call study,ablation)
+
+designs: setup ## five landmark designs, beside rsLoRA and alone
+	$(call study,landmark_designs)
+
+bucketing: setup ## fixed and learned position buckets
+	$(call study,bucketing)
+
+methods: setup ## all methods as peers: quality, parameters, time, memory
+	$(call study,methods)
+
+factorial: setup ## all combinations of four components, and their Shapley values
+	$(call study,factorial)
+
+parameters: setup ## landmarks against the same parameters spent on rank
+	$(call study,equal_parameters)
+
+tuning: setup ## rank-stabilized scaling against LoRA, each at its own learning rate
+	$(call study,equal_tuning)
+
+protocol: setup ## what each flaw of the published protocol was worth (WikiText-2, from the hub)
+	$(call study,published_protocol)
+
+retrieval: setup ## lost in the middle: retrieval from lists, before and after training
+	$(call study,lost_in_the_middle)
+
+contexts: setup ## position bias and landmarks from 256 to 2,048 tokens
+	$(call study,context_length)
 
 report: setup ## rebuild tables and figures from the records alone
 	$(PY) -m hylo.report $(ARGS)

@@ -24,13 +24,14 @@ from hylo.records import file_name
 from hylo.run import run_or_report
 from hylo.session import Session
 from hylo.shorthand import with_slots
-from hylo.study import Plan, check_plan, plan_study, run_plan, with_untuned
+from hylo.study import Plan, check_plan, run_plan, with_untuned
 from hylo.trainer import TrainerConfig
+from hylo.until_decided import run_study
 
 SESSION = Session()
 """Shared by all jobs that this process runs: a sweep in one process loads weights and text once."""
 
-UNNAMED = {"seed", "seeds", "tracking", "outputs", "cell", "add", "workers"}
+UNNAMED = {"seed", "seeds", "most_seeds", "tracking", "outputs", "cell", "add", "workers"}
 """Keys that are never part of a cell's name: a row has all seeds, and the others change no number."""
 FIXED = "hydra.job.config.override_dirname.exclude_keys"
 """Where Hydra keeps the keys that name no job of a sweep."""
@@ -60,21 +61,21 @@ def dispatch(composed: DictConfig) -> float | None:
         fixed = hydra.job.config.override_dirname.exclude_keys
         return run_job(job_cell(config, overrides, method, Path(hydra.sweep.dir).name, fixed))
     if config.study:
-        plan = plan_study(config, overrides, compose)
+        complete = run_study(config, overrides, compose, SESSION)
     else:
-        plan = with_untuned(Plan("runs", Path(config.outputs), [single_cell(config, overrides, method)]))
-    if not run_plan(plan, SESSION):
+        complete = run_plan(Plan("runs", Path(config.outputs), [single_cell(config, overrides, method)]), SESSION)
+    if not complete:
         sys.exit(1)
     return None
 
 
 def run_job(cell: Cell) -> float | None:
     """One job of a sweep and the untuned model it is compared with. A failure stays in the record: others go on."""
-    plan = with_untuned(Plan(cell.group, Path(cell.config.outputs), [cell]))
+    plan = Plan(cell.group, Path(cell.config.outputs), [cell])
     result = None
     try:
         check_plan(plan, SESSION)
-        for each in plan.cells:
+        for each in with_untuned(plan, SESSION).cells:
             result = run_or_report(each, SESSION)
     except HyloError as error:
         print(f"{cell.name}: {error}", file=sys.stderr, flush=True)

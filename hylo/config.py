@@ -1,6 +1,8 @@
 """The whole configuration, typed: what YAML files and overrides become before anything runs."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -18,6 +20,10 @@ from hylo.trainer import TrainerConfig
 
 for package in (hylo.adapters, hylo.data, hylo.models):
     import_all(package)
+
+
+UNTIL_DECIDED = "until_decided"
+"""A value of `seeds`."""
 
 
 @register_root
@@ -39,8 +45,11 @@ class Config:
     """Seed of adapter starts, window order and dropout."""
     study: str | None = None
     """Run a whole study, experiments/<study>/study.yaml, instead of one cell."""
-    seeds: list[int] | None = None
-    """Seeds of the study's cells; None: those that the study names."""
+    seeds: Any = None
+    """Seeds of the study's cells, [0,1,2]; None: those that the study names; until_decided: as many as it takes, by the
+    rule of hylo/stats/sequential.py."""
+    most_seeds: int = bounded(12, ge=3)
+    """With seeds=until_decided: where it stops, decided or not."""
     add: list[str] | None = None
     """Methods that the study runs besides its cells, each in a row of its own; None: its cells alone."""
     workers: int | None = bounded(None, ge=1)
@@ -50,6 +59,11 @@ class Config:
     """Name of the cell in tables; None: made from the overrides."""
     outputs: str = "outputs"
     """Folder of all records, relative to where train.py is started."""
+
+    @property
+    def fixed_seeds(self) -> list[int] | None:
+        """The seeds that were named; None: none were."""
+        return self.seeds if isinstance(self.seeds, list) else None
 
     @property
     def components(self) -> dict[str, ComponentConfig]:
@@ -79,7 +93,7 @@ def resolve(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
     assert isinstance(config, Config)
-    problems = [*bound_problems(config), *_path_problems(config)]
+    problems = [*bound_problems(config), *_path_problems(config), *_seed_problems(config)]
     if problems:
         raise ConfigError(*problems)
     return config
@@ -92,3 +106,13 @@ def _path_problems(config: Config) -> list[str]:
         for key, name in names.items()
         if name is not None and (not name or "/" in name or "\\" in name or name.startswith("."))
     ]
+
+
+def _seed_problems(config: Config) -> Iterator[str]:
+    seeds = config.seeds
+    if seeds is None or (seeds == UNTIL_DECIDED and config.study):
+        return
+    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not whole or not seeds:
+        allowed = f"a list of whole numbers >= 0, or {UNTIL_DECIDED} with a study"
+        yield problem("seeds", seeds, allowed, "'seeds=[0,1,2]'")

@@ -132,8 +132,17 @@ class StudyRecord:
 
     @property
     def untuned(self) -> str:
-        """Name of the cell that evaluates the untuned model."""
+        """Name of the first cell that evaluates the untuned model."""
         return self.manifest["untuned"]
+
+    def untuned_of(self, cell: str) -> str:
+        """The untuned cell with a cell's evaluation windows; older manifests have one for all cells."""
+        own = {entry["cell"]: entry.get("untuned", self.untuned) for entry in self.manifest["cells"]}
+        return own[cell]
+
+    def is_untuned(self, cell: str) -> bool:
+        """Whether a cell evaluates the untuned model."""
+        return cell in {entry.get("untuned", self.untuned) for entry in self.manifest["cells"]}
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -177,9 +186,17 @@ def read_study(folder: Path) -> StudyRecord:
     for name in (name for runs in listed.values() for name in runs):
         if Path(name).name != name:
             raise RecordError(f"{path} names the run {name!r}; a run is a folder directly inside {folder}")
-    return StudyRecord(
-        folder, manifest, {cell: [read_run(folder / run) for run in runs] for cell, runs in listed.items()}
-    )
+    return study_of(folder, manifest)
+
+
+def study_of(folder: Path, manifest: dict[str, Any]) -> StudyRecord:
+    """The runs that a manifest names, as a study.
+
+    Raises:
+        RecordError: a run has no record, or a damaged one.
+    """
+    cells = {entry["cell"]: [read_run(folder / run) for run in entry["runs"]] for entry in manifest["cells"]}
+    return StudyRecord(folder, manifest, cells)
 
 
 def find_complete(outputs: Path, fingerprint: str) -> RunRecord | None:

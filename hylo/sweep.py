@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 from hylo.cli import SESSION, compose, job_cell, readable_errors
 from hylo.errors import ConfigError
 from hylo.side_by_side import cells_at_once
-from hylo.study import Plan, check_plan, report_plan, run_pending, with_untuned
+from hylo.study import Plan, check_plan, run_pending, with_untuned
+from hylo.study_report import report_plan
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 """The launcher that runs the jobs of a sweep one after the other in this process."""
@@ -31,12 +32,13 @@ class SweepReport(Callback):
         with readable_errors():
             plan = sweep_plan(config)
             check_plan(plan, SESSION)
+            plan = with_untuned(plan, SESSION)
             if config.hydra.launcher._target_ == BASIC and cells_at_once(plan.cells, SESSION) > 1:
                 run_pending(plan, SESSION)  # its jobs then find their records complete
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         with readable_errors():
-            complete = report_plan(sweep_plan(config), SESSION)
+            complete = report_plan(with_untuned(sweep_plan(config), SESSION), SESSION)
         if not complete:
             sys.exit(1)
 
@@ -54,7 +56,7 @@ def sweep_plan(config: DictConfig) -> Plan:
         if job.study:
             raise ConfigError(f"study={job.study} is a sweep of its own\n    fix:     run it without -m")
         cells.append(job_cell(job, overrides, method, group, fixed))
-    return with_untuned(Plan(group, Path(config.outputs), cells))
+    return Plan(group, Path(config.outputs), cells)
 
 
 def jobs(overrides: list[str]) -> Iterator[list[str]]:

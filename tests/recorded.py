@@ -53,6 +53,7 @@ def write_recorded_study(
     failed: Sequence[tuple[str, int]] = (),
     steps: int = 20,
     audit: Mapping[str, Sequence[str]] | None = None,
+    manifest: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a group's folder: one untuned run, and one run a cell and seed.
 
@@ -66,6 +67,7 @@ def write_recorded_study(
         params: trainable parameters by cell; 1,000 where a cell is not named.
         audit: checks that failed, by cell.
         failed: (cell, seed) of runs that end with a traceback and no tables.
+        manifest: what study.json holds besides: contrasts, claims, factorial.
     """
     position = np.linspace(1.0, -0.3, length - 1)  # early tokens are harder, in nats
     base = 3.5 + rng.normal(0, window_sd, (windows, 1)) + position + rng.normal(0, 0.1, (windows, length - 1))
@@ -96,9 +98,10 @@ def write_recorded_study(
                 curve = pd.DataFrame({"step": np.arange(1, len(loss) + 1), "loss": loss})
                 (run / CURVE).write_text(curve.to_json(orient="records", lines=True) if len(loss) else "")
             write_json(run / RESULT, result)
-        entries.append({"cell": cell, "runs": names})
-    manifest = {"schema_version": SCHEMA_VERSION, "study": folder.name, "untuned": UNTUNED, "cells": entries}
-    write_json(folder / STUDY, manifest | {"question": "Does it help?", "protocol": "packed windows, equal steps"})
+        entries.append({"cell": cell, "runs": names, "untuned": UNTUNED})
+    written = {"schema_version": SCHEMA_VERSION, "study": folder.name, "untuned": UNTUNED, "cells": entries}
+    written |= {"question": "Does it help?", "protocol": "packed windows, equal steps"}
+    write_json(folder / STUDY, written | dict(manifest or {}))
     return folder
 
 

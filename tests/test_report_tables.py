@@ -80,7 +80,8 @@ def test_markdown_has_every_column_and_no_nan(study: Path):
     headers = [line for line in text.splitlines() if line.startswith("| cell")]
     assert len(headers) == 2
     shown = set(re.findall(r"\w+", headers[0]))
-    assert shown - {"low", "high"} == set(COLUMNS) - {"ppl_low", "ppl_high", "improvement_low", "improvement_high"}
+    ends = {f"{name}_{end}" for name in ("ppl", "improvement", "lim_improvement") for end in ("low", "high")}
+    assert shown - {"low", "high"} == set(COLUMNS) - ends
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
     assert "nan" not in text.lower()

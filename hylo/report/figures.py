@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from hylo.records import StudyRecord
+from hylo.report.pairs import complete_runs
 from hylo.report.style import COLOURS, LINES, MARKERS, fold, framed
-from hylo.report.summary import complete_runs, ppl_by_bin
+from hylo.report.summary import ppl_by_bin
 from hylo.report.tables import MISSING, caption, interval, split_by_reference
 from hylo.report.trajectories import trajectory_figure
 
@@ -19,8 +20,8 @@ BINS = 10
 
 def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
     """Bars of the improvement over the untuned model in percent, with its interval, one a trained cell."""
-    against_untuned, _ = split_by_reference(summary, study.untuned).values()
-    part: Any = against_untuned[against_untuned["cell"] != study.untuned]
+    against_untuned, _ = split_by_reference(summary, study).values()
+    part: Any = against_untuned[against_untuned["reference"] != ""]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()

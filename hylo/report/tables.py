@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hylo.records import RunRecord, StudyRecord
-from hylo.report.summary import PASSED, complete_runs, value_of
+from hylo.report.pairs import complete_runs, value_of
+from hylo.report.summary import PASSED, named_contrasts
 
 MISSING = "\N{EN DASH}"
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: these numbers say nothing about methods"
@@ -27,17 +28,19 @@ SEVERAL_SEEDS = "95 % intervals cover new seeds and new windows; where seeds is 
 _CONSOLE_WIDTH = 120
 _NAME_WIDTH = 12  # a name is folded no further, whatever the console
 _MEAN_WINDOW = "mean_\nwindow\n_ppl"
-_UNTUNED, _PREVIOUS = "Against the untuned model", "Against the previous row"
+_LIM = "lim_improvement_pct\n[low, high]"
+_UNTUNED, _PREVIOUS, _NAMED = "Against the untuned model", "Against the previous row", "Contrasts"
 
 # What one column of a table shows, by its header. A header's line breaks are for the console.
 Row = dict[Any, Any]
 Column = Callable[[Row], str]
 
 
-def split_by_reference(summary: pd.DataFrame, untuned: str) -> dict[str, pd.DataFrame]:
-    """The rows against the untuned model (and its own), and those against the previous row, by the table's title."""
-    against_untuned = summary["reference"].isin(["", untuned])
-    return {_UNTUNED: summary.loc[against_untuned], _PREVIOUS: summary.loc[~against_untuned]}
+def split_by_reference(summary: pd.DataFrame, study: StudyRecord) -> dict[str, pd.DataFrame]:
+    """The rows against the untuned model (and its own), and those against other cells, by the table's title."""
+    against_untuned = summary["reference"].map(lambda cell: not cell or study.is_untuned(cell)).astype(bool)
+    title = _NAMED if named_contrasts(study) else _PREVIOUS
+    return {_UNTUNED: summary.loc[against_untuned], title: summary.loc[~against_untuned]}
 
 
 def number(value: Any, decimals: int = 1) -> str:
@@ -59,7 +62,7 @@ def interval(value: Any, low: Any, high: Any) -> str:
 def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
     """The lines under every table: what was measured on, seeds, what the intervals mean, and warnings."""
     runs = [run for cell in study.cells for run in complete_runs(study, cell)]
-    seeds = {len(complete_runs(study, cell)) for cell in study.cells if cell != study.untuned} - {0}
+    seeds = {len(complete_runs(study, cell)) for cell in study.cells if not study.is_untuned(cell)} - {0}
     lines = []
     if any(value_of(run, "model", "pretrained") is False for run in runs):
         lines.append(RANDOM_WEIGHTS)
@@ -111,10 +114,10 @@ def _rows(part: pd.DataFrame, summary: pd.DataFrame) -> list[Row]:
 def console_tables(study: StudyRecord, summary: pd.DataFrame) -> list[Table]:
     """Both tables for a console of 120 columns; a table without rows is left out."""
     lines = caption(study, summary)
-    columns = {_UNTUNED: _CONSOLE_UNTUNED, _PREVIOUS: _CONSOLE_PREVIOUS}
+    columns = {_UNTUNED: _CONSOLE_UNTUNED, _PREVIOUS: _CONSOLE_CONTRASTS, _NAMED: _CONSOLE_CONTRASTS}
     if not _by_lines([run for cell in study.cells for run in complete_runs(study, cell)]):
         columns[_UNTUNED] = {header: show for header, show in _CONSOLE_UNTUNED.items() if header != _MEAN_WINDOW}
-    parts = split_by_reference(summary, study.untuned).items()
+    parts = split_by_reference(summary, study).items()
     return [
         _console_table(f"{study.name}: {title}", _rows(part, summary), columns[title], lines)
         for title, part in parts
@@ -142,7 +145,7 @@ def markdown(study: StudyRecord, summary: pd.DataFrame, failed: list[str], figur
     if study.manifest.get("question"):
         blocks.append(str(study.manifest["question"]))
     notes = [f"**{_escape(line)}**" if _warns(line) else line for line in caption(study, summary)]
-    for title, part in split_by_reference(summary, study.untuned).items():
+    for title, part in split_by_reference(summary, study).items():
         if len(part):
             blocks += [f"## {title}", _markdown_table(_rows(part, summary)), "\n".join(f"- {note}" for note in notes)]
     if failed:
@@ -240,7 +243,7 @@ _ALL_COLUMNS: dict[str, Column] = {
     "lim\n_ppl": _show("lim_ppl"),
     _MEAN_WINDOW: _show("mean_window_ppl"),
     "improvement_pct\n[low, high]": _with_interval("improvement_pct", "improvement_low", "improvement_high"),
-    "lim_\nimprovement\n_pct": _show("lim_improvement_pct"),
+    _LIM: _with_interval("lim_improvement_pct", "lim_improvement_low", "lim_improvement_high"),
     "trainable\n_params": _show("trainable_params", 0),
     "added_params": _show("added_params", 0),
     "params\n_per_pct": _show("params_per_pct", 0),
@@ -250,17 +253,21 @@ _ALL_COLUMNS: dict[str, Column] = {
     "audit": _text("audit"),
 }
 # The untuned model trains nothing, so against it added_params is trainable_params and every reference is the same.
-_CONSOLE_UNTUNED = {
-    header: show
+_NARROW: dict[str, tuple[str, Column]] = {
+    _LIM: ("lim_\nimprovement\n_pct", _show("lim_improvement_pct")),
+    "peak_memory_bytes": ("peak\n_memory", _memory),
+}
+_CONSOLE_UNTUNED = dict(
+    _NARROW.get(header, (header, show))
     for header, show in _ALL_COLUMNS.items()
-    if header not in ("reference", "added_params", "peak_memory_bytes", "audit")
-} | {"peak\n_memory": _memory}
-_CONSOLE_PREVIOUS = {
+    if header not in ("reference", "added_params", "audit")
+)
+_CONSOLE_CONTRASTS = {
     "cell": _text("cell"),
     "reference": _text("reference"),
     "seeds": _show("seeds", 0),
     "improvement_pct\n[low, high]": _ALL_COLUMNS["improvement_pct\n[low, high]"],
-    "lim_improvement_pct": _show("lim_improvement_pct"),
+    _LIM: _ALL_COLUMNS[_LIM],
     "added_params": _show("added_params", 0),
     "params_per_pct": _show("params_per_pct", 0),
 }

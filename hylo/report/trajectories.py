@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hylo.records import StudyRecord
+from hylo.report.pairs import complete_runs
 from hylo.report.style import LINES, fold, framed
-from hylo.report.summary import complete_runs
 
 _ROW_HEIGHT = 2.5  # inches
 _NAME_WIDTH = 90  # characters

@@ -1,0 +1,201 @@
+"""What a study's contrasts say: of published claims, of components, and of who earned the gain of the whole stack.
+
+From the manifest and the records alone. Effects are improvements of perplexity in percent, 100 (1 - PPL_X / PPL_R), by
+`hylo.stats.effect` over paired seeds and windows; p values are of no effect at all (contrasts) or of half the published
+effect (claims), corrected by Holm over the rows of a table with the same measure.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hylo import stats
+from hylo.records import StudyRecord
+from hylo.report.pairs import (
+    LIM_PPL,
+    PPL,
+    complete_runs,
+    measure_of,
+    paired_runs,
+    paired_sums,
+    value_of,
+    window_sums,
+)
+from hylo.verdicts import RedFlags, claim_threshold, claim_verdict, component_verdict, success
+
+CONTRASTS = [
+    "cell", "reference", "component", "way", "measure", "seeds", "effect_pct", "low", "high", "p_holm",
+    "detectable_pct", "added_params", "params_per_pct", "verdict",
+]  # fmt: skip
+CLAIMS = [
+    "id", "cell", "reference", "measure", "published_pct", "seeds", "effect_pct", "low", "high", "p_holm", "verdict",
+    "seeds_to_decide", "source", "note",
+]  # fmt: skip
+ATTRIBUTION = ["component", "way", "cell", "reference", "seeds", "effect_pct", "low", "high", "added_params"]
+SHAPLEY = "Shapley"
+
+
+def contrast_table(study: StudyRecord) -> pd.DataFrame:
+    """One row a named contrast and measure (ppl, lim_ppl), in the order of the study; columns CONTRASTS.
+
+    - `detectable_pct`: the smallest true improvement that this many seeds would show in four of five studies.
+    - `verdict`: of the component, where the contrast has one; from PPL alone.
+    """
+    rows = []
+    for measure in (PPL, LIM_PPL):
+        found = [row for contrast in contrasts_of(study) if (row := _contrast_row(study, contrast, measure))]
+        rows += _corrected(found)
+    return pd.DataFrame(rows, columns=pd.Index(CONTRASTS))
+
+
+def contrasts_of(study: StudyRecord) -> list[dict[str, Any]]:
+    """The contrasts that the manifest names; older manifests have none."""
+    return study.manifest.get("contrasts", [])
+
+
+def claim_table(study: StudyRecord) -> pd.DataFrame:
+    """One row a published claim; columns CLAIMS.
+
+    - `seeds_to_decide`: the seeds with which an effect of the measured size would be told from half the published one;
+      missing where the seeds' spread is not known, or no number of seeds is enough for this many windows.
+    """
+    rows = []
+    claims = study.manifest.get("claims", [])
+    for measure in (PPL, LIM_PPL, None):
+        of_measure = [claim for claim in claims if measure_of(claim["metric"]) == measure]
+        rows += _corrected([_claim_row(study, claim, measure) for claim in of_measure])
+    for row in rows:
+        if pd.notna(row["effect_pct"]):
+            decided = row["p_holm"] < 1 - level(study)
+            row["verdict"] = claim_verdict(row["published_pct"], row["low"], row["high"], decided=decided).name
+    order = {claim["id"]: place for place, claim in enumerate(claims)}
+    return pd.DataFrame(sorted(rows, key=lambda row: order[row["id"]]), columns=pd.Index(CLAIMS))
+
+
+def attribution_table(study: StudyRecord) -> pd.DataFrame:
+    """What each component earned, by every way the study has of asking; columns ATTRIBUTION."""
+    rows = []
+    for contrast in contrasts_of(study):
+        if contrast["component"] and (row := _contrast_row(study, contrast, PPL)):
+            rows.append({column: row.get(column) for column in ATTRIBUTION})
+    return pd.DataFrame([*rows, *_shapley_rows(study)], columns=pd.Index(ATTRIBUTION))
+
+
+def criteria_table(study: StudyRecord) -> pd.DataFrame:
+    """Success criteria and red flags of each contrast of a component: columns cell, reference, component, then one
+    yes or no a criterion."""
+    rows = []
+    for contrast in contrasts_of(study):
+        ppl, lim = (_contrast_row(study, contrast, measure) for measure in (PPL, LIM_PPL))
+        if contrast["component"] and ppl:
+            lim_low, flags = lim["low"] if lim else math.nan, _flags(study, ppl["cell"])
+            met = success(ppl["low"], lim_low, ppl["params_per_pct"], flags)
+            named = {name: ppl[name] for name in ("cell", "reference", "component")}
+            rows.append(named | {name: "yes" if holds else "no" for name, holds in met.items()})
+    return pd.DataFrame(rows)
+
+
+def level(study: StudyRecord) -> float:
+    """Coverage of a study's intervals: 0.95 unless a rule of stopping needed more."""
+    return study.manifest.get("level", stats.LEVEL)
+
+
+def effect_of(study: StudyRecord, cell: str, reference: str, measure: str = PPL) -> stats.Effect | None:
+    """log PPL of a cell less that of its reference, nats a token; None without a pair of complete runs, or where no
+    window has a token of the measure."""
+    pairs = paired_runs(study, cell, reference) if {cell, reference} <= study.cells.keys() else []
+    if not pairs:
+        return None
+    sums, tokens = paired_sums(pairs, measure)
+    return stats.effect(sums, tokens, level=level(study)) if tokens.size > 1 else None
+
+
+def percent(effect: stats.Effect) -> dict[str, float]:
+    """effect_pct, low and high: the improvement in percent that a difference of log PPL is."""
+    with np.errstate(over="ignore"):
+        value, low, high = (-100 * float(np.expm1(end)) for end in (effect.value, effect.high, effect.low))
+    return {"effect_pct": value, "low": low, "high": high}
+
+
+def in_nats(improvement_pct: float) -> float:
+    """The difference of log PPL that an improvement in percent is."""
+    return math.log1p(-improvement_pct / 100)
+
+
+def _contrast_row(study: StudyRecord, contrast: dict[str, Any], measure: str) -> dict[str, Any] | None:
+    cell, reference = contrast["cell"], contrast["reference"]
+    effect = effect_of(study, cell, reference, measure)
+    if effect is None:
+        return None
+    row = {"cell": cell, "reference": reference, "component": contrast["component"] or "", "way": contrast["way"]}
+    row |= {"measure": measure, "seeds": effect.seeds, **percent(effect), "p": effect.p_value()}
+    row["detectable_pct"] = -100 * math.expm1(-effect.smallest_detectable())
+    row["added_params"] = _trainable(study, cell) - _trainable(study, reference)
+    ends = row["effect_pct"], row["low"], row["high"]
+    row["params_per_pct"] = stats.params_per_pct(row["added_params"], *ends) if np.isfinite(ends).all() else None
+    row["verdict"] = ""
+    if contrast["component"] and measure == PPL:
+        row["verdict"] = component_verdict(row["low"], row["high"], _flags(study, cell))
+    return row
+
+
+def _claim_row(study: StudyRecord, claim: dict[str, Any], measure: str | None) -> dict[str, Any]:
+    row = {name: claim[name] for name in ("id", "cell", "reference", "source", "note")}
+    row |= {"measure": measure or claim["metric"], "published_pct": claim["value"] if measure else math.nan}
+    row |= {"effect_pct": math.nan, "low": math.nan, "high": math.nan, "p": math.nan, "verdict": "inconclusive"}
+    effect = effect_of(study, claim["cell"], claim["reference"], measure) if measure else None
+    if effect is None:
+        return row | {"seeds": 0, "seeds_to_decide": None}
+    threshold = in_nats(claim_threshold(claim["value"]))
+    row |= {"seeds": effect.seeds, **percent(effect), "p": effect.p_value(threshold)}
+    return row | {"seeds_to_decide": effect.seeds_to_decide(threshold)}
+
+
+def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with p_holm in the place of p."""
+    known = [row for row in rows if math.isfinite(row["p"])]
+    for row, adjusted in zip(known, stats.holm([row["p"] for row in known]) if known else [], strict=True):
+        row["p_holm"] = float(adjusted)
+    return [{"p_holm": math.nan, **row} for row in rows]
+
+
+def _shapley_rows(study: StudyRecord) -> Iterable[dict[str, Any]]:
+    """Shapley values of a factorial's components; none where a cell of it has no complete run for every seed."""
+    cells = {frozenset(entry["on"]): entry["cell"] for entry in study.manifest.get("factorial", [])}
+    runs = {on: {run.seed: run for run in complete_runs(study, cell)} for on, cell in cells.items()}
+    seeds = sorted(set.intersection(*(set(of_cell) for of_cell in runs.values()))) if runs else []
+    if not seeds:
+        return
+    values, tokens = {}, np.empty(0)
+    for on, of_cell in runs.items():
+        values[on], tokens = window_sums([of_cell[seed] for seed in seeds])
+    whole = max(cells, key=len)
+    params = stats.shapley({on: float(_trainable(study, cell)) for on, cell in cells.items()})
+    for factor, sums in stats.shapley(values).items():
+        effect = stats.effect(sums, tokens, level=level(study))
+        yield {
+            "component": factor,
+            "way": SHAPLEY,
+            "cell": cells[whole],
+            "reference": cells[frozenset()],
+            "seeds": effect.seeds,
+            **percent(effect),
+            "added_params": round(float(params[factor])),
+        }
+
+
+def _trainable(study: StudyRecord, cell: str) -> int:
+    return value_of(complete_runs(study, cell)[0], "params", "trainable")
+
+
+def _flags(study: StudyRecord, cell: str) -> RedFlags:
+    runs = complete_runs(study, cell)
+    jumps = [jump for run in runs if (jump := value_of(run, "training", "max_loss_jump")) is not None]
+    return RedFlags(
+        nonfinite_steps=sum(value_of(run, "training", "nonfinite_steps") for run in runs),
+        largest_loss_jump=max(jumps, default=None),
+        leaks=any("causality" in value_of(run, "audit", "failed") for run in runs),
+    )

@@ -1,0 +1,81 @@
+"""A whole study: a setting chosen first where the study asks for it, then its seeds, fixed or until it is decided.
+
+`seeds=until_decided` looks at the study after each of the seed counts of `hylo.stats.looks`, at the level of confidence
+that the rule gives that look, and stops when every contrast and claim is decided or the most seeds are reached. Its
+error rate is that of `hylo.stats.sequential`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+from hylo import stats
+from hylo.config import UNTIL_DECIDED, Config
+from hylo.records import StudyRecord, study_of
+from hylo.runtime import is_main_process
+from hylo.session import Session
+from hylo.study import Compose, Plan, check_plan, plan_study, run_pending, run_plan, with_untuned
+from hylo.study_report import manifest, report_plan
+from hylo.tuning import tune
+from hylo.verdicts import DROP, claim_threshold
+
+SMALL = -math.log1p(-DROP / 100)
+"""Nats a token: an effect that surely is smaller than this is decided, too: the component is not worth having."""
+
+
+def run_study(config: Config, overrides: Sequence[str], compose: Compose, session: Session) -> bool:
+    """Run a study of experiments/ and report it. What is complete is not run again.
+
+    Returns:
+        Whether all cells are complete.
+
+    Raises:
+        ConfigError: as `plan_study` and `check_plan`; nothing has run then.
+    """
+    first = plan_study(config, overrides, compose, seeds=_first_seeds(config))
+    check_plan(first, session)
+    chosen, notes = tune(first, config, overrides, compose, session)
+    if config.seeds != UNTIL_DECIDED:
+        plan = plan_study(config, overrides, compose, chosen=chosen)
+        return run_plan(dataclasses.replace(plan, notes=notes), session)
+    for look, level in stats.levels(stats.looks(config.most_seeds)).items():
+        plan = plan_study(config, overrides, compose, seeds=range(look), chosen=chosen)
+        plan = with_untuned(dataclasses.replace(plan, notes=notes | {"level": level, "rule": UNTIL_DECIDED}), session)
+        run_pending(plan, session)
+        open_ = list(undecided(recorded(plan, session)))
+        if is_main_process():
+            state = f"undecided: {'; '.join(open_)}" if open_ else "every contrast is decided"
+            print(f"{plan.group}: {look} seeds, intervals of {100 * level:.4g} %: {state}", flush=True)
+        if not open_:
+            break
+    return report_plan(plan, session) if is_main_process() else True
+
+
+def _first_seeds(config: Config) -> Sequence[int] | None:
+    return range(stats.looks(config.most_seeds)[0]) if config.seeds == UNTIL_DECIDED else None
+
+
+def recorded(plan: Plan, session: Session) -> StudyRecord:
+    """A plan's runs as a study's records, before a report is written."""
+    return study_of(plan.folder, manifest(plan, session))
+
+
+def undecided(study: StudyRecord) -> Iterator[str]:
+    """The contrasts and claims whose interval, at the study's level, still leaves their question open.
+
+    A contrast asks whether its effect is 0, or too small to matter (below 2 %); a claim, whether at least half of the
+    published effect is there.
+    """
+    from hylo.report.contrasts import contrasts_of, effect_of, in_nats  # reports bring matplotlib with them
+    from hylo.report.pairs import measure_of
+
+    for contrast in contrasts_of(study):
+        effect = effect_of(study, contrast["cell"], contrast["reference"])
+        if effect is None or not stats.decided(effect, threshold=0.0, smallest=SMALL):
+            yield f"{contrast['cell']} against {contrast['reference']}"
+    for claim in study.manifest["claims"]:
+        if measure := measure_of(claim["metric"]):
+            effect = effect_of(study, claim["cell"], claim["reference"], measure)
+            threshold = in_nats(claim_threshold(claim["value"]))
+            if effect is None or not stats.decided(effect, threshold=threshold, smallest=0.0):
+                yield f"claim {claim['id']}"

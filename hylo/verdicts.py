@@ -1,0 +1,119 @@
+"""What an interval says of a published claim and of a component. Pure functions; all effects in percent of perplexity.
+
+A claim of an improvement of v percent asks whether an effect of at least half that size, in the claimed direction, is
+there: published and measured model, text and budget differ, so the exact number cannot be expected, and a hundredth of
+it confirms nothing. With the threshold v / 2
+
+    reproduced      the whole interval lies beyond it, towards v
+    contradicted    the whole interval lies short of it: no effect, one of another sign, or a much smaller one
+    inconclusive    the interval holds it
+
+A component's effect is core above 5 %, optional from 2 to 5 %, drop below 2 %; where its interval reaches into several
+of these it is undecided between them. Two findings come before any size: leaking (the audit found that logits depend on
+later tokens) and unstable (a loss that was not finite, or a jump of the training loss). Own design.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+DROP, CORE = 2.0, 5.0
+"""Percent of perplexity: below the first a component is not worth having, above the second a method rests on it."""
+LIM_SUCCESS = 5.0
+"""Percent of LIM-PPL that counts as success."""
+MOST_PARAMS_PER_PCT = 50_000
+"""Parameters paid for one percent of improvement beyond which a component is too dear."""
+LOSS_JUMP = 1.0
+"""Nats a token by which the training loss may rise from one step to the next."""
+
+
+class ClaimVerdict(Enum):
+    """What a study says of a published number."""
+
+    reproduced = "an effect of at least half the published size is there"
+    contradicted = "an effect of half the published size is ruled out"
+    inconclusive = "both remain possible"
+
+
+@dataclass(frozen=True)
+class RedFlags:
+    """What went wrong in any run of a cell."""
+
+    nonfinite_steps: int = 0
+    largest_loss_jump: float | None = None
+    """Nats a token; None: nothing was trained."""
+    leaks: bool = False
+    """The audit's check of causality failed."""
+
+    @property
+    def unstable(self) -> bool:
+        return self.nonfinite_steps > 0 or (self.largest_loss_jump or 0.0) > LOSS_JUMP
+
+
+def claim_threshold(published: float) -> float:
+    """The effect that separates reproduced from contradicted.
+
+    Raises:
+        ValueError: the published effect is 0 or not finite, so it has no direction.
+    """
+    if not math.isfinite(published) or published == 0:
+        raise ValueError(f"published effect {published}: a finite number other than 0 is needed")
+    return published / 2
+
+
+def claim_verdict(published: float, low: float, high: float, *, decided: bool = True) -> ClaimVerdict:
+    """The verdict on a claim from the interval of the measured effect.
+
+    Arguments:
+        decided: whether the threshold is excluded also after the correction for the number of claims.
+
+    Raises:
+        ValueError: the published effect has no direction, or the interval is none.
+    """
+    threshold = claim_threshold(published)
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise ValueError(f"[{low}, {high}] is no interval")
+    if not decided or low <= threshold <= high:
+        return ClaimVerdict.inconclusive
+    towards = low > threshold if published > 0 else high < threshold
+    return ClaimVerdict.reproduced if towards else ClaimVerdict.contradicted
+
+
+def component_verdict(low: float, high: float, flags: RedFlags = RedFlags()) -> str:
+    """core, optional, drop, unstable, leaking, or `undecided: ...` with what the interval leaves open.
+
+    Arguments:
+        low, high: interval of the improvement that the component brings, percent.
+
+    Raises:
+        ValueError: low > high, or an end is missing.
+    """
+    if not low <= high:
+        raise ValueError(f"[{low}, {high}] is no interval")
+    if flags.leaks:
+        return "leaking"
+    if flags.unstable:
+        return "unstable"
+    open_ = [
+        name
+        for name, least, most in (("drop", -math.inf, DROP), ("optional", DROP, CORE), ("core", CORE, math.inf))
+        if low < most and high >= least
+    ]
+    return open_[0] if len(open_) == 1 else f"undecided: {' or '.join(open_)}"
+
+
+def success(ppl_low: float, lim_low: float, params_per_pct: float | None, flags: RedFlags) -> dict[str, bool]:
+    """Whether each of the success criteria holds, by name; those on effects need the whole interval beyond them.
+
+    Arguments:
+        ppl_low, lim_low: lower ends of the intervals of the improvements of PPL and LIM-PPL, percent; NaN fails.
+        params_per_pct: as `hylo.stats.params_per_pct`; None fails.
+    """
+    return {
+        f"PPL > {DROP:g} %": ppl_low > DROP,
+        f"LIM-PPL > {LIM_SUCCESS:g} %": lim_low > LIM_SUCCESS,
+        f"< {MOST_PARAMS_PER_PCT // 1000} K params per 1 %": params_per_pct is not None
+        and params_per_pct < MOST_PARAMS_PER_PCT,
+        "no non-finite loss": flags.nonfinite_steps == 0,
+        f"no loss jump > {LOSS_JUMP:g} nat": (flags.largest_loss_jump or 0.0) <= LOSS_JUMP,
+    }

@@ -1,0 +1,168 @@
+"""Contrasts, claims and attribution from synthetic records with known effects."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from recorded import SIZE, UNTUNED, write_recorded_study
+
+from hylo.records import RESULT, STUDY, StudyRecord, read_study, write_json
+from hylo.report import summarize
+from hylo.report.contrasts import SHAPLEY, attribution_table, claim_table, contrast_table, criteria_table
+from hylo.until_decided import undecided
+
+CELLS = {"small": 20.0, "large": 28.0, "same": 28.0}
+PARAMS = {"small": 1_000, "large": 1_500, "same": 1_900}
+
+
+def contrast(cell: str, reference: str, component: str | None = None, way: str = "added") -> dict[str, Any]:
+    return {"cell": cell, "reference": reference, "component": component, "way": way}
+
+
+def claim(name: str, cell: str, reference: str, value: float, metric: str = "ppl_improvement") -> dict[str, Any]:
+    named = {"id": name, "study": "demo", "source": "a page", "cell": cell, "reference": reference, "metric": metric}
+    return named | {"value": value, "unit": "percent", "note": ""}
+
+
+MANIFEST = {
+    "contrasts": [contrast("large", "small", "size"), contrast("same", "large", "nothing"), contrast("small", UNTUNED)],
+    "claims": [
+        claim("up", "large", "small", 12.0),
+        claim("none", "same", "large", 9.0),
+        claim("down", "large", "small", -6.0, "lim_ppl_improvement"),
+        claim("number", "small", "", 69.0, "ppl"),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
+    """Three seeds of cells whose differences are much larger than their noise."""
+    folder = tmp_path_factory.mktemp("decided") / "demo"
+    rng = np.random.default_rng(3)
+    quiet = {"seed_sd": 0.002, "difference_sd": 0.01}
+    return read_study(
+        write_recorded_study(folder, CELLS, [0, 1, 2], rng, params=PARAMS, manifest=MANIFEST, **quiet, **SIZE)
+    )
+
+
+def test_contrasts(decided: StudyRecord) -> None:
+    table = contrast_table(decided)
+    assert list(zip(table["cell"], table["measure"], strict=True)) == [
+        *((cell, "ppl") for cell in ("large", "same", "small")),
+        *((cell, "lim_ppl") for cell in ("large", "same", "small")),
+    ]
+    summary = summarize(decided)
+    row: Any = table.iloc[0]
+    (other,) = summary[(summary["cell"] == "large") & (summary["reference"] == "small")].to_dict("records")
+    for column, same in (("effect_pct", "improvement_pct"), ("low", "improvement_low"), ("high", "improvement_high")):
+        assert row[column] == pytest.approx(other[same])
+    assert row["params_per_pct"] == pytest.approx(500 / row["effect_pct"])
+    assert table["verdict"].tolist() == ["core", "drop", "", "", "", ""]
+    assert 0 < row["detectable_pct"] < 10
+    assert table["p_holm"].iloc[1] == pytest.approx(contrast_p(decided, "same", "large")), "the largest stays as it is"
+
+
+def contrast_p(study: StudyRecord, cell: str, reference: str) -> float:
+    """The p-value of a pair by scipy's t, from the interval's own width: an independent way back."""
+    from hylo.report.contrasts import effect_of
+
+    effect = effect_of(study, cell, reference)
+    assert effect is not None
+    return effect.p_value()
+
+
+def test_claims(decided: StudyRecord) -> None:
+    table = claim_table(decided).set_index("id")
+    assert table["verdict"].to_dict() == {
+        "up": "reproduced",
+        "none": "contradicted",
+        "down": "contradicted",
+        "number": "inconclusive",
+    }
+    assert table.index.tolist() == ["up", "none", "down", "number"]
+    assert math.isnan(table["effect_pct"]["number"])
+    assert table["seeds_to_decide"]["up"] in (2, 3)
+
+
+def test_a_missing_cell_leaves_its_contrasts_out(tmp_path: Path) -> None:
+    """A number in its place would look like a result; so would dropping the claim."""
+    manifest = {"contrasts": [contrast("gone", "small", "a")], "claims": [claim("gone", "gone", "small", 5.0)]}
+    folder = write_recorded_study(
+        tmp_path / "demo", {"small": 20.0, "gone": 25.0}, [0, 1], np.random.default_rng(0),
+        failed=[("gone", 0), ("gone", 1)], manifest=manifest, **SIZE,
+    )  # fmt: skip
+    study = read_study(folder)
+    assert contrast_table(study).empty
+    assert claim_table(study)["verdict"].tolist() == ["inconclusive"]
+    assert attribution_table(study).empty
+    assert list(undecided(study)) == ["gone against small", "claim gone"]
+
+
+def test_flags_of_any_seed_reach_the_verdict(tmp_path: Path) -> None:
+    folder = write_recorded_study(
+        tmp_path / "demo", CELLS, [0, 1, 2], np.random.default_rng(3),
+        audit={"large": ["causality"]}, manifest=MANIFEST, seed_sd=0.002, difference_sd=0.01, **SIZE,
+    )  # fmt: skip
+    (path,) = folder.glob("same-seed1-*")
+    result = json.loads((path / RESULT).read_text())
+    result["training"]["nonfinite_steps"] = 1
+    write_json(path / RESULT, result)
+    table = contrast_table(read_study(folder))
+    assert table["verdict"].tolist()[:2] == ["leaking", "unstable"]
+    criteria = criteria_table(read_study(folder))
+    assert criteria["no non-finite loss"].tolist() == ["yes", "no"]
+    assert criteria["PPL > 2 %"].tolist() == ["yes", "no"]
+
+
+def test_shapley_values_share_out_the_gain(tmp_path: Path) -> None:
+    """Against the definition: the mean over orders of what a factor adds."""
+    gains = {"": 5.0, "a": 10.0, "b": 12.0, "a+b": 20.0}
+    names = {"": "nothing", **{name: name for name in gains if name}}
+    factorial = [{"on": name.split("+") if name else [], "cell": names[name]} for name in gains]
+    folder = write_recorded_study(
+        tmp_path / "demo", {names[name]: gain for name, gain in gains.items()}, [0, 1, 2], np.random.default_rng(1),
+        params={"nothing": 100, "a": 110, "b": 130, "a+b": 140}, manifest={"factorial": factorial}, **SIZE,
+    )  # fmt: skip
+    study = read_study(folder)
+    table = attribution_table(study)
+    assert (table["way"] == SHAPLEY).all()
+    assert dict(zip(table["component"], table["added_params"], strict=True)) == {"a": 10, "b": 30}
+    summary = summarize(study)
+    log_ppl = {row["cell"]: math.log(row["ppl"]) for row in summary.to_dict("records")}
+    for factor in ("a", "b"):
+        steps = []
+        for order in itertools.permutations("ab"):
+            before = "".join(order[: order.index(factor)])
+            after = "+".join(sorted({*before, factor}))
+            steps.append(log_ppl[after] - log_ppl[before or "nothing"])
+        value = table.loc[table["component"] == factor, "effect_pct"].item()
+        assert value == pytest.approx(-100 * math.expm1(np.mean(steps)))
+    total = table["effect_pct"].map(lambda value: math.log1p(-value / 100)).sum()
+    assert total == pytest.approx(log_ppl["a+b"] - log_ppl["nothing"])
+
+
+def test_a_study_says_what_is_undecided(decided: StudyRecord, tmp_path: Path) -> None:
+    assert not list(undecided(decided))
+    noisy = write_recorded_study(
+        tmp_path / "demo", CELLS, [0, 1, 2], np.random.default_rng(3), manifest=MANIFEST, seed_sd=0.3, **SIZE
+    )
+    assert "large against small" in list(undecided(read_study(noisy)))
+
+
+def test_older_manifests_still_read(decided: StudyRecord) -> None:
+    """Records of before there were contrasts have neither them nor an untuned cell for each row."""
+    old = {key: value for key, value in decided.manifest.items() if key not in MANIFEST}
+    old["cells"] = [{"cell": entry["cell"], "runs": entry["runs"]} for entry in old["cells"]]
+    study = StudyRecord(decided.folder, old, decided.cells)
+    assert contrast_table(study).empty
+    assert claim_table(study).empty
+    pairs = list(zip(summarize(study)["cell"], summarize(study)["reference"], strict=True))
+    assert ("large", "small") in pairs
+    assert isinstance(contrast_table(study), pd.DataFrame)
+    assert (decided.folder / STUDY).exists()
