@@ -136,7 +136,7 @@ SUMMARY_COLUMNS = [
         "Column mean_window_ppl.",
     ),
     estimate(
-        "Improvement % [95 %]",
+        "Improvement (%) [95 %]",
         "improvement_pct",
         "improvement_low",
         "improvement_high",
@@ -144,7 +144,7 @@ SUMMARY_COLUMNS = [
         unit="%",
     ),
     quantity(
-        "LIM improvement %",
+        "LIM improvement (%)",
         "lim_improvement_pct",
         "The same improvement over the middle third of positions. Higher is better. Column lim_improvement_pct.",
         unit="%",
@@ -171,7 +171,7 @@ SUMMARY_COLUMNS = [
         decimals=0,
         unit="parameters",
     ),
-    quantity("Train s", "train_seconds", "Seconds of training, mean over seeds. Column train_seconds.", unit="s"),
+    quantity("Training (s)", "train_seconds", "Seconds of training, mean over seeds. Column train_seconds.", unit="s"),
     quantity(
         "Tokens/s",
         "tokens_per_second",
@@ -180,7 +180,7 @@ SUMMARY_COLUMNS = [
         unit="tokens/s",
     ),
     quantity(
-        "Peak memory MiB",
+        "Peak memory (MiB)",
         "peak_memory_bytes",
         "The most memory in use during training, the largest over seeds. Column peak_memory_bytes.",
         decimals=0,
@@ -195,3 +195,10 @@ SUMMARY_COLUMNS = [
     ),
 ]
 """What summary.md shows, in the same order."""
+
+UNTUNED_COLUMNS = [column for column in SUMMARY_COLUMNS if column.key not in ("reference", "added_params")]
+"""Against the untuned model, which trains nothing: every reference is the same, and added parameters are trainable."""
+
+_CONTRAST = ("cell", "reference", "seeds", "improvement_pct", "lim_improvement_pct", "added_params", "params_per_pct")
+CONTRAST_COLUMNS = [column for column in SUMMARY_COLUMNS if column.key in (*_CONTRAST, "audit")]
+"""What a contrast says beyond the table against the untuned model: all that has room on paper."""

@@ -6,12 +6,12 @@ stays a name even if escaping had a hole.
 
 import base64
 import hashlib
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from re import sub
 
 import pandas as pd
 
@@ -21,6 +21,8 @@ from hylo.report.tables import Row
 FILTER_FROM = 9
 """Rows from which a table has a filter."""
 
+_BREAK = re.compile(r"([_+.-])(?=\w)")
+"""Where a long name may go on in the next line."""
 _ASSETS = Path(__file__).with_name("assets")
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 ElementTree.register_namespace("", _SVG)
@@ -121,14 +123,14 @@ def inline_svg(svg: str, prefix: str, title: str) -> str:
             parent.remove(child)
     for element in root.iter():
         if element.tag == f"{{{_SVG}}}style":
-            element.text = sub(r"(^|[},])\s*([^{},]+)(?=[^{}]*\{)", rf"\1#{prefix} \2", element.text or "")
+            element.text = re.sub(r"(^|[},])\s*([^{},]+)(?=[^{}]*\{)", rf"\1#{prefix} \2", element.text or "")
         for name, value in element.attrib.items():
             if name == "id":
                 element.set(name, f"{prefix}-{value}")
             elif name in ("href", f"{{{_XLINK}}}href") and value.startswith("#"):
                 element.set(name, f"#{prefix}-{value[1:]}")
             else:
-                element.set(name, sub(r"url\(#", f"url(#{prefix}-", value))
+                element.set(name, re.sub(r"url\(#", f"url(#{prefix}-", value))
     root.attrib |= {"id": prefix, "role": "img", "aria-label": title}
     for size in ("width", "height"):  # the page decides; the view box keeps the proportions
         root.attrib.pop(size, None)
@@ -187,7 +189,10 @@ def _cell(row: Row, column: Column, tag: str) -> str:
     exact = column.exact(row)
     attributes = ' class="number"' if column.numeric else ""
     attributes += f' data-value="{_text(column.sort_key(row))}"' + (f' title="{_text(exact)}"' if exact else "")
-    content = badge(shown, column.tone(shown)) if column.tone else _text(shown)
+    if column.tone:
+        content = badge(shown, column.tone(shown))
+    else:
+        content = _text(shown) if column.numeric else _BREAK.sub(r"\1<wbr>", _text(shown))
     return f"<{tag}{attributes}>{content}</{tag.partition(' ')[0]}>"
 
 

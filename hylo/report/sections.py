@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hylo.records import StudyRecord
-from hylo.report.columns import SUMMARY_COLUMNS
+from hylo.report.columns import CONTRAST_COLUMNS, SUMMARY_COLUMNS, UNTUNED_COLUMNS, Column
 from hylo.report.hover import svg
 from hylo.report.html import FigureBlock, HtmlTable, Section
 from hylo.report.tables import caption, marked_rows, split_by_reference, warns
@@ -19,7 +19,8 @@ def lead(study: StudyRecord) -> list[str]:
 
 def sections(study: StudyRecord, summary: pd.DataFrame, failed: list[str], figures: list[FigureBlock]) -> list[Section]:
     """The page's sections; one without content is left out."""
-    found = [_summary_section(study, summary, title, frame) for title, frame in _frames(study, summary).items()]
+    lines = caption(study, summary)
+    found = [_summary_section(table, lines) for table in _tables(study, summary, SUMMARY_COLUMNS)]
     if figures:
         found.append(Section(title="Figures", figures=figures))
     if failed:
@@ -34,26 +35,28 @@ def figure_block(figure: Figure, name: str) -> FigureBlock:
 
 
 def summary_tex(study: StudyRecord, summary: pd.DataFrame) -> str:
-    """summary.tex: both tables of summary.md."""
-    blocks = ["% Needs \\usepackage{booktabs}. Rebuilt from the records: do not edit.\n"]
+    """summary.tex: both tables of summary.md, of the second what the first does not show already."""
     said = ". ".join(caption(study, summary))
-    for title, frame in _frames(study, summary).items():
-        name = f"{study.name}: {title.lower()}"
-        blocks.append(booktabs(frame, SUMMARY_COLUMNS, f"{name}. {said}.", name))
+    blocks = ["% Needs \\usepackage{booktabs}. Rebuilt from the records: do not edit.\n"]
+    for table in _tables(study, summary, CONTRAST_COLUMNS):
+        blocks.append(booktabs(table.frame, table.columns, f"{table.caption}. {said}.", table.caption))
     return "\n".join(blocks)
 
 
-def _frames(study: StudyRecord, summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The tables that have rows, by title, with the cells marked whose audit failed."""
-    parts = split_by_reference(summary, study.untuned).items()
-    return {title: pd.DataFrame(marked_rows(part, summary)) for title, part in parts if len(part)}
+def _tables(study: StudyRecord, summary: pd.DataFrame, contrasts: list[Column]) -> list[HtmlTable]:
+    """The tables that have rows, with the cells marked whose audit failed."""
+    against_untuned, against_previous = split_by_reference(summary, study.untuned).items()
+    return [
+        HtmlTable(caption=f"{study.name}: {title}", frame=pd.DataFrame(marked_rows(part, summary)), columns=columns)
+        for (title, part), columns in ((against_untuned, UNTUNED_COLUMNS), (against_previous, contrasts))
+        if len(part)
+    ]
 
 
-def _summary_section(study: StudyRecord, summary: pd.DataFrame, title: str, frame: pd.DataFrame) -> Section:
-    lines = caption(study, summary)
+def _summary_section(table: HtmlTable, lines: list[str]) -> Section:
     return Section(
-        title=title,
+        title=table.caption.rpartition(": ")[2],
         warnings=[line for line in lines if warns(line)],
-        table=HtmlTable(caption=f"{study.name}: {title.lower()}", frame=frame, columns=SUMMARY_COLUMNS),
+        table=table,
         notes=[line for line in lines if not warns(line)],
     )

@@ -17,6 +17,7 @@ _SPECIAL = {
     "|": r"\textbar{}",
     MISSING: "--",
     "\n": " ",
+    "\0": "{}",
     **{character: f"\\{character}" for character in "_%&#${}"},
 }
 
@@ -54,22 +55,20 @@ def booktabs(frame: pd.DataFrame, columns: Sequence[Column], caption: str, label
 
 def escape(text: str) -> str:
     """Plain text as LaTeX source that prints it, in one line."""
-    found = "".join(_SPECIAL.get(character, character) for character in text)
-    # Two hyphens of a name would print as a dash, but the dash that stands for a missing value is one.
-    return found if text == MISSING else re.sub(r"-(?=-)", "-{}", found)
+    # Two hyphens of a name would print as a dash.
+    return "".join(_SPECIAL.get(character, character) for character in re.sub("-(?=-)", "-\0", text))
 
 
-def _line(cells: list[str]) -> str:
+def _line(cells: Sequence[str]) -> str:
     # A bracket or star that opens a row would be read as an option of the row break before it.
     return "{}" * cells[0].startswith(("[", "*")) + " & ".join(cells) + r" \\"
 
 
 def _header(column: Column) -> str:
-    """One word a line, or the columns would be as wide as their names."""
-    words = [escape(word) for word in re.sub(r" (?=%|\[|1)", "\N{NO-BREAK SPACE}", column.header).split(" ")]
-    words = [word.replace("\N{NO-BREAK SPACE}", "~") for word in words]
-    side, stack = "r" if column.numeric else "l", r"\\".join(words)
-    return rf"\shortstack[{side}]{{{stack}}}"
+    """One word a line, or the columns would be as wide as their names; a unit or a number stays with its word."""
+    lines = [escape(line) for line in re.split(r" (?![%(\d])", column.header)]
+    side = "r" if column.numeric else "l"
+    return rf"\begin{{tabular}}[b]{{@{{}}{side}@{{}}}}{' '.join(_line([line]) for line in lines)}\end{{tabular}}"
 
 
 def _cell(row: Row, column: Column) -> str:

@@ -8,8 +8,9 @@ function compare(a, b, numeric, sign) {
   return sign * ((Number(a) > Number(b)) - (Number(a) < Number(b)));
 }
 
+// Ascending, then descending, then the study's own order.
 function sort(table, header) {
-  const next = { none: "ascending", ascending: "descending", descending: "none" }[header.ariaSort ?? "none"];
+  const next = { none: "ascending", ascending: "descending", descending: "none" }[header.getAttribute("aria-sort")];
   for (const other of table.tHead.rows[0].cells) other.setAttribute("aria-sort", "none");
   header.setAttribute("aria-sort", next);
   const value = (row) => row.cells[header.cellIndex].dataset.value;
@@ -22,12 +23,19 @@ function sort(table, header) {
 function filter(table, input, count) {
   const words = input.value.toLowerCase().split(/\s+/);
   const rows = [...table.tBodies[0].rows];
-  for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
-  const shown = rows.filter((row) => !row.hidden).length;
-  count.textContent = input.value.trim() ? `${shown} of ${rows.length} rows` : "";
+  const text = (row) => [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase();
+  for (const row of rows) row.hidden = !words.every((word) => text(row).includes(word));
+  const shown = rows.filter((row) => !row.hidden);
+  count.textContent = input.value.trim() ? `${shown.length} of ${rows.length} rows` : "";
+  stop(table, shown[0]?.cells[0]);
 }
 
 // Arrow keys walk over the cells, of which one at a time is in the tab order.
+function stop(table, cell) {
+  for (const other of table.tBodies[0].querySelectorAll('[tabindex="0"]')) other.tabIndex = -1;
+  if (cell) cell.tabIndex = 0;
+}
+
 function walk(event) {
   const [down, right] = { ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowRight: [0, 1], ArrowLeft: [0, -1] }[event.key] ?? [];
   const cell = event.target.closest("tbody [tabindex]");
@@ -35,31 +43,30 @@ function walk(event) {
   const rows = [...cell.closest("tbody").rows].filter((row) => !row.hidden);
   const goal = rows[rows.indexOf(cell.parentElement) + down]?.cells[cell.cellIndex + right];
   event.preventDefault();
-  if (!goal) return;
-  cell.tabIndex = -1;
-  goal.tabIndex = 0;
-  goal.focus();
+  goal?.focus();
 }
 
 function prepare(table) {
   for (const [place, row] of [...table.tBodies[0].rows].entries()) {
     row.dataset.place = place;
-    for (const cell of row.cells) cell.tabIndex = place || cell.cellIndex ? -1 : 0;
+    for (const cell of row.cells) cell.tabIndex = -1;
   }
   for (const header of table.tHead.rows[0].cells) {
     header.querySelector("button").addEventListener("click", () => sort(table, header));
   }
+  stop(table, table.tBodies[0].rows[0]?.cells[0]);
   table.addEventListener("keydown", walk);
+  table.tBodies[0].addEventListener("focusin", (event) => stop(table, event.target));
   const box = table.closest(".table").querySelector(".filter");
   if (!box) return;
-  const [input, count] = [box.querySelector("input"), box.querySelector("output")];
   box.hidden = false;
-  input.addEventListener("input", () => filter(table, input, count));
+  box.addEventListener("input", ({ target }) => filter(table, target, box.querySelector("output")));
 }
 
 // The browser's own tooltips open neither on a touch screen nor on keyboard focus, so ours takes their texts over.
 function tooltips() {
-  const tip = Object.assign(document.createElement("div"), { id: "tip", role: "tooltip", hidden: true });
+  const tip = Object.assign(document.createElement("div"), { id: "tip", hidden: true });
+  tip.setAttribute("role", "tooltip");
   document.body.append(tip);
   for (const marked of document.querySelectorAll("main [title]")) {
     marked.dataset.tip = marked.title;
@@ -75,10 +82,13 @@ function tooltips() {
     if (!marked) return;
     tip.textContent = marked.dataset.tip;
     if (event.type === "focusin") marked.setAttribute("aria-describedby", tip.id);
-    const at = marked.getBoundingClientRect();
-    const below = at.bottom + 6 + tip.offsetHeight < innerHeight;
-    tip.style.left = `${Math.max(8, Math.min(at.left, innerWidth - tip.offsetWidth - 8))}px`;
-    tip.style.top = `${below ? at.bottom + 6 : Math.max(8, at.top - tip.offsetHeight - 6)}px`;
+    // A line of a figure can be as wide as the figure, so what was pointed at says more than where the mark is.
+    const box = marked.getBoundingClientRect();
+    const { clientX: x = box.left, clientY: y } = event;
+    const [above, below] = y === undefined ? [box.top - 6, box.bottom + 6] : [y - 8, y + 18];
+    const fits = below + tip.offsetHeight < innerHeight;
+    tip.style.left = `${Math.max(8, Math.min(x, innerWidth - tip.offsetWidth - 8))}px`;
+    tip.style.top = `${fits ? below : Math.max(8, above - tip.offsetHeight)}px`;
   };
   for (const kind of ["pointerover", "focusin"]) document.addEventListener(kind, show);
   document.addEventListener("keydown", (event) => event.key === "Escape" && (tip.hidden = true));
