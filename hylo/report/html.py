@@ -176,7 +176,8 @@ def _table(name: str, table: HtmlTable) -> str:
 
 def _header(column: Column) -> str:
     kind = ' class="number" data-numeric' if column.numeric else ""
-    button = f'<button type="button" title="{_text(column.about)}">{_text(column.header)}</button>'
+    header = column.header.replace(" %", "\N{NO-BREAK SPACE}%")
+    button = f'<button type="button" title="{_text(column.about)}">{_text(header)}</button>'
     return f'<th scope="col" aria-sort="none"{kind}>{button}</th>'
 
 

@@ -7,8 +7,12 @@ from hylo.records import StudyRecord
 from hylo.report.columns import CONTRAST_COLUMNS, SUMMARY_COLUMNS, UNTUNED_COLUMNS, Column
 from hylo.report.hover import svg
 from hylo.report.html import FigureBlock, HtmlTable, Section
-from hylo.report.tables import caption, marked_rows, split_by_reference, warns
+from hylo.report.tables import PROTOCOL, caption, marked_rows, split_by_reference, warns
 from hylo.report.tex import booktabs
+
+TEX_HEAD = r"""% Needs \usepackage{booktabs}. Rebuilt from the records: do not edit.
+% The first table needs a landscape page, or \resizebox{\textwidth}{!}{...} of graphicx around its tabular.
+"""
 
 
 def lead(study: StudyRecord) -> list[str]:
@@ -36,10 +40,10 @@ def figure_block(figure: Figure, name: str) -> FigureBlock:
 
 def summary_tex(study: StudyRecord, summary: pd.DataFrame) -> str:
     """summary.tex: both tables of summary.md, of the second what the first does not show already."""
-    said = ". ".join(caption(study, summary))
-    blocks = ["% Needs \\usepackage{booktabs}. Rebuilt from the records: do not edit.\n"]
+    said = " ".join(f"{line[:1].upper()}{line[1:].rstrip('.')}." for line in caption(study, summary))
+    blocks = [TEX_HEAD]
     for table in _tables(study, summary, CONTRAST_COLUMNS):
-        blocks.append(booktabs(table.frame, table.columns, f"{table.caption}. {said}.", table.caption))
+        blocks.append(booktabs(table.frame, table.columns, f"{table.caption}. {said}", table.caption))
     return "\n".join(blocks)
 
 
@@ -58,5 +62,5 @@ def _summary_section(table: HtmlTable, lines: list[str]) -> Section:
         title=table.caption.rpartition(": ")[2],
         warnings=[line for line in lines if warns(line)],
         table=table,
-        notes=[line for line in lines if not warns(line)],
+        notes=[line for line in lines if not warns(line) and not line.startswith(PROTOCOL)],  # the lead has it
     )

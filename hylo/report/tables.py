@@ -20,6 +20,7 @@ MISSING = "\N{EN DASH}"
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: these numbers say nothing about methods"
 ONE_SEED = "95 % intervals cover evaluation noise only (one seed: new windows, not new training runs)"
 AUDIT_FAILED = "AUDIT FAILED: "
+PROTOCOL = "protocol: "
 MARK = " [!]"
 """Behind the name of a cell whose audit failed."""
 SEVERAL_SEEDS = "95 % intervals cover new seeds and new windows; where seeds is 1, evaluation noise only"
@@ -72,7 +73,7 @@ def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
         lines.append(ONE_SEED if max(summary["seeds"], default=1) <= 1 else SEVERAL_SEEDS)
     lines += audit_failures(summary)
     if study.manifest.get("protocol"):
-        lines.append(f"protocol: {study.manifest['protocol']}")
+        lines.append(f"{PROTOCOL}{study.manifest['protocol']}")
     return lines
 
 
