@@ -2,6 +2,8 @@
 
 outputs/<group>/summary.csv       one row a cell and reference (see `summarize`), byte-identical when rebuilt
 outputs/<group>/summary.md        the same with captions, figures and the runs that failed
+outputs/<group>/summary.tex       the same tables for a paper
+outputs/<group>/report.html       everything on one page: sorting, exact values, figures; opens without a network
 outputs/<group>/figures/*.png
 """
 
@@ -15,11 +17,14 @@ from rich.console import Console
 
 from hylo.records import StudyRecord, read_study
 from hylo.report.figures import FIGURES, improvement_figure, loss_figure, position_figure
+from hylo.report.html import page
+from hylo.report.sections import figure_block, lead, sections, summary_tex
 from hylo.report.summary import COLUMNS, incomplete, summarize
 from hylo.report.tables import conclusions, console_tables, markdown, print_tables, split_by_reference
 
 __all__ = [
     "COLUMNS",
+    "PAGE",
     "SUMMARY",
     "Report",
     "conclusions",
@@ -35,6 +40,7 @@ __all__ = [
 ]
 
 SUMMARY = "summary.csv"
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -50,22 +56,25 @@ class Report:
 
 
 def write_report(folder: Path) -> Report:
-    """Rebuild summary.csv, summary.md and the figures inside a study's folder from its records.
+    """Rebuild a study's report inside its folder, from its records: every file named above.
 
     Raises:
         RecordError: the manifest or a record is missing or damaged, or cells were evaluated on different windows.
     """
     study = read_study(folder)
     summary, failed = summarize(study), incomplete(study)
-    figures = []
+    figures, blocks = [], []
     if len(summary):
         for name, draw in FIGURES.items():
             if figure := draw(study, summary):
                 image = io.BytesIO()
                 figure.savefig(image, format="png")
                 figures.append(_write(folder / "figures" / f"{name}.png", image.getvalue()))
+                blocks.append(figure_block(figure, name))
     _write(folder / SUMMARY, summary.to_csv(index=False, lineterminator="\n").encode())
     _write(folder / "summary.md", markdown(study, summary, failed, figures).encode())
+    _write(folder / "summary.tex", summary_tex(study, summary).encode())
+    _write(folder / PAGE, page(study.name, lead(study), sections(study, summary, failed, blocks)).encode())
     return Report(study, summary, failed, figures)
 
 
@@ -75,7 +84,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     print_tables(console_tables(report.study, report.summary), console)
     for line in report.failed:
         console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"report: {report.study.folder / 'summary.md'}", markup=False, highlight=False, soft_wrap=True)
+    for name in ("summary.md", PAGE):
+        console.print(f"report: {report.study.folder / name}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _write(path: Path, content: bytes) -> Path:

@@ -21,6 +21,7 @@ MISSING = "\N{EN DASH}"
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: these numbers say nothing about methods"
 ONE_SEED = "95 % intervals cover evaluation noise only (one seed: new windows, not new training runs)"
 AUDIT_FAILED = "AUDIT FAILED: "
+PROTOCOL = "protocol: "
 MARK = " [!]"
 """Behind the name of a cell whose audit failed."""
 SEVERAL_SEEDS = "95 % intervals cover new seeds and new windows; where seeds is 1, evaluation noise only"
@@ -75,7 +76,7 @@ def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
         lines.append(ONE_SEED if max(summary["seeds"], default=1) <= 1 else SEVERAL_SEEDS)
     lines += audit_failures(summary)
     if study.manifest.get("protocol"):
-        lines.append(f"protocol: {study.manifest['protocol']}")
+        lines.append(f"{PROTOCOL}{study.manifest['protocol']}")
     return lines
 
 
@@ -102,7 +103,7 @@ def audit_failures(summary: pd.DataFrame) -> list[str]:
     return [f"{AUDIT_FAILED}{cell}{MARK}: {checks.replace('_', ' ')}" for cell, checks in found.items()]
 
 
-def _rows(part: pd.DataFrame, summary: pd.DataFrame) -> list[Row]:
+def marked_rows(part: pd.DataFrame, summary: pd.DataFrame) -> list[Row]:
     """The rows of a table, with the cells marked whose audit failed."""
     failed = set(summary.loc[summary["audit"] != PASSED, "cell"])
     return [
@@ -119,7 +120,7 @@ def console_tables(study: StudyRecord, summary: pd.DataFrame) -> list[Table]:
         columns[_UNTUNED] = {header: show for header, show in _CONSOLE_UNTUNED.items() if header != _MEAN_WINDOW}
     parts = split_by_reference(summary, study).items()
     return [
-        _console_table(f"{study.name}: {title}", _rows(part, summary), columns[title], lines)
+        _console_table(f"{study.name}: {title}", marked_rows(part, summary), columns[title], lines)
         for title, part in parts
         if len(part)
     ]
@@ -144,10 +145,14 @@ def markdown(study: StudyRecord, summary: pd.DataFrame, failed: list[str], figur
     blocks = [f"# {study.name}"]
     if study.manifest.get("question"):
         blocks.append(str(study.manifest["question"]))
-    notes = [f"**{_escape(line)}**" if _warns(line) else line for line in caption(study, summary)]
+    notes = [f"**{_escape(line)}**" if warns(line) else line for line in caption(study, summary)]
     for title, part in split_by_reference(summary, study).items():
         if len(part):
-            blocks += [f"## {title}", _markdown_table(_rows(part, summary)), "\n".join(f"- {note}" for note in notes)]
+            blocks += [
+                f"## {title}",
+                _markdown_table(marked_rows(part, summary)),
+                "\n".join(f"- {note}" for note in notes),
+            ]
     if failed:
         blocks += ["## Not in the tables", "\n".join(f"- {_escape(line)}" for line in failed)]
     blocks += [f"![{path.stem.replace('_', ' ')}]({path.relative_to(study.folder).as_posix()})" for path in figures]
@@ -178,7 +183,7 @@ def _console_table(title: str, rows: list[Row], columns: dict[str, Column], line
     table = Table(
         title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0
     )
-    table.caption = Text("\n").join(Text(line, style="bold red" if _warns(line) else "dim") for line in lines)
+    table.caption = Text("\n").join(Text(line, style="bold red" if warns(line) else "dim") for line in lines)
     for header in columns:
         if header in ("cell", "reference"):
             table.add_column(header, overflow="fold", min_width=_NAME_WIDTH, vertical="bottom")
@@ -202,7 +207,8 @@ def _markdown_table(rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _warns(line: str) -> bool:
+def warns(line: str) -> bool:
+    """Whether a line of the caption is a warning, and so is set apart from the others."""
     return line == RANDOM_WEIGHTS or line.startswith(AUDIT_FAILED)
 
 
