@@ -1,0 +1,52 @@
+"""Estimates, intervals and decisions from per-window NLL sums. Pure functions on arrays: no files, no plots.
+
+Shapes: sums of token NLL are [seeds, windows] in nats, token counts [windows]. Windows are shared by all seeds and by
+both arms of a contrast, so there is one vector of counts. Every estimate but `mean_window_ppl`, the published measure,
+is a ratio of sums, never a mean of ratios: PPL = exp(sum of NLL / number of tokens). Everything is computed on log PPL
+and transformed at the end.
+
+What an interval claims depends on the number of seeds:
+
+- one seed: "evaluation noise only", other windows of the same kind but this very training run (`window_bootstrap`);
+- several seeds: new seeds and new windows (`crossed_interval`).
+
+Windows count as exchangeable: that neighbours of one document resemble each other is not modelled.
+
+Files: arrays (checks), estimates (PPL, improvement), intervals (the crossed model), effect (a contrast with all that a
+decision needs), multiple (Holm), attribution (Shapley), sequential (when there are enough seeds), hierarchical (a
+bootstrap to compare with), simulation (what all of them cover; docs/statistics.md holds its tables).
+"""
+
+from hylo.stats.arrays import LEVEL, RESAMPLES, Array, Interval
+from hylo.stats.attribution import shapley
+from hylo.stats.effect import Effect, effect
+from hylo.stats.estimates import improvement, mean_window_ppl, params_per_pct, perplexity, ppl, ratio_of_sums
+from hylo.stats.hierarchical import hierarchical_bootstrap
+from hylo.stats.intervals import crossed_interval, window_bootstrap
+from hylo.stats.multiple import holm
+from hylo.stats.sequential import LOOKS, decided, levels, looks, sequential_p_value
+
+__all__ = [
+    "LEVEL",
+    "LOOKS",
+    "RESAMPLES",
+    "Array",
+    "Effect",
+    "Interval",
+    "crossed_interval",
+    "decided",
+    "effect",
+    "hierarchical_bootstrap",
+    "holm",
+    "improvement",
+    "levels",
+    "looks",
+    "mean_window_ppl",
+    "params_per_pct",
+    "perplexity",
+    "ppl",
+    "ratio_of_sums",
+    "sequential_p_value",
+    "shapley",
+    "window_bootstrap",
+]
