@@ -1,0 +1,93 @@
+"""The columns of the tables in hylo/report/decisions.py: headers, what they mean, how values are shown."""
+
+import pandas as pd
+
+from hylo.report.columns import Column, estimate, quantity, text, verdict
+from hylo.report.tables import MISSING, Row
+from hylo.verdicts import ClaimVerdict
+
+
+def yes_or_no(word: str) -> str:
+    """The tone of a badge."""
+    return "good" if word == "yes" else "bad"
+
+
+def _p_value(header: str, key: str, about: str) -> Column:
+    def show(row: Row) -> str:
+        return MISSING if pd.isna(row[key]) else f"{row[key]:.2g}"
+
+    return Column(header=header, about=about, key=key, show=show, numeric=True)
+
+
+CELL = text("Cell", "cell", "The cell whose improvement is told.")
+REFERENCE = text("Reference", "reference", "The cell it is compared with, by seed and window.")
+COMPONENT = text("Component", "component", "What the two cells differ in.")
+WAY = text("Way", "way", "added to a smaller method; cumulative; left out of the whole stack; alone; Shapley value.")
+SEEDS = quantity("Seeds", "seeds", "Seeds that both cells have. One: evaluation noise only.", decimals=0)
+EFFECT = estimate(
+    "Improvement (%)", "effect_pct", "low", "high", "100 (1 - PPL / PPL of the reference). Higher is better.", unit="%"
+)
+ADDED = quantity(
+    "Added parameters", "added_params", "Trainable parameters beyond the reference's.", decimals=0, unit="parameters"
+)
+
+CONTRASTS = [
+    CELL,
+    REFERENCE,
+    COMPONENT,
+    WAY,
+    SEEDS,
+    EFFECT,
+    estimate(
+        "LIM improvement (%)",
+        "lim_effect_pct",
+        "lim_low",
+        "lim_high",
+        "The same over the middle third of positions.",
+        unit="%",
+    ),
+    _p_value("p", "p_holm", "Of no effect on PPL; two-sided, Holm over the contrasts of the study."),
+    quantity(
+        "Detectable (%)",
+        "detectable_pct",
+        "Shown in four of five such studies.",
+        decimals=2,
+        unit="%",
+    ),
+    ADDED,
+    quantity(
+        "Parameters per 1 %",
+        "params_per_pct",
+        "Added parameters over the improvement; no number where its interval reaches 0.",
+        decimals=0,
+        unit="parameters",
+    ),
+    verdict("Verdict", "verdict", "core: above 5 %; optional: 2 to 5 %; drop: below 2 %; or a red flag."),
+]
+CLAIMS = [
+    text("Claim", "id", "Its row in experiments/claims.csv."),
+    CELL,
+    REFERENCE,
+    text("Measure", "measure", "ppl, or lim_ppl: the middle third of positions."),
+    quantity("Published (%)", "published_pct", "The published improvement.", decimals=2, unit="%"),
+    EFFECT,
+    SEEDS,
+    _p_value("p", "p_holm", "Of half the published effect; two-sided, Holm over the claims of the study."),
+    verdict("Verdict", "verdict", "; ".join(f"{each.name}: {each.value}" for each in ClaimVerdict)),
+    quantity(
+        "Seeds to decide",
+        "seeds_to_decide",
+        "Seeds with which an effect of the measured size would be told from half the published one.",
+        decimals=0,
+    ),
+    text("Source", "source", "Where the number was published."),
+    text("Note", "note", "What was said with it."),
+]
+ATTRIBUTION = [COMPONENT, WAY, CELL, REFERENCE, SEEDS, EFFECT, ADDED]
+TUNING = [
+    CELL,
+    text("Key", "key", "The setting."),
+    quantity("Chosen", "chosen", "Lowest validation perplexity.", decimals=5),
+    text("Tried", "tried", "Validation perplexity of every value."),
+    text("At an end of the grid", "end", "Then a better value may lie beyond it."),
+]

@@ -1,0 +1,108 @@
+"""What a study decides, as tables for a reader: claims, contrasts, attribution, criteria, chosen settings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from hylo.records import StudyRecord
+from hylo.report import decision_columns as show
+from hylo.report.columns import Column, verdict
+from hylo.report.contrasts import attribution_table, claim_table, contrast_table, criteria_table, level
+from hylo.report.pairs import LIM_PPL, PPL
+from hylo.verdicts import ClaimVerdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """A table with what it means."""
+
+    title: str
+    about: str
+    """A sentence or two that stand above the table."""
+    frame: pd.DataFrame
+    columns: Sequence[Column]
+
+
+def decisions(study: StudyRecord) -> list[Decision]:
+    """The tables that have rows."""
+    made = (_claims, _contrasts, _attribution, _criteria, _tuning)
+    return [decision for make in made if (decision := make(study)) is not None and len(decision.frame)]
+
+
+def wide_contrasts(study: StudyRecord) -> pd.DataFrame:
+    """`contrast_table` with one row a contrast: the effect on LIM-PPL in columns lim_effect_pct, lim_low, lim_high and
+    lim_p_holm beside that on PPL."""
+    table = contrast_table(study)
+    names = {name: f"lim_{name}" for name in ("effect_pct", "low", "high", "p_holm")}
+    key = ["cell", "reference", "component", "way"]
+    ppl: Any = table[table["measure"] == PPL].drop(columns="measure")
+    lim: Any = table[table["measure"] == LIM_PPL][[*key, *names]].rename(columns=names)
+    return ppl.merge(lim, on=key, how="left")
+
+
+def _contrasts(study: StudyRecord) -> Decision:
+    return Decision(
+        title="Contrasts",
+        about=f"Improvement of perplexity by the cell over its reference, paired by seed and window, with intervals of "
+        f"{100 * level(study):.4g} %. p: of no effect, two-sided, by Holm over the contrasts of the study. Detectable: "
+        f"the smallest improvement that this many seeds and windows would show in four of five studies.",
+        frame=wide_contrasts(study),
+        columns=show.CONTRASTS,
+    )
+
+
+def _claims(study: StudyRecord) -> Decision:
+    meaning = "; ".join(f"{each.name}: {each.value}" for each in ClaimVerdict)
+    return Decision(
+        title="Published claims",
+        about=f"{meaning[:1].upper()}{meaning[1:]}. Decided by the interval and by Holm over the claims of the study. "
+        f"Where nothing is measured the claim names another model or text.",
+        frame=claim_table(study),
+        columns=show.CLAIMS,
+    )
+
+
+def _attribution(study: StudyRecord) -> Decision:
+    frame = attribution_table(study).assign(way=lambda table: table["way"].str.replace("_", " "))
+    return Decision(
+        title="Attribution",
+        about="What each component earns, by every way in which the study asks. Shapley: the mean over all orders of "
+        "adding the components one after the other.",
+        frame=frame,
+        columns=show.ATTRIBUTION,
+    )
+
+
+def _criteria(study: StudyRecord) -> Decision:
+    frame = criteria_table(study)
+    named = ["cell", "reference", "component"]
+    told = "Whether the criterion holds; for effects, with the whole interval."
+    columns = [verdict(name, name, told, tone=show.yes_or_no) for name in frame.columns if name not in named]
+    return Decision(
+        title="Success criteria and red flags",
+        about="Of each contrast that adds or removes a component.",
+        frame=frame,
+        columns=[show.CELL, show.REFERENCE, show.COMPONENT, *columns],
+    )
+
+
+def _tuning(study: StudyRecord) -> Decision:
+    rows = [
+        {name: choice[name] for name in ("cell", "key", "chosen")}
+        | {
+            "tried": "; ".join(
+                f"{value}: {'failed' if ppl is None else format(ppl, '.2f')}"
+                for value, ppl in choice["validation_ppl"].items()
+            ),
+            "end": "yes" if choice["at_an_end_of_the_grid"] else "no",
+        }
+        for choice in study.manifest.get("tuning", [])
+    ]
+    return Decision(
+        title="Chosen on the validation split",
+        about="The value with the lowest perplexity on validation documents, with a seed that no reported run has.",
+        frame=pd.DataFrame(rows),
+        columns=show.TUNING,
+    )
