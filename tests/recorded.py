@@ -24,6 +24,7 @@ from hylo.records import (
     write_json,
 )
 from hylo.report import Report, print_report, summarize
+from hylo.report.decisions import decisions
 from hylo.report.summary import incomplete
 
 CELLS = {"low": 20.0, "high": 28.0, "same": 28.0}
@@ -184,5 +185,5 @@ def row_of(table: pd.DataFrame, cell: str, reference: str) -> Any:
 def printed(folder: Path, **options: Any) -> str:
     """What `print_report` prints, without the time to draw the figures."""
     console, study = Console(record=True, **{"width": 80, "file": io.StringIO(), **options}), read_study(folder)
-    print_report(Report(study, summarize(study), incomplete(study), []), console)
+    print_report(Report(study, summarize(study), decisions(study), incomplete(study), []), console)
     return console.export_text()

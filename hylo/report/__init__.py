@@ -4,6 +4,7 @@ outputs/<group>/summary.csv       one row a cell and reference (see `summarize`)
 outputs/<group>/summary.md        the same with captions, figures and the runs that failed
 outputs/<group>/summary.tex       the same tables for a paper
 outputs/<group>/report.html       everything on one page: sorting, exact values, figures; opens without a network
+outputs/<group>/claims.csv, contrasts.csv, ...      what the study decides (hylo/report/decisions.py), where it names it
 outputs/<group>/figures/*.png
 """
 
@@ -16,8 +17,10 @@ import pandas as pd
 from rich.console import Console
 
 from hylo.records import StudyRecord, read_study
+from hylo.report.decisions import Decision, decisions
 from hylo.report.figures import FIGURES, improvement_figure, loss_figure, position_figure
 from hylo.report.html import page
+from hylo.report.render import console_table, markdown_section
 from hylo.report.sections import figure_block, lead, sections, summary_tex
 from hylo.report.summary import COLUMNS, incomplete, summarize
 from hylo.report.tables import conclusions, console_tables, markdown, print_tables, split_by_reference
@@ -50,6 +53,8 @@ class Report:
     study: StudyRecord
     summary: pd.DataFrame
     """As `summarize` returns it."""
+    decisions: list[Decision]
+    """Claims, contrasts and what else the study decides."""
     failed: list[str]
     """One line a run that has no result: it failed, or was interrupted."""
     figures: list[Path]
@@ -62,7 +67,7 @@ def write_report(folder: Path) -> Report:
         RecordError: the manifest or a record is missing or damaged, or cells were evaluated on different windows.
     """
     study = read_study(folder)
-    summary, failed = summarize(study), incomplete(study)
+    summary, failed, decided = summarize(study), incomplete(study), decisions(study)
     figures, blocks = [], []
     if len(summary):
         for name, draw in FIGURES.items():
@@ -72,16 +77,24 @@ def write_report(folder: Path) -> Report:
                 figures.append(_write(folder / "figures" / f"{name}.png", image.getvalue()))
                 blocks.append(figure_block(figure, name))
     _write(folder / SUMMARY, summary.to_csv(index=False, lineterminator="\n").encode())
-    _write(folder / "summary.md", markdown(study, summary, failed, figures).encode())
-    _write(folder / "summary.tex", summary_tex(study, summary).encode())
-    _write(folder / PAGE, page(study.name, lead(study), sections(study, summary, failed, blocks)).encode())
-    return Report(study, summary, failed, figures)
+    for decision in decided:
+        _write(folder / f"{decision.name}.csv", decision.frame.to_csv(index=False, lineterminator="\n").encode())
+    told = [markdown_section(each.title, each.about, each.frame, each.columns) for each in decided]
+    _write(folder / "summary.md", markdown(study, summary, failed, figures, told).encode())
+    _write(folder / "summary.tex", summary_tex(study, summary, decided).encode())
+    _write(folder / PAGE, page(study.name, lead(study), sections(study, summary, decided, failed, blocks)).encode())
+    return Report(study, summary, decided, failed, figures)
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print both tables, the runs without a result, and where the files are."""
+    """Print the tables, the runs without a result, and where the files are."""
     console = console or Console()
     print_tables(console_tables(report.study, report.summary), console)
+    for each in report.decisions:
+        if each.console:
+            print_tables(
+                [console_table(f"{report.study.name}: {each.title}", each.frame, each.console, each.about)], console
+            )
     for line in report.failed:
         console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
     for name in ("summary.md", PAGE):

@@ -31,58 +31,43 @@ ADDED = quantity(
     "Added parameters", "added_params", "Trainable parameters beyond the reference's.", decimals=0, unit="parameters"
 )
 
-CONTRASTS = [
-    CELL,
-    REFERENCE,
-    COMPONENT,
-    WAY,
-    SEEDS,
-    EFFECT,
-    estimate(
-        "LIM improvement (%)",
-        "lim_effect_pct",
-        "lim_low",
-        "lim_high",
-        "The same over the middle third of positions.",
-        unit="%",
-    ),
-    _p_value("p", "p_holm", "Of no effect on PPL; two-sided, Holm over the contrasts of the study."),
-    quantity(
-        "Detectable (%)",
-        "detectable_pct",
-        "Shown in four of five such studies.",
-        decimals=2,
-        unit="%",
-    ),
-    ADDED,
-    quantity(
-        "Parameters per 1 %",
-        "params_per_pct",
-        "Added parameters over the improvement; no number where its interval reaches 0.",
-        decimals=0,
-        unit="parameters",
-    ),
-    verdict("Verdict", "verdict", "core: above 5 %; optional: 2 to 5 %; drop: below 2 %; or a red flag."),
-]
+LIM = estimate(
+    "LIM improvement (%)", "lim_effect_pct", "lim_low", "lim_high", "The same over the middle third.", unit="%"
+)
+P = _p_value("p", "p_holm", "Of no effect on PPL; two-sided, Holm over the contrasts of the study.")
+DETECTABLE = quantity("Detectable (%)", "detectable_pct", "Shown in four of five such studies.", decimals=2, unit="%")
+PER_PCT = quantity(
+    "Parameters per 1 %",
+    "params_per_pct",
+    "Added parameters over the improvement; no number where its interval reaches 0.",
+    decimals=0,
+    unit="parameters",
+)
+VERDICT = verdict("Verdict", "verdict", "core: above 5 %; optional: 2 to 5 %; drop: below 2 %; or a red flag.")
+CONTRASTS = [CELL, REFERENCE, COMPONENT, WAY, SEEDS, EFFECT, LIM, P, DETECTABLE, ADDED, PER_PCT, VERDICT]
+CONTRASTS_IN_BRIEF = [CELL, REFERENCE, SEEDS, EFFECT, LIM, P, DETECTABLE, PER_PCT, VERDICT]
+"""What has room on a console or on paper."""
+
+CLAIM = text("Claim", "id", "Its row in experiments/claims.csv.")
+MEASURE = text("Measure", "measure", "ppl, or lim_ppl: the middle third of positions.")
+PUBLISHED = quantity("Published (%)", "published_pct", "The published improvement.", decimals=2, unit="%")
+CLAIM_P = _p_value("p", "p_holm", "Of half the published effect; two-sided, Holm over the claims of the study.")
+CLAIM_VERDICT = verdict("Verdict", "verdict", "; ".join(f"{each.name}: {each.value}" for each in ClaimVerdict))
+SEEDS_TO_DECIDE = quantity(
+    "Seeds to decide",
+    "seeds_to_decide",
+    "Seeds with which an effect of the measured size would be told from half the published one.",
+    decimals=0,
+)
+SOURCE = text("Source", "source", "Where the number was published.")
+NOTE = text("Note", "note", "What was said with it.")
 CLAIMS = [
-    text("Claim", "id", "Its row in experiments/claims.csv."),
-    CELL,
-    REFERENCE,
-    text("Measure", "measure", "ppl, or lim_ppl: the middle third of positions."),
-    quantity("Published (%)", "published_pct", "The published improvement.", decimals=2, unit="%"),
-    EFFECT,
-    SEEDS,
-    _p_value("p", "p_holm", "Of half the published effect; two-sided, Holm over the claims of the study."),
-    verdict("Verdict", "verdict", "; ".join(f"{each.name}: {each.value}" for each in ClaimVerdict)),
-    quantity(
-        "Seeds to decide",
-        "seeds_to_decide",
-        "Seeds with which an effect of the measured size would be told from half the published one.",
-        decimals=0,
-    ),
-    text("Source", "source", "Where the number was published."),
-    text("Note", "note", "What was said with it."),
-]
+    CLAIM, CELL, REFERENCE, MEASURE, PUBLISHED, EFFECT, SEEDS, CLAIM_P, CLAIM_VERDICT, SEEDS_TO_DECIDE, SOURCE, NOTE
+]  # fmt: skip
+CLAIMS_IN_BRIEF = [
+    CLAIM, CELL, REFERENCE, MEASURE, PUBLISHED, EFFECT, SEEDS, CLAIM_P, CLAIM_VERDICT, SEEDS_TO_DECIDE
+]  # fmt: skip
+
 ATTRIBUTION = [COMPONENT, WAY, CELL, REFERENCE, SEEDS, EFFECT, ADDED]
 TUNING = [
     CELL,

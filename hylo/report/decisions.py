@@ -18,11 +18,15 @@ from hylo.verdicts import ClaimVerdict
 class Decision:
     """A table with what it means."""
 
+    name: str
+    """Of its file, without .csv."""
     title: str
     about: str
     """A sentence or two that stand above the table."""
     frame: pd.DataFrame
     columns: Sequence[Column]
+    console: Sequence[Column] = ()
+    """Those that have room on a console; none: it is not printed."""
 
 
 def decisions(study: StudyRecord) -> list[Decision]:
@@ -44,29 +48,44 @@ def wide_contrasts(study: StudyRecord) -> pd.DataFrame:
 
 def _contrasts(study: StudyRecord) -> Decision:
     return Decision(
+        name="contrasts",
         title="Contrasts",
         about=f"Improvement of perplexity by the cell over its reference, paired by seed and window, with intervals of "
         f"{100 * level(study):.4g} %. p: of no effect, two-sided, by Holm over the contrasts of the study. Detectable: "
         f"the smallest improvement that this many seeds and windows would show in four of five studies.",
         frame=wide_contrasts(study),
         columns=show.CONTRASTS,
+        console=[
+            show.CELL,
+            show.REFERENCE,
+            show.SEEDS,
+            show.EFFECT,
+            show.LIM,
+            show.P,
+            show.DETECTABLE,
+            show.PER_PCT,
+            show.VERDICT,
+        ],
     )
 
 
 def _claims(study: StudyRecord) -> Decision:
     meaning = "; ".join(f"{each.name}: {each.value}" for each in ClaimVerdict)
     return Decision(
+        name="claims",
         title="Published claims",
         about=f"{meaning[:1].upper()}{meaning[1:]}. Decided by the interval and by Holm over the claims of the study. "
         f"Where nothing is measured the claim names another model or text.",
         frame=claim_table(study),
         columns=show.CLAIMS,
+        console=show.CLAIMS_IN_BRIEF,
     )
 
 
 def _attribution(study: StudyRecord) -> Decision:
     frame = attribution_table(study).assign(way=lambda table: table["way"].str.replace("_", " "))
     return Decision(
+        name="attribution",
         title="Attribution",
         about="What each component earns, by every way in which the study asks. Shapley: the mean over all orders of "
         "adding the components one after the other.",
@@ -81,6 +100,7 @@ def _criteria(study: StudyRecord) -> Decision:
     told = "Whether the criterion holds; for effects, with the whole interval."
     columns = [verdict(name, name, told, tone=show.yes_or_no) for name in frame.columns if name not in named]
     return Decision(
+        name="criteria",
         title="Success criteria and red flags",
         about="Of each contrast that adds or removes a component.",
         frame=frame,
@@ -101,8 +121,10 @@ def _tuning(study: StudyRecord) -> Decision:
         for choice in study.manifest.get("tuning", [])
     ]
     return Decision(
+        name="tuning",
         title="Chosen on the validation split",
         about="The value with the lowest perplexity on validation documents, with a seed that no reported run has.",
         frame=pd.DataFrame(rows),
         columns=show.TUNING,
+        console=show.TUNING,
     )

@@ -39,5 +39,10 @@ def console_table(title: str, frame: pd.DataFrame, columns: Sequence[Column], ab
     return table
 
 
+def markdown_section(title: str, about: str, frame: pd.DataFrame, columns: Sequence[Column]) -> str:
+    """A heading, a paragraph and a table."""
+    return f"## {title}\n\n{_escape(about)}\n\n{markdown_table(frame, columns)}"
+
+
 def _escape(text: str) -> str:
     return re.sub(r"([\\|*<`])", r"\\\1", text)

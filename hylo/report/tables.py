@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ def split_by_reference(summary: pd.DataFrame, study: StudyRecord) -> dict[str, p
     against_untuned = summary["reference"].map(lambda cell: not cell or study.is_untuned(cell)).astype(bool)
     title = _NAMED if named_contrasts(study) else _PREVIOUS
     return {_UNTUNED: summary.loc[against_untuned], title: summary.loc[~against_untuned]}
+
+
+def shown_parts(summary: pd.DataFrame, study: StudyRecord) -> dict[str, pd.DataFrame]:
+    """The parts that are shown as they are: contrasts that a study names have a table of their own (`decisions`)."""
+    return {title: part for title, part in split_by_reference(summary, study).items() if title != _NAMED}
 
 
 def number(value: Any, decimals: int = 1) -> str:
@@ -115,10 +120,10 @@ def marked_rows(part: pd.DataFrame, summary: pd.DataFrame) -> list[Row]:
 def console_tables(study: StudyRecord, summary: pd.DataFrame) -> list[Table]:
     """Both tables for a console of 120 columns; a table without rows is left out."""
     lines = caption(study, summary)
-    columns = {_UNTUNED: _CONSOLE_UNTUNED, _PREVIOUS: _CONSOLE_CONTRASTS, _NAMED: _CONSOLE_CONTRASTS}
+    columns = {_UNTUNED: _CONSOLE_UNTUNED, _PREVIOUS: _CONSOLE_CONTRASTS}
     if not _by_lines([run for cell in study.cells for run in complete_runs(study, cell)]):
         columns[_UNTUNED] = {header: show for header, show in _CONSOLE_UNTUNED.items() if header != _MEAN_WINDOW}
-    parts = split_by_reference(summary, study).items()
+    parts = shown_parts(summary, study).items()
     return [
         _console_table(f"{study.name}: {title}", marked_rows(part, summary), columns[title], lines)
         for title, part in parts
@@ -140,13 +145,17 @@ def print_tables(tables: list[Table], console: Console | None = None) -> None:
         console.width = own_width
 
 
-def markdown(study: StudyRecord, summary: pd.DataFrame, failed: list[str], figures: list[Path]) -> str:
-    """summary.md: question, both tables with every column, the figures and the runs that are missing."""
+def markdown(
+    study: StudyRecord, summary: pd.DataFrame, failed: list[str], figures: list[Path], decided: Sequence[str] = ()
+) -> str:
+    """summary.md: the question, what is decided (as blocks of markdown), the tables of the summary with every column,
+    the runs that are missing, and the figures."""
     blocks = [f"# {study.name}"]
     if study.manifest.get("question"):
         blocks.append(str(study.manifest["question"]))
+    blocks += decided
     notes = [f"**{_escape(line)}**" if warns(line) else line for line in caption(study, summary)]
-    for title, part in split_by_reference(summary, study).items():
+    for title, part in shown_parts(summary, study).items():
         if len(part):
             blocks += [
                 f"## {title}",
