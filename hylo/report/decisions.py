@@ -38,11 +38,11 @@ def decisions(study: StudyRecord) -> list[Decision]:
 def wide_contrasts(study: StudyRecord) -> pd.DataFrame:
     """`contrast_table` with one row a contrast: the effect on LIM-PPL in columns lim_effect_pct, lim_low, lim_high and
     lim_p_holm beside that on PPL."""
-    table = contrast_table(study)
+    table: Any = contrast_table(study)
     names = {name: f"lim_{name}" for name in ("effect_pct", "low", "high", "p_holm")}
     key = ["cell", "reference", "component", "way"]
-    ppl: Any = table[table["measure"] == PPL].drop(columns="measure")
-    lim: Any = table[table["measure"] == LIM_PPL][[*key, *names]].rename(columns=names)
+    ppl = table[table["measure"] == PPL].drop(columns="measure")
+    lim = table[table["measure"] == LIM_PPL][[*key, *names]].rename(columns=names)
     return ppl.merge(lim, on=key, how="left")
 
 

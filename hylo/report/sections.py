@@ -67,12 +67,10 @@ def _decision_section(study: StudyRecord, decision: Decision) -> Section:
 
 def _tables(study: StudyRecord, summary: pd.DataFrame, contrasts: list[Column]) -> list[HtmlTable]:
     """The tables that have rows, with the cells marked whose audit failed."""
-    parts = shown_parts(summary, study)
+    parts = zip(shown_parts(summary, study).items(), (UNTUNED_COLUMNS, contrasts), strict=False)
     return [
         HtmlTable(caption=f"{study.name}: {title}", frame=pd.DataFrame(marked_rows(part, summary)), columns=columns)
-        for (title, part), columns in zip(
-            shown_parts(summary, study).items(), (UNTUNED_COLUMNS, contrasts), strict=False
-        )
+        for (title, part), columns in parts
         if len(part)
     ]
 
