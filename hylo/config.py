@@ -8,15 +8,17 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 import hylo.adapters
 import hylo.data
 import hylo.models
+import hylo.probe
 from hylo.adapters.component import ComponentConfig
 from hylo.data.base import DataConfig
 from hylo.errors import ConfigError, problem
 from hylo.models.base import ModelConfig
+from hylo.probe.kv import ProbeConfig
 from hylo.schema import bound_problems, bounded, import_all, register_root
 from hylo.tracking import TrackingConfig
 from hylo.trainer import TrainerConfig
 
-for package in (hylo.adapters, hylo.data, hylo.models):
+for package in (hylo.adapters, hylo.data, hylo.models, hylo.probe):
     import_all(package)
 
 
@@ -33,6 +35,8 @@ class Config:
     """Components by slot: conf/method/. A slot set to null is off."""
     trainer: TrainerConfig = MISSING
     """Training and evaluation settings: conf/trainer/."""
+    probe: ProbeConfig | None = None
+    """What is asked of the complete run: conf/probe/. None: nothing. No part of the run's fingerprint."""
     tracking: TrackingConfig = MISSING
     """Where runs are logged besides their records: conf/tracking/."""
     seed: int = bounded(0, ge=0)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
+UNNAMED = {"tracking", "outputs", "workers", "probe"}
+"""Sections and keys of a command line that are no part of a study's folder: they change no number of its runs."""
+
 Compose = Callable[[Sequence[str]], tuple[Config, str]]
 """Makes a typed configuration of a list of overrides, and tells the name of its method."""
 
@@ -107,7 +110,7 @@ def plan_study(config: Config, overrides: Sequence[str], compose: Compose) -> Pl
     assert config.study is not None
     study = read_study_file(config.study)
     shared = [text for text in overrides if _key(text) not in {"study", "seeds", "seed", "add"}]
-    named = [text for text in shared if _key(text).partition(".")[0] not in {"tracking", "outputs", "workers"}]
+    named = [text for text in shared if _key(text).partition(".")[0] not in UNNAMED]
     cells = []
     for name, own in (study.cells | {method: [f"method={method}"] for method in config.add or []}).items():
         if clash := {_key(text) for text in own} & {_key(text) for text in named}:
