@@ -66,7 +66,7 @@ def check(cell: Cell, session: Session) -> None:
 
 def probe_problems(config: Config, session: Session, limit: int) -> Iterator[str]:
     """Why the probe cannot be asked of this cell, as text; `limit` is the model's longest context."""
-    probe = config.probe
+    probe = config.asked
     if probe is None:
         return
     if config.components and not config.trainer.save_adapter:

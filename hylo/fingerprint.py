@@ -33,7 +33,7 @@ import hylo.training
 from hylo.cache import text_hash
 from hylo.config import Config
 from hylo.data.base import Protocol, Split
-from hylo.probe.kv import ProbeConfig
+from hylo.probe.kv import KvProbeConfig
 from hylo.runtime import library_versions
 from hylo.schema import plain
 from hylo.session import Session
@@ -76,7 +76,7 @@ def fingerprint(config: Config, session: Session) -> str:
     return text_hash(json.dumps(content, sort_keys=True))[:12]
 
 
-def probe_mark(config: ProbeConfig) -> str:
+def probe_mark(config: KvProbeConfig) -> str:
     """Twelve hex digits: of a probe's settings, words and code. It is no part of the fingerprint of the run that it is
     asked of, so a run need not be trained again for another probe."""
     return text_hash(json.dumps(plain(config), sort_keys=True), source_hash(_PROBES))[:12]

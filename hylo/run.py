@@ -90,13 +90,13 @@ def run_or_report(cell: Cell, session: Session) -> RunRecord | None:
 def recorded(cell: Cell, mark: str) -> RunRecord | None:
     """The complete record of the same run, with the cell's probe where one has it; else its own, or any; or None."""
     config = cell.config
-    wanted = probe_mark(config.probe) if config.probe else None
+    wanted = probe_mark(config.asked) if config.asked else None
     return find_complete(Path(config.outputs), mark, folder=cell.folder(mark), probe=wanted)
 
 
 def probed(cell: Cell, record: RunRecord) -> bool:
     """Whether the record has what the cell's probe asks."""
-    return cell.config.probe is None or record.probe_mark == probe_mark(cell.config.probe)
+    return cell.config.asked is None or record.probe_mark == probe_mark(cell.config.asked)
 
 
 def taken_up(cell: Cell, session: Session) -> bool:
@@ -179,9 +179,9 @@ def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Acce
         RecordError: the record's adapter is missing or damaged.
     """
     config, label = cell.config, f"{cell.name} (seed {cell.config.seed}), probe"
-    assert config.probe is not None
+    assert config.asked is not None, "a cell without a probe lacks none"
     base = session.base(config.model, accelerator.device)
-    prompts = session.prompts(config.probe, config.model)
+    prompts = session.prompts(config.asked, config.model)
     untouched = weights_checksum(base)
     with prepared(base, config) as model:
         if config.components:
@@ -189,7 +189,7 @@ def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Acce
         cached = "cached_decoding" not in record.result["audit"]["failed"]
         answers = ask(model, prompts, accelerator, cached=cached, label=label)
     assert weights_checksum(base) == untouched, "a component left the shared base weights changed"
-    section = {"mark": probe_mark(config.probe), "config": plain(config.probe), "facts": answers.section()}
+    section = {"mark": probe_mark(config.asked), "config": plain(config.asked), "facts": answers.section()}
     for facts, found in section["facts"].items():
         by_depth = " ".join(f"{share:.2f}" for share in found["accuracy_by_depth"])
         print(f"{label}: {facts} facts: accuracy by depth {by_depth}", flush=True)

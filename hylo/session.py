@@ -14,7 +14,7 @@ from hylo.data.lines import cut_lines, predicting
 from hylo.data.tokens import documents_identity, tokenize
 from hylo.data.windows import Windows, cut_windows, sample
 from hylo.models.base import ModelConfig
-from hylo.probe.kv import ProbeConfig, Prompts, make_prompts
+from hylo.probe.kv import KvProbeConfig, Prompts, make_prompts
 from hylo.runtime import checksum
 from hylo.schema import plain
 
@@ -79,7 +79,7 @@ class Session:
         """The windows that every cell of this model and data is evaluated on."""
         return sample(predicting(self.windows(data, model, data.eval_split)), data.eval_windows)
 
-    def prompts(self, probe: ProbeConfig, model: ModelConfig) -> list[Prompts]:
+    def prompts(self, probe: KvProbeConfig, model: ModelConfig) -> list[Prompts]:
         """The questions that every cell of this model is asked, in the model's tokens."""
         return self._once("prompts", probe, model, make=lambda: make_prompts(probe, self.tokenizer(model)))
 

@@ -17,12 +17,13 @@ from hylo.data.kv_text import PROBE_CODES, draw, list_of_facts, question
 from hylo.data.kv_words import PROBE_WORDS
 from hylo.data.tokens import tokenize
 from hylo.errors import problem
+from hylo.probe.base import ProbeConfig
 from hylo.schema import bounded, register
 
 
 @register("probe")
 @dataclass(kw_only=True, slots=True)
-class ProbeConfig:
+class KvProbeConfig(ProbeConfig):
     """How many facts, depths and lists."""
 
     facts: list[int] = field(default_factory=lambda: [8, 24, 60])
@@ -62,7 +63,7 @@ class Prompts:
         return len(self.prefix) + sum(len(tail) for tail in self.tails)
 
 
-def setting_problems(config: ProbeConfig) -> Iterator[str]:
+def setting_problems(config: KvProbeConfig) -> Iterator[str]:
     """Numbers of facts that make no list or no measure, as text."""
     low, high = config.depths, len(PROBE_WORDS)
     if not config.facts or len(set(config.facts)) < len(config.facts):
@@ -78,7 +79,7 @@ def depth_places(facts: int, depths: int) -> np.ndarray:
     return np.linspace(0, facts - 1, depths).round().astype(int)
 
 
-def make_prompts(config: ProbeConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompts]:
+def make_prompts(config: KvProbeConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompts]:
     """All lists in the order in which they are asked: one of each number of facts, then the next of each.
 
     A text is tokenised as a whole, with its answer, and a token belongs to the answer if any of its characters does: so
