@@ -17,8 +17,8 @@ from hylo.cell import Cell, check
 from hylo.config import Config
 from hylo.errors import ConfigError, HyloError, problem
 from hylo.fingerprint import fingerprint
-from hylo.records import SCHEMA_VERSION, STUDY, file_name, write_json
-from hylo.run import taken_up
+from hylo.records import SCHEMA_VERSION, STUDY, file_name, read_run, write_json
+from hylo.run import probed, taken_up
 from hylo.runtime import is_main_process
 from hylo.session import Session
 from hylo.side_by_side import run_cells
@@ -173,7 +173,7 @@ def report_plan(plan: Plan, session: Session) -> bool:
     """Write the plan's manifest and its report from the records, print it, and log it where runs are tracked.
 
     Returns:
-        Whether all cells are complete.
+        Whether all cells are complete, with the answers to their probe.
     """
     from hylo.report import SUMMARY, print_report, write_report  # matplotlib comes in where a report is made
 
@@ -195,7 +195,8 @@ def report_plan(plan: Plan, session: Session) -> bool:
     if summary.read_bytes() != before:
         track_report(plan, manifest, report)
     print_report(report)
-    return all(run.complete for runs in report.study.cells.values() for run in runs)
+    records = [(cell, read_run(cell.folder(fingerprint(cell.config, session)))) for cell in plan.cells]
+    return all(record.complete and probed(cell, record) for cell, record in records)
 
 
 def track_report(plan: Plan, manifest: dict[str, Any], report: "Report") -> None:

@@ -1,4 +1,4 @@
-"""The retrieval probe: its prompts, what a model answers, and how a complete run gets it without being trained again."""
+"""The retrieval probe: its prompts, what a model answers, and how a complete run gets it without training again."""
 
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,7 @@ from launch import composed, train
 import hylo.run
 from hylo.adapters.model import AdaptedModel
 from hylo.cell import Cell
-from hylo.cli import SESSION
+from hylo.cli import SESSION, name_sweep, single_cell
 from hylo.data.kv_text import PROBE_CODES, TRAINING_CODES
 from hylo.data.kv_words import PROBE_WORDS, TRAINING_WORDS
 from hylo.errors import RecordError, TrainingDiverged
@@ -28,6 +28,7 @@ from hylo.report.retrieval import interval, retrieval_contrast, retrieval_table
 from hylo.run import run_cell, taken_up
 from hylo.runtime import accelerator_for
 from hylo.side_by_side import operations
+from hylo.study import plan_study
 
 PROBED = ("probe=kv", "probe.facts=[5,6]", "probe.lists=3")
 """A probe that takes a fraction of a second."""
@@ -174,7 +175,7 @@ def test_ends_minus_middle() -> None:
 @pytest.mark.parametrize(
     ("overrides", "texts"),
     [
-        (["probe.facts=[8,130]"], ["probe.facts = 130", "5 (probe.depths) to 120 (words there are)", "probe.facts=[120]"]),
+        (["probe.facts=[8,130]"], ["probe.facts = 130", "5 (probe.depths) to 120 (words", "probe.facts=[120]"]),
         (["probe.facts=[4]"], ["probe.facts = 4", "5 (probe.depths)"]),
         (["probe.facts=[]"], ["probe.facts = []", "probe.facts=[8,24,60]"]),
         (["probe.facts=[8,60]"], ["probe.facts = [8, 60]", "512 tokens", "fewer facts"]),
@@ -204,10 +205,6 @@ def files_of(run: RunRecord) -> dict[str, bytes]:
     return {str(path.relative_to(run.folder)): path.read_bytes() for path in names}
 
 
-def records(group: str = "runs") -> dict[str, RunRecord]:
-    return {cell: runs[0] for cell, runs in read_study(Path("outputs", group)).cells.items()}
-
-
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **named: Any) -> None:
         raise AssertionError("nothing is trained or evaluated again")
@@ -216,56 +213,68 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hylo.run, name, refuse)
 
 
-@pytest.mark.parametrize("name", ["hylorada", "full", "peft_vera"])
+@pytest.mark.parametrize("name", ["none", "hylorada", "full", "peft_vera"])
 def test_a_complete_run_gets_a_probe_without_training(
     name: str, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its other files keep their bits, and the answers are those that a run with the probe from the start has."""
-    assert train(*tiny, f"method={name}") == 0
-    before = {cell: files_of(run) for cell, run in records().items()}
-    plain_runs = records()
-    assert plain_runs[name].probe.empty
-    assert list(plain_runs[name].probe.columns) == PROBE_COLUMNS
-    assert train(*tiny, f"method={name}", *PROBED, "outputs=fresh") == 0
-    fresh = {cell: runs[0] for cell, runs in read_study(Path("fresh/runs")).cells.items()}
+    config = composed(*tiny, f"method={name}", *PROBED)
+    bare = run_cell(Cell("runs", name, composed(*tiny, f"method={name}")), SESSION)
+    before = files_of(bare)
+    assert bare.probe.empty
+    assert list(bare.probe.columns) == PROBE_COLUMNS
+    fresh = run_cell(Cell("runs", name, dataclasses.replace(config, outputs="fresh")), SESSION)
+    untuned = run_cell(Cell("runs", name, config).untuned("none"), SESSION)
     no_training(monkeypatch)
-    assert train(*tiny, f"method={name}", *PROBED) == 0
-    for cell, run in records().items():
-        assert files_of(run) == before[cell]
-        pd.testing.assert_frame_equal(run.probe, fresh[cell].probe)
-        assert {key: value for key, value in run.result.items() if key != "probe"} == plain_runs[cell].result
-        assert list(run.probe.columns) == PROBE_COLUMNS
-        assert len(run.probe) == 2 * 3 * 5
-        section = run.result["probe"]
-        config = composed(*tiny, *PROBED).asked
-        assert config is not None
-        assert section["mark"] == probe_mark(config)
-        assert section["config"] == {"facts": [5, 6], "depths": 5, "lists": 3, "seed": 0}
-        for facts, found in section["facts"].items():
-            own: Any = run.probe[run.probe["facts"] == int(facts)]
-            assert found["accuracy_by_depth"] == own.groupby("depth")["exact"].mean().tolist()
-            assert found["logprob_by_depth"] == pytest.approx(own.groupby("depth")["answer_logprob"].mean().tolist())
-            assert set(found) >= {"accuracy", "ends_minus_middle", "seconds"}
-    trained, untuned = records()[name].probe, records()["none"].probe
-    assert not np.allclose(trained["answer_logprob"], untuned["answer_logprob"]), "the adapter was not read"
+    run = run_cell(Cell("runs", name, config), SESSION)
+    assert files_of(run) == before
+    assert {key: value for key, value in run.result.items() if key != "probe"} == bare.result
+    pd.testing.assert_frame_equal(run.probe, fresh.probe)
+    assert list(run.probe.columns) == PROBE_COLUMNS
+    assert len(run.probe) == 2 * 3 * 5
+    if name != "none":
+        assert not np.allclose(run.probe["answer_logprob"], untuned.probe["answer_logprob"]), "no adapter was read"
+
+
+def test_the_section_of_a_record(tiny: tuple[str, ...]) -> None:
+    run = run_cell(Cell("runs", "none", composed(*tiny, "method=none", *PROBED)), SESSION)
+    section, config = run.result["probe"], composed(*tiny, *PROBED).asked
+    assert config is not None
+    assert section["mark"] == run.probe_mark == probe_mark(config)
+    assert section["config"] == {"facts": [5, 6], "depths": 5, "lists": 3, "seed": 0}
+    assert set(section["facts"]) == {"5", "6"}
+    for facts, found in section["facts"].items():
+        own: Any = run.probe[run.probe["facts"] == int(facts)]
+        assert found["accuracy_by_depth"] == own.groupby("depth")["exact"].mean().tolist()
+        assert found["logprob_by_depth"] == pytest.approx(own.groupby("depth")["answer_logprob"].mean().tolist())
+        assert set(found) >= {"accuracy", "ends_minus_middle", "seconds"}
+
+
+@pytest.mark.parametrize(("pooling", "cached"), [("sequence", False), ("causal", True)])
+def test_the_audit_decides_how_lists_are_read(
+    pooling: str, cached: bool, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = hylo.run.ask, []
+    monkeypatch.setattr(hylo.run, "ask", lambda *a, **named: seen.append(named["cached"]) or real(*a, **named))
+    overrides = ("method=landmark_original", f"method.landmark.pooling={pooling}")
+    run_cell(Cell("runs", pooling, composed(*tiny, *overrides, *PROBED)), SESSION)
+    assert seen == [cached]
 
 
 def test_a_probe_is_asked_once_and_kept(tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Complete with its probe, a cell is taken up; without asking for one, too; another probe replaces it."""
-    assert train(*tiny, "method=lora", *PROBED) == 0
-    first = records()["lora"].result["probe"]
+    cell, bare, other = (
+        Cell("runs", "lora", composed(*tiny, "method=lora", *more)) for more in (PROBED, (), (*PROBED, "probe.seed=1"))
+    )
+    first = run_cell(cell, SESSION)
     no_training(monkeypatch)
-    real = hylo.run.ask
-    monkeypatch.setattr(hylo.run, "ask", None)
-    cell = Cell("runs", "lora", composed(*tiny, "method=lora", *PROBED))
-    assert taken_up(cell, SESSION)
-    assert train(*tiny, "method=lora", *PROBED) == 0
-    assert train(*tiny, "method=lora") == 0
-    assert records()["lora"].result["probe"] == first
-    other = Cell("runs", "lora", composed(*tiny, "method=lora", *PROBED, "probe.seed=1"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hylo.run, "ask", None)
+        assert taken_up(cell, SESSION)
+        assert taken_up(bare, SESSION)
+        assert run_cell(bare, SESSION).result == run_cell(cell, SESSION).result == first.result
     assert not taken_up(other, SESSION)
     assert fingerprint(cell.config, SESSION) == fingerprint(other.config, SESSION)
-    monkeypatch.setattr(hylo.run, "ask", real)
     found = run_cell(other, SESSION)
     assert found.result["probe"]["config"]["seed"] == 1
     assert not taken_up(cell, SESSION)
@@ -321,19 +330,29 @@ def test_an_adapter_that_cannot_be_read_is_named(damage: str, tiny: tuple[str, .
     run = run_cell(Cell("runs", "lora", composed(*tiny, "method=lora", "trainer.save_adapter=true")), SESSION)
     path = run.folder / "adapter" / "adapter.safetensors"
     path.unlink() if damage == "missing" else path.write_bytes(b"x")
-    with pytest.raises(RecordError, match="adapter.safetensors cannot be read"):
+    with pytest.raises(RecordError, match=r"adapter\.safetensors cannot be read"):
         run_cell(Cell("runs", "lora", composed(*tiny, "method=lora", *PROBED)), SESSION)
     assert read_run(run.folder).complete
 
 
-def test_a_sweep_and_its_cells_have_their_names_without_the_probe(tiny: tuple[str, ...]) -> None:
-    sweep = ("-m", "method=lora,rslora", *tiny)
-    assert train(*sweep) == 0
-    assert train(*sweep, *PROBED) == 0
-    (folder,) = Path("outputs").glob("sweep-*")
-    study = read_study(folder)
-    assert set(study.cells) == {"none", "lora", "rslora"}
-    assert all(len(run.probe) == 30 for runs in study.cells.values() for run in runs)
+def test_sweeps_studies_and_cells_have_their_names_without_the_probe() -> None:
+    sweep = ["-m", "method=lora,rslora"]
+    assert name_sweep([*sweep, *PROBED])[-2].startswith("hydra.sweep.dir=")
+    assert name_sweep([*sweep, *PROBED])[-2] == name_sweep(sweep)[-2]
+    assert single_cell(composed("method=lora", *PROBED), ["method=lora", *PROBED], "lora").name == "lora"
+    plan = plan_study(composed("study=ablation"), [*PROBED, "study=ablation"], lambda texts: (composed(*texts), ""))
+    assert plan.group == "ablation"
+    assert all(cell.config.asked for cell in plan.cells)
+
+
+def test_a_probe_that_fails_is_told(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """A command whose probe was not answered does not end as if it was."""
+    assert train(*tiny, "method=none") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hylo.run, "ask", None)
+        assert train(*tiny, "method=none", *PROBED) == 1
+    assert "none: failed: TypeError" in capsys.readouterr().err
+    assert train(*tiny, "method=none", *PROBED) == 0
 
 
 def test_operations_of_a_probe(tiny: tuple[str, ...]) -> None:

@@ -4,11 +4,11 @@ A document is one list and then questions, at random depths, until it is longer 
 from it, which begins with the list. How many tokens a text has is not known here, so its length is set in characters,
 `characters_per_token` times the context length. The default of 4 suits tokenizers of English with words of their own:
 those that split numbers into digits (SmolLM2, Llama 2, Qwen2) make 1.3 to 1.7 windows of it, those that keep parts of
-them (GPT-2) 1.1 to 1.5, and the rest of a second window is dropped. For a tokenizer of bytes set 1.1: otherwise later
+numbers (GPT-2) 1.1 to 1.4, and what exceeds one is dropped. For a tokenizer of bytes set 1.1: otherwise later
 windows hold questions on a list that is out of their sight.
 
-Every token counts in the loss, as in any text, also what nobody can predict: the words and codes of the list (about a
-third of the tokens of a default window), and which fact is asked for. Their loss is the same for all methods up to what
+Every token counts in the loss, as in any text, also what nobody can predict: the words and codes of the list (five
+of the twelve tokens of a line with SmolLM2), and which fact is asked for. Their loss is the same for all methods up to what
 can be learned of their frequencies; a perplexity on this data is mostly about them, so read retrieval off the probe.
 
 Words and codes are not those of the probe (hylo/data/kv_words.py, hylo/data/kv_text.py). Own design after Liu et al.
@@ -28,7 +28,7 @@ from hylo.schema import bounded, register
 _FACT = len(fact("12345", 1234)) + 2
 """Characters of a line of a list, about: words have three to eight letters."""
 _LIST_SHARE = 0.4
-"""Of a document's characters, at most for its list: digits have tokens of their own, so this is half of its window."""
+"""Of a document's characters, at most for its list. Where digits are tokens that is two thirds of the window."""
 
 
 @register("data")
@@ -39,8 +39,8 @@ class KvListsConfig(DataConfig):
     min_facts: int = bounded(4, ge=2, le=len(TRAINING_WORDS))
     """Fewest facts of a list."""
     max_facts: int | None = bounded(None, ge=2, le=len(TRAINING_WORDS))
-    """Most facts of a list; a number of facts from fewest to most is equally likely. None: as many as leave half of a
-    window for questions, one for about 20 tokens."""
+    """Most facts of a list; every number from fewest to most is equally likely. None: as many as leave a third of a
+    window for questions, which is one for 18 tokens."""
     train_documents: int = bounded(2_000, ge=1, le=1_000_000)
     """Documents to train on: a window each."""
     held_out_documents: int = bounded(100, ge=1, le=1_000_000)
