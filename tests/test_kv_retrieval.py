@@ -1,4 +1,4 @@
-"""Text to train retrieval on: what a document is, that a window is cut from it, and that it holds no part of the probe."""
+"""Text to train retrieval on: what a document is, that it gives one window, and that it holds no part of the probe."""
 
 import re
 from typing import Any

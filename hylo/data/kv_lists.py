@@ -8,8 +8,8 @@ numbers (GPT-2) 1.1 to 1.4, and what exceeds one is dropped. For a tokenizer of 
 windows hold questions on a list that is out of their sight.
 
 Every token counts in the loss, as in any text, also what nobody can predict: the words and codes of the list (five
-of the twelve tokens of a line with SmolLM2), and which fact is asked for. Their loss is the same for all methods up to what
-can be learned of their frequencies; a perplexity on this data is mostly about them, so read retrieval off the probe.
+of the twelve tokens of a line with SmolLM2), and which fact is asked for. Their loss is the same for all methods up to
+what can be learned of their frequencies; a perplexity on this data is mostly about them: read retrieval off the probe.
 
 Words and codes are not those of the probe (hylo/data/kv_words.py, hylo/data/kv_text.py). Own design after Liu et al.
 2023, arXiv 2307.03172.
