@@ -1,6 +1,7 @@
 """A cell: one configuration under a name, and whether it can work at all."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hylo.config import Config
 from hylo.data.base import Split, data_problems
 from hylo.errors import ConfigError, problem
 from hylo.models.architecture import model_context_length
+from hylo.probe.kv import setting_problems
 from hylo.runtime import device_problems
 from hylo.session import Session
 from hylo.trainer import kernel_problems, trainer_problems
@@ -57,7 +59,29 @@ def check(cell: Cell, session: Session) -> None:
         )
     if problems:
         raise ConfigError(*problems)
+    if probed := [*probe_problems(config, session, limit)]:
+        raise ConfigError(*probed)
     check_documents(config, session)
+
+
+def probe_problems(config: Config, session: Session, limit: int) -> Iterator[str]:
+    """Why the probe cannot be asked of this cell, as text; `limit` is the model's longest context."""
+    probe = config.asked
+    if probe is None:
+        return
+    if config.components and not config.trainer.save_adapter:
+        fix = "trainer.save_adapter=true, or probe=none"
+        yield problem("trainer.save_adapter", False, "true with a probe, which reads the recorded adapter", fix)
+    if problems := [*setting_problems(probe)]:
+        yield from problems
+        return
+    longest = max(prompts.longest for prompts in session.prompts(probe, config.model))
+    if longest > limit:
+        allowed = f"lists whose questions fit {config.model.name}: {limit} tokens; the longest has {longest}"
+        yield problem("probe.facts", probe.facts, allowed, "fewer facts, or a model with a longer context")
+    elif [*method_problems(config.components, Host(session.skeleton(config.model), longest, config.seed))]:
+        allowed = f"lists that leave the method its positions: {limit} less {longest} tokens of the longest question"
+        yield problem("probe.facts", probe.facts, allowed, "fewer facts, or a smaller prefix")
 
 
 def check_documents(config: Config, session: Session) -> None:

@@ -31,12 +31,13 @@ from hylo.until_decided import run_study
 SESSION = Session()
 """Shared by all jobs that this process runs: a sweep in one process loads weights and text once."""
 
-UNNAMED = {"seed", "seeds", "most_seeds", "tracking", "outputs", "cell", "add", "workers"}
-"""Keys that are never part of a cell's name: a row has all seeds, and the others change no number."""
+UNNAMED = {"seed", "seeds", "most_seeds", "tracking", "outputs", "cell", "add", "workers", "probe"}
+"""Keys that are never part of a cell's name: a row has all seeds, a probe is added to the record that there is, and the
+others change no number."""
 FIXED = "hydra.job.config.override_dirname.exclude_keys"
 """Where Hydra keeps the keys that name no job of a sweep."""
-UNMARKED = ("-", "hydra", "tracking", "outputs", "workers")
-"""Arguments that make no other sweep: launchers and logging."""
+UNMARKED = ("-", "hydra", "tracking", "outputs", "workers", "probe")
+"""Arguments that make no other sweep: launchers, logging, and what is asked of the same runs."""
 
 
 def main(composed: DictConfig) -> float | None:

@@ -10,15 +10,18 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 import hylo.adapters
 import hylo.data
 import hylo.models
+import hylo.probe
 from hylo.adapters.component import ComponentConfig
 from hylo.data.base import DataConfig
 from hylo.errors import ConfigError, problem
 from hylo.models.base import ModelConfig
+from hylo.probe.base import ProbeConfig
+from hylo.probe.kv import KvProbeConfig
 from hylo.schema import bound_problems, bounded, import_all, register_root
 from hylo.tracking import TrackingConfig
 from hylo.trainer import TrainerConfig
 
-for package in (hylo.adapters, hylo.data, hylo.models):
+for package in (hylo.adapters, hylo.data, hylo.models, hylo.probe):
     import_all(package)
 
 
@@ -39,6 +42,8 @@ class Config:
     """Components by slot: conf/method/. A slot set to null is off."""
     trainer: TrainerConfig = MISSING
     """Training and evaluation settings: conf/trainer/."""
+    probe: ProbeConfig = MISSING
+    """What is asked of the complete run: conf/probe/. No part of the run's fingerprint."""
     tracking: TrackingConfig = MISSING
     """Where runs are logged besides their records: conf/tracking/."""
     seed: int = bounded(0, ge=0)
@@ -69,6 +74,11 @@ class Config:
     def components(self) -> dict[str, ComponentConfig]:
         """The method's slots that are on."""
         return {slot: config for slot, config in self.method.items() if config is not None}
+
+    @property
+    def asked(self) -> KvProbeConfig | None:
+        """The probe's settings; None where nothing is asked."""
+        return self.probe if isinstance(self.probe, KvProbeConfig) else None
 
 
 def resolve(composed: DictConfig) -> Config:

@@ -17,18 +17,23 @@ from typing import Any
 
 import hylo.adapters.component
 import hylo.adapters.model
+import hylo.data.kv_text
+import hylo.data.kv_words
 import hylo.data.lines
 import hylo.data.tokens
 import hylo.data.windows
 import hylo.evaluation
 import hylo.fused
 import hylo.memory
+import hylo.probe.kv
+import hylo.probe.measure
 import hylo.step
 import hylo.trainer
 import hylo.training
 from hylo.cache import text_hash
 from hylo.config import Config
 from hylo.data.base import Protocol, Split
+from hylo.probe.kv import KvProbeConfig
 from hylo.runtime import library_versions
 from hylo.schema import plain
 from hylo.session import Session
@@ -38,6 +43,7 @@ _FUSED = tuple(
     importlib.import_module(f"hylo.fused.{module.name}") for module in pkgutil.iter_modules(hylo.fused.__path__)
 )
 _MEASURES = (hylo.data.tokens, hylo.data.windows, hylo.evaluation, hylo.memory)
+_PROBES = (hylo.data.kv_text, hylo.data.kv_words, hylo.data.tokens, hylo.probe.kv, hylo.probe.measure)
 _TRAINS = (hylo.adapters.component, hylo.adapters.model, hylo.step, hylo.trainer, hylo.training)
 
 
@@ -68,6 +74,12 @@ def fingerprint(config: Config, session: Session) -> str:
         content["trainer"] = {name: trainer[name] for name in sorted(TrainerConfig.EVALUATION)}
         content["source"] = source_hash(measures)
     return text_hash(json.dumps(content, sort_keys=True))[:12]
+
+
+def probe_mark(config: KvProbeConfig) -> str:
+    """Twelve hex digits: of a probe's settings, words and code. It is no part of the fingerprint of the run that it is
+    asked of, so a run need not be trained again for another probe."""
+    return text_hash(json.dumps(plain(config), sort_keys=True), source_hash(_PROBES))[:12]
 
 
 def source_hash(modules: Iterable[ModuleType]) -> str:

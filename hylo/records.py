@@ -4,6 +4,8 @@
         result.json       status, parameters, metrics, training, environment (see `new_result`)
         eval.parquet      window, bin (0-9), nll_sum, tokens, bytes         one row a window and position bin
         thirds.parquet    window, third (0-2), nll_sum, tokens, bytes       the same by thirds: 1 is the middle
+        probe.parquet     facts, list, depth, place, exact, answer_logprob, answer_tokens     one row a question;
+                          only where a probe was asked (`RunRecord.probe`): result.json then has a section `probe`
         windows.parquet   window, document, first_token, length             where each window was cut
         audit.json        what each check of the audit found (see `hylo.audit`); those that failed also in result.json
         curve.jsonl       one line an optimizer step
@@ -40,10 +42,13 @@ SCHEMA_VERSION = 2
 RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
 RESULT, EVAL, THIRDS, WINDOWS = "result.json", "eval.parquet", "thirds.parquet", "windows.parquet"
 CURVE, TRAJECTORY, AUDIT = "curve.jsonl", "trajectory.jsonl", "audit.json"
+PROBE = "probe.parquet"
 CONFIG, ADAPTER, TRACEBACK, STUDY = "config.yaml", "adapter", "traceback.txt", "study.json"
 
 LOCK = ".lock"
 """Held by the process that works on a run."""
+
+PROBE_COLUMNS = ["facts", "list", "depth", "place", "exact", "answer_logprob", "answer_tokens"]
 
 _SECTIONS = (
     "schema_version", "status", "fingerprint", "study", "cell", "seed", "params", "metrics", "training", "audit",
@@ -83,6 +88,20 @@ class RunRecord:
     def windows(self) -> pd.DataFrame:
         """Columns window, document, first_token, length (without padding): enough to cut the same windows again."""
         return _read_table(self.folder / WINDOWS, ["window", "document", "first_token", "length"])
+
+    @property
+    def probe_mark(self) -> str | None:
+        """What the probe that was asked is known by; None where none was, or its table is gone."""
+        return self.result["probe"]["mark"] if "probe" in self.result and (self.folder / PROBE).exists() else None
+
+    @cached_property
+    def probe(self) -> pd.DataFrame:
+        """Columns facts (of the list), list, depth (0 is the first fact), place (index of the fact), exact (0 or 1),
+        answer_logprob (nats, sum over the answer's tokens), answer_tokens. Empty where no probe was asked."""
+        if self.probe_mark is None:
+            return pd.DataFrame(columns=pd.Index(PROBE_COLUMNS))
+        path = self.folder / PROBE
+        return _read_table(path, PROBE_COLUMNS, keys=3, delete=path)
 
     @cached_property
     def curve(self) -> pd.DataFrame:
@@ -199,19 +218,27 @@ def study_of(folder: Path, manifest: dict[str, Any]) -> StudyRecord:
     return StudyRecord(folder, manifest, cells)
 
 
-def find_complete(outputs: Path, fingerprint: str) -> RunRecord | None:
+def find_complete(
+    outputs: Path, fingerprint: str, *, folder: Path | None = None, probe: str | None = None
+) -> RunRecord | None:
     """The complete record with this fingerprint in any group below `outputs`, or None.
 
-    A damaged record is passed over: the run is done again and replaces it.
+    Of several, one with the result of the probe of this mark, and then the one in `folder`, comes first. A damaged
+    record is passed over: the run is done again and replaces it.
     """
+    found: list[RunRecord] = []
     for path in sorted(outputs.glob(f"*/*-{fingerprint}/{RESULT}")):
         try:
             record = read_run(path.parent)
         except RecordError:
             continue
         if record.complete and record.result["fingerprint"] == fingerprint:
-            return record
-    return None
+            found.append(record)
+
+    def fitness(record: RunRecord) -> tuple[bool, bool]:
+        return probe is not None and record.probe_mark == probe, record.folder == folder
+
+    return max(found, key=fitness, default=None)
 
 
 def adopt(record: RunRecord, folder: Path, *, study: str, cell: str, seed: int) -> RunRecord:
@@ -220,6 +247,20 @@ def adopt(record: RunRecord, folder: Path, *, study: str, cell: str, seed: int) 
         with replacing_folder(folder) as draft:
             shutil.copytree(record.folder, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK))
             write_json(draft / RESULT, record.result | {"study": study, "cell": cell, "seed": seed})
+    return read_run(folder)
+
+
+def add_probe(folder: Path, table: pd.DataFrame, section: dict[str, Any]) -> RunRecord:
+    """Add a probe's result to a complete record, in the place of another probe's.
+
+    Whenever this is interrupted, the record is complete, with this probe's result or none.
+    """
+    result = read_run(folder).result
+    write_json(folder / RESULT, {name: value for name, value in result.items() if name != "probe"})
+    draft = folder / f".{PROBE}.{os.getpid()}"
+    table.to_parquet(draft, index=False)
+    draft.replace(folder / PROBE)
+    write_json(folder / RESULT, result | {"probe": section})
     return read_run(folder)
 
 
@@ -263,13 +304,15 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+def _read_table(path: Path, columns: list[str], *, keys: int = 2, delete: Path | None = None) -> pd.DataFrame:
+    """A table sorted by its first columns; `delete` is what has to go where it is damaged, if not the whole run."""
+    fix = f"delete {delete or path.parent} and run the cell again"
     try:
         table = pd.read_parquet(path)
     except FileNotFoundError:
-        raise RecordError(f"{path} does not exist; delete {path.parent} and run the cell again") from None
+        raise RecordError(f"{path} does not exist; {fix}") from None
     except (OSError, ValueError) as error:
-        raise RecordError(f"{path} is damaged ({error}); delete {path.parent} and run the cell again") from error
+        raise RecordError(f"{path} is damaged ({error}); {fix}") from error
     if missing := sorted(set(columns) - set(table.columns)):
-        raise RecordError(f"{path} lacks the columns {', '.join(missing)}; delete {path.parent} and run the cell again")
-    return table.sort_values(columns[:2]).reset_index(drop=True)
+        raise RecordError(f"{path} lacks the columns {', '.join(missing)}; {fix}")
+    return table.sort_values(columns[:keys]).reset_index(drop=True)

@@ -19,10 +19,23 @@ from hylo.config import Config
 from hylo.data.base import Split
 from hylo.data.windows import Windows
 from hylo.evaluation import Evaluation, evaluate
-from hylo.fingerprint import fingerprint
+from hylo.fingerprint import fingerprint, probe_mark
 from hylo.memory import MemoryEstimate, estimate, evaluation_batch_size, gib
+from hylo.probe.measure import ask
 from hylo.recording import exclusive, new_result, recording
-from hylo.records import ADAPTER, AUDIT, EVAL, THIRDS, WINDOWS, RunRecord, adopt, find_complete, read_run, write_json
+from hylo.records import (
+    ADAPTER,
+    AUDIT,
+    EVAL,
+    THIRDS,
+    WINDOWS,
+    RunRecord,
+    add_probe,
+    adopt,
+    find_complete,
+    read_run,
+    write_json,
+)
 from hylo.runtime import (
     accelerator_for,
     agreed,
@@ -42,6 +55,7 @@ from hylo.training import UNTRAINED, train
 def run_cell(cell: Cell, session: Session) -> RunRecord:
     """Run a cell, or return its record where the same run is complete already, in this group or another.
 
+    A probe that the record lacks is asked of the recorded model; interrupted, it costs nothing but itself.
     With several processes (accelerate) all compute and the first one keeps the record.
     """
     mark = fingerprint(cell.config, session)
@@ -49,13 +63,15 @@ def run_cell(cell: Cell, session: Session) -> RunRecord:
     accelerator = accelerator_for(cell.config.trainer.device, cell.config.trainer.precision)
     main = accelerator.is_main_process
     with exclusive(folder) if main else nullcontext():
-        done = find_complete(Path(cell.config.outputs), mark) if main else None
+        done = recorded(cell, mark) if main else None
         if not agreed(done is not None, accelerator):
             result = new_result(cell, mark, session)
             with recording(cell, folder, result) if main else nullcontext():
                 execute(cell, folder, result, session, accelerator)
         elif done:
             adopt(done, folder, study=cell.group, cell=cell.name, seed=cell.config.seed)
+        if main and not probed(cell, record := read_run(folder)):
+            ask_probe(cell, record, session, accelerator)
     accelerator.wait_for_everyone()  # until the first process has written the record
     return read_run(folder)
 
@@ -71,8 +87,20 @@ def run_or_report(cell: Cell, session: Session) -> RunRecord | None:
         return None
 
 
+def recorded(cell: Cell, mark: str) -> RunRecord | None:
+    """The complete record of the same run, with the cell's probe where one has it; else its own, or any; or None."""
+    config = cell.config
+    wanted = probe_mark(config.asked) if config.asked else None
+    return find_complete(Path(config.outputs), mark, folder=cell.folder(mark), probe=wanted)
+
+
+def probed(cell: Cell, record: RunRecord) -> bool:
+    """Whether the record has what the cell's probe asks."""
+    return cell.config.asked is None or record.probe_mark == probe_mark(cell.config.asked)
+
+
 def taken_up(cell: Cell, session: Session) -> bool:
-    """Whether the same run is complete already, in this group or another; its record is then the cell's.
+    """Whether the same run, probe included, is complete already, in this group or another; the record is then its own.
 
     False where several processes share a run: they agree about it in `run_cell`.
     """
@@ -80,7 +108,7 @@ def taken_up(cell: Cell, session: Session) -> bool:
         return False
     mark = fingerprint(cell.config, session)
     folder = cell.folder(mark)
-    if (done := find_complete(Path(cell.config.outputs), mark)) is None:
+    if (done := recorded(cell, mark)) is None or not probed(cell, done):
         return False
     with exclusive(folder):
         adopt(done, folder, study=cell.group, cell=cell.name, seed=cell.config.seed)
@@ -144,6 +172,32 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
     result["environment"]["overhead_seconds"] = round(clock.overhead(), 3)
 
 
+def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Accelerator) -> None:
+    """Ask the cell's probe of a complete run, whose adapter is read from its record, and add the answers to it.
+
+    Raises:
+        RecordError: the record's adapter is missing or damaged.
+    """
+    config, label = cell.config, f"{cell.name} (seed {cell.config.seed}), probe"
+    assert config.asked is not None, "a cell without a probe lacks none"
+    base = session.base(config.model, accelerator.device)
+    prompts = session.prompts(config.asked, config.model)
+    untouched = weights_checksum(base)
+    with prepared(base, config) as model:
+        if config.components:
+            model.load(record.folder / ADAPTER)
+        cached = "cached_decoding" not in record.result["audit"]["failed"]
+        answers = ask(model, prompts, accelerator, cached=cached, label=label)
+    assert weights_checksum(base) == untouched, "a component left the shared base weights changed"
+    section = {"mark": probe_mark(config.asked), "config": plain(config.asked), "facts": answers.section()}
+    for facts, found in section["facts"].items():
+        by_depth = " ".join(f"{share:.2f}" for share in found["accuracy_by_depth"])
+        print(f"{label}: {facts} facts: accuracy by depth {by_depth}", flush=True)
+    with tracked(cell, "probe") as tracker:
+        log_run(tracker, pd.DataFrame(), {"probe": section})
+    add_probe(record.folder, answers.table, section)
+
+
 @contextmanager
 def prepared(base: PreTrainedModel, config: Config) -> Iterator[AdaptedModel]:
     """The base model with the cell's components and kernels; it leaves the block as it came."""
@@ -175,7 +229,7 @@ def write_tables(folder: Path, audit: Audit, evaluation: Evaluation, windows: Wi
 
 
 @contextmanager
-def tracked(cell: Cell) -> Iterator[Tracker]:
+def tracked(cell: Cell, job_type: str = "cell") -> Iterator[Tracker]:
     """The tracker of a cell's run, finished at the end of the block; processes but the first track nothing."""
     config = cell.config
     if not is_main_process():
@@ -188,7 +242,7 @@ def tracked(cell: Cell) -> Iterator[Tracker]:
         name=f"{cell.name}-seed{config.seed}",
         run_id=None,
         resolved=plain(config),
-        job_type="cell",
+        job_type=job_type,
         tags=[config.model.name, config.data.name],
     )
     try:

@@ -14,6 +14,7 @@ from hylo.data.lines import cut_lines, predicting
 from hylo.data.tokens import documents_identity, tokenize
 from hylo.data.windows import Windows, cut_windows, sample
 from hylo.models.base import ModelConfig
+from hylo.probe.kv import KvProbeConfig, Prompts, make_prompts
 from hylo.runtime import checksum
 from hylo.schema import plain
 
@@ -77,6 +78,10 @@ class Session:
     def eval_windows(self, data: DataConfig, model: ModelConfig) -> Windows:
         """The windows that every cell of this model and data is evaluated on."""
         return sample(predicting(self.windows(data, model, data.eval_split)), data.eval_windows)
+
+    def prompts(self, probe: KvProbeConfig, model: ModelConfig) -> list[Prompts]:
+        """The questions that every cell of this model is asked, in the model's tokens."""
+        return self._once("prompts", probe, model, make=lambda: make_prompts(probe, self.tokenizer(model)))
 
     def _once(self, kind: str, *parts: object, make: Callable[[], T]) -> T:
         key = _key(kind, *parts)

@@ -55,12 +55,13 @@ def cells_at_once(cells: Sequence[Cell], session: Session) -> int:
 
 
 def operations(cell: Cell, session: Session) -> float:
-    """Floating-point operations of a cell, about: 4 a weight and token of training, 2 of evaluation."""
+    """Floating-point operations of a cell, about: 4 a weight and token of training, 2 of evaluation and of a probe."""
     config, trainer = cell.config, cell.config.trainer
     windows = trainer.steps * trainer.batch_size * trainer.gradient_accumulation_steps if config.components else 0
     evaluated = config.data.eval_windows or 0
     weights = session.skeleton(config.model).num_parameters()
-    return weights * config.data.context_length * (4.0 * windows + 2.0 * evaluated)
+    asked = sum(each.tokens for each in session.prompts(config.asked, config.model)) if config.asked else 0
+    return weights * (config.data.context_length * (4.0 * windows + 2.0 * evaluated) + 2.0 * asked)
 
 
 def run_cells(cells: Sequence[Cell], session: Session) -> None:

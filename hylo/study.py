@@ -27,6 +27,7 @@ Compose = Callable[[Sequence[str]], tuple[Config, str]]
 
 NO_PART_OF_A_CELL = {"study", "seeds", "most_seeds", "seed", "add"}
 NO_PART_OF_A_NAME = {"tracking", "outputs", "workers", "probe"}
+"""Sections and keys of a command line that are no part of a study's folder: they change no number of its runs."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hylo.fingerprint import fingerprint
-from hylo.records import SCHEMA_VERSION, STUDY, write_json
+from hylo.records import SCHEMA_VERSION, STUDY, read_run, write_json
+from hylo.run import probed
 from hylo.schema import plain
 from hylo.session import Session
 from hylo.tracking import log_report, open_tracker
@@ -18,7 +19,7 @@ def report_plan(plan: "Plan", session: Session) -> bool:
     """Write the plan's manifest and its report from the records, print it, and log it where runs are tracked.
 
     Returns:
-        Whether all cells are complete.
+        Whether all cells are complete, with the answers to their probe.
     """
     from hylo.report import SUMMARY, print_report, write_report  # matplotlib comes in where a report is made
 
@@ -30,7 +31,8 @@ def report_plan(plan: "Plan", session: Session) -> bool:
     if summary.read_bytes() != before:
         track_report(plan, content, report)
     print_report(report)
-    return all(run.complete for runs in report.study.cells.values() for run in runs)
+    records = [(cell, read_run(cell.folder(fingerprint(cell.config, session)))) for cell in plan.cells]
+    return all(record.complete and probed(cell, record) for cell, record in records)
 
 
 def manifest(plan: "Plan", session: Session) -> dict[str, Any]:

@@ -163,13 +163,14 @@ def log_run(tracker: Tracker, curve: pd.DataFrame, result: Mapping[str, Any]) ->
         tracker: Where to.
         curve: One row an optimizer step, in order; see `log_step`. Empty where every step was logged as it happened.
         result: The content of result.json. Summary names are its paths, with `metrics` called `eval`: `eval/ppl`,
-            `eval/lim_ppl`, `params/trainable`, `training/seconds`. `audit` names what failed, or says passed.
-            Other lists and text stay in the record.
+            `eval/lim_ppl`, `params/trainable`, `training/seconds`, and of a probe `probe/60/ends_minus_middle`. `audit`
+            names what failed, or says passed. Other lists and text stay in the record.
     """
     for row in curve.to_dict("records"):
         log_step(tracker, {str(key): value for key, value in row.items()})
     sections = {"eval": "metrics", "params": "params", "training": "training"}
     numbers = {name: result[section] for name, section in sections.items() if section in result}
+    numbers |= {"probe": result["probe"]["facts"]} if "probe" in result else {}
     texts = {key: result[key] for key in ("status", "fingerprint") if key in result}
     if failed := result.get("audit", {}).get("failed"):
         texts["audit"] = ", ".join(failed)

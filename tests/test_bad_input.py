@@ -94,7 +94,7 @@ def test_as_a_process(tmp_path: Path) -> None:
 def test_help_explains_groups_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--help") == 0
     text = capsys.readouterr().out
-    for group in ("model", "data", "method", "trainer", "tracking"):
+    for group in ("model", "data", "method", "trainer", "probe", "tracking"):
         assert f"\n{group}: " in text, group
     for command in ("train.py -m method=landmark_pa,landmark_learnable", "study=ablation", "method.landmark=null"):
         assert command in text
