@@ -2,11 +2,9 @@
 
 outputs/<group>/summary.csv       one row a cell and reference (see `summarize`), byte-identical when rebuilt
 outputs/<group>/summary.md        the same with captions, figures and the runs that failed
-outputs/<group>/figures/*.png
+outputs/<group>/figures/      each as PNG and as SVG, which shows values on pointing
 """
 
-import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,21 +12,44 @@ import pandas as pd
 from rich.console import Console
 
 from hylo.records import StudyRecord, read_study
-from hylo.report.figures import FIGURES, improvement_figure, loss_figure, position_figure
+from hylo.report.figures import (
+    FIGURES,
+    TABLE_FIGURES,
+    attribution_figure,
+    forest_figure,
+    improvement_figure,
+    loss_figure,
+    pareto_figure,
+    pareto_front,
+    position_figure,
+    ppl_by_position_figure,
+    retrieval_figure,
+    retrieval_heatmap,
+)
+from hylo.report.files import save, write
 from hylo.report.summary import COLUMNS, incomplete, summarize
 from hylo.report.tables import conclusions, console_tables, markdown, print_tables, split_by_reference
 
 __all__ = [
     "COLUMNS",
     "SUMMARY",
+    "TABLE_FIGURES",
     "Report",
+    "attribution_figure",
     "conclusions",
+    "forest_figure",
     "improvement_figure",
     "incomplete",
     "loss_figure",
     "markdown",
+    "pareto_figure",
+    "pareto_front",
     "position_figure",
+    "ppl_by_position_figure",
     "print_report",
+    "retrieval_figure",
+    "retrieval_heatmap",
+    "save",
     "split_by_reference",
     "summarize",
     "write_report",
@@ -47,6 +68,7 @@ class Report:
     failed: list[str]
     """One line a run that has no result: it failed, or was interrupted."""
     figures: list[Path]
+    """The PNGs; an SVG of the same name is beside each."""
 
 
 def write_report(folder: Path) -> Report:
@@ -61,11 +83,10 @@ def write_report(folder: Path) -> Report:
     if len(summary):
         for name, draw in FIGURES.items():
             if figure := draw(study, summary):
-                image = io.BytesIO()
-                figure.savefig(image, format="png")
-                figures.append(_write(folder / "figures" / f"{name}.png", image.getvalue()))
-    _write(folder / SUMMARY, summary.to_csv(index=False, lineterminator="\n").encode())
-    _write(folder / "summary.md", markdown(study, summary, failed, figures).encode())
+                image, _ = save(figure, folder / "figures", name)
+                figures.append(image)
+    write(folder / SUMMARY, summary.to_csv(index=False, lineterminator="\n").encode())
+    write(folder / "summary.md", markdown(study, summary, failed, figures).encode())
     return Report(study, summary, failed, figures)
 
 
@@ -76,12 +97,3 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for line in report.failed:
         console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
     console.print(f"report: {report.study.folder / 'summary.md'}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _write(path: Path, content: bytes) -> Path:
-    """Write so that a reader sees either the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    draft.replace(path)
-    return path

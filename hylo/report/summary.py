@@ -1,8 +1,6 @@
 """The numbers of a study, from its records alone: one row a cell and reference."""
 
-import hashlib
 import itertools
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +9,8 @@ import pandas as pd
 
 from hylo import stats
 from hylo.errors import RecordError
-from hylo.records import EVAL, FAILED, RESULT, STUDY, THIRDS, TRACEBACK, WINDOWS, RunRecord, StudyRecord
+from hylo.records import FAILED, RESULT, STUDY, TRACEBACK, RunRecord, StudyRecord
+from hylo.report.sums import Pair, complete_runs, generator, middle_log_ppl, paired, same_windows, window_sums
 
 COLUMNS = [
     "cell", "reference", "seeds", "ppl", "ppl_low", "ppl_high", "lim_ppl", "mean_window_ppl",
@@ -22,9 +21,6 @@ COLUMNS = [
 _COUNTS = ["seeds", "trainable_params", "added_params", "peak_memory_bytes"]
 _TEXTS = ["cell", "reference", "audit"]
 PASSED = "passed"
-_MIDDLE = 1  # of the thirds
-
-Pair = tuple[RunRecord, RunRecord]
 
 
 def summarize(study: StudyRecord) -> pd.DataFrame:
@@ -77,35 +73,6 @@ def incomplete(study: StudyRecord) -> list[str]:
     return lines
 
 
-def complete_runs(study: StudyRecord, cell: str) -> list[RunRecord]:
-    """A cell's complete runs by seed.
-
-    Raises:
-        RecordError: two of them have the same seed.
-    """
-    runs: dict[int, RunRecord] = {}
-    for run in study.cells.get(cell, []):
-        if run.complete and (twin := runs.setdefault(run.seed, run)) is not run:
-            raise RecordError(
-                f"{twin.folder} and {run.folder} are both seed {run.seed} of {cell!r}; remove one of them"
-            )
-    return [runs[seed] for seed in sorted(runs)]
-
-
-def ppl_by_bin(study: StudyRecord) -> pd.DataFrame:
-    """Columns cell, bin, ppl: perplexity of each position bin, exp of the mean over seeds of log PPL."""
-    tables = []
-    for cell in study.cells:
-        for run in complete_runs(study, cell):
-            sums = _sums(run, EVAL, "bin").query("tokens > 0")
-            log_ppl = (sums["nll_sum"] / sums["tokens"]).rename("log_ppl").reset_index()
-            tables.append(log_ppl.assign(cell=cell))
-    if not tables:
-        return pd.DataFrame(columns=pd.Index(["cell", "bin", "ppl"]))
-    means: Any = pd.concat(tables).groupby(["cell", "bin"], sort=False)["log_ppl"].mean()
-    return means.map(stats.perplexity).replace(np.inf, np.nan).rename("ppl").reset_index()
-
-
 def value_of(run: RunRecord, section: str, key: str) -> Any:
     """An entry of result.json; null reads as None.
 
@@ -131,17 +98,17 @@ def _contrasts(study: StudyRecord) -> Iterator[tuple[str, str]]:
 
 def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
     runs, others = complete_runs(study, cell), complete_runs(study, reference)
-    pairs = _pairs(runs, others, one_for_all=reference == study.untuned)
+    pairs = paired(runs, others, one_for_all=reference == study.untuned)
     used = [run for run, _ in pairs] or runs
     row: dict[str, Any] = {"cell": cell, "reference": reference, "seeds": len(pairs if reference else runs)}
-    nll, tokens = _window_sums(used)
+    nll, tokens = window_sums(used)
     try:
-        ppl = stats.ppl(nll, tokens, _generator(cell))
-        lim_ppl, mean_window_ppl = stats.perplexity(_middle_log_ppl(used)), stats.mean_window_ppl(nll, tokens)
+        ppl = stats.ppl(nll, tokens, generator(cell))
+        lim_ppl, mean_window_ppl = stats.perplexity(middle_log_ppl(used)), stats.mean_window_ppl(nll, tokens)
         row |= {"ppl": ppl.value, "ppl_low": ppl.low, "ppl_high": ppl.high}
         row |= {"lim_ppl": lim_ppl, "mean_window_ppl": mean_window_ppl}
         if pairs:
-            row |= _improvement(pairs, nll, tokens, _generator(cell, reference))
+            row |= _improvement(pairs, nll, tokens, generator(cell, reference))
     except ValueError as error:
         raise RecordError(f"{used[0].folder}: {error}") from error
     row |= _cost(used)
@@ -155,24 +122,17 @@ def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
     return row
 
 
-def _pairs(runs: list[RunRecord], others: list[RunRecord], *, one_for_all: bool) -> list[Pair]:
-    if one_for_all:
-        return [(run, others[0]) for run in runs] if others else []
-    by_seed = {other.seed: other for other in others}
-    return [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
-
-
 def _improvement(pairs: list[Pair], nll: np.ndarray, tokens: np.ndarray, rng: np.random.Generator) -> dict[str, float]:
     runs, others = [run for run, _ in pairs], [other for _, other in pairs]
-    _same_windows(runs[0], others[0])
-    reference, reference_tokens = _window_sums(others)
+    same_windows(runs[0], others[0])
+    reference, reference_tokens = window_sums(others)
     if not np.array_equal(tokens, reference_tokens):
         raise RecordError(
             f"{runs[0].folder} and {others[0].folder} count other tokens in the same windows; run them again"
         )
     contrast = stats.improvement(nll, reference, tokens, rng)
     with np.errstate(over="ignore"):
-        lim = -100 * float(np.expm1(_middle_log_ppl(runs) - _middle_log_ppl(others)))
+        lim = -100 * float(np.expm1(middle_log_ppl(runs) - middle_log_ppl(others)))
     return {
         "improvement_pct": contrast.value,
         "improvement_low": contrast.low,
@@ -193,61 +153,6 @@ def _cost(runs: list[RunRecord]) -> dict[str, Any]:
         "tokens_per_second": float(np.mean(speed)) if speed else None,
         "peak_memory_bytes": max(memory, default=None),
     }
-
-
-def _window_sums(runs: list[RunRecord]) -> tuple[np.ndarray, np.ndarray]:
-    """NLL sums [seeds, windows] and token counts [windows] of runs over the same windows."""
-    tables = [_sums(run, EVAL, "window") for run in runs]
-    for run, table in zip(runs, tables, strict=True):
-        _same_windows(runs[0], run)
-        if table.index.tolist() != run.windows["window"].tolist():
-            raise RecordError(
-                f"{run.folder / EVAL} has other windows than {WINDOWS}; delete {run.folder} and run it again"
-            )
-        if not np.array_equal(table["tokens"], tables[0]["tokens"]):
-            raise RecordError(
-                f"{run.folder} and {runs[0].folder} count other tokens in the same windows; run them again"
-            )
-    return np.stack([table["nll_sum"].to_numpy() for table in tables]), tables[0]["tokens"].to_numpy()
-
-
-def _same_windows(run: RunRecord, other: RunRecord) -> None:
-    where = ["window", "document", "first_token", "length"]
-    if run.windows[where].to_numpy().tolist() != other.windows[where].to_numpy().tolist():
-        raise RecordError(
-            f"cells {run.cell!r} (seed {run.seed}) and {other.cell!r} (seed {other.seed}) were evaluated on different "
-            f"windows: {run.folder / WINDOWS} and {other.folder / WINDOWS}; run them with the same data settings"
-        )
-
-
-def _middle_log_ppl(runs: list[RunRecord]) -> float:
-    """Mean over seeds of log PPL in the middle third of positions; NaN where windows are too short to have one."""
-    logs = []
-    for run in runs:
-        middle = _sums(run, THIRDS, "third").query(f"third == {_MIDDLE} and tokens > 0")
-        logs.append(middle["nll_sum"].sum() / middle["tokens"].sum() if len(middle) else math.nan)
-    return float(np.mean(logs))
-
-
-def _sums(run: RunRecord, name: str, by: str) -> Any:
-    """NLL sums and token counts of a table, added up by one of its columns, which is the index of the result.
-
-    Any, because pandas types the columns of a table as everything a table can hold.
-    """
-    table: Any = run.eval if name == EVAL else run.thirds
-    for column in ("nll_sum", "tokens"):
-        # A missing sum must not be added up as 0, as pandas would.
-        if len(bad := table[~np.isfinite(table[column].to_numpy(dtype=float, na_value=np.nan))]):
-            raise RecordError(
-                f"{run.folder / name} has {column} = {bad[column].iloc[0]} in window {bad['window'].iloc[0]}; "
-                f"delete {run.folder} and run it again"
-            )
-    return table.groupby(by)[["nll_sum", "tokens"]].sum()
-
-
-def _generator(*names: str) -> np.random.Generator:
-    digest = hashlib.sha256("\0".join(names).encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
 def _first_line(run: RunRecord) -> str:

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hylo.records import RunRecord, StudyRecord
-from hylo.report.summary import PASSED, complete_runs, value_of
+from hylo.report.summary import PASSED, value_of
+from hylo.report.sums import complete_runs
 
 MISSING = "\N{EN DASH}"
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: these numbers say nothing about methods"
