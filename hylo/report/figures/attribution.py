@@ -1,6 +1,7 @@
 """What each component contributes, by each way of asking."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,17 +34,17 @@ def attribution_figure(title: str, lines: Sequence[str], table: pd.DataFrame) ->
             better), seeds. Numbers may be missing.
 
     Raises:
-        ValueError: a column is missing.
+        ValueError: a column is missing, or there is no row.
     """
-    checked(table, COLUMNS, "attribution_figure")
+    by_component = checked(table, COLUMNS, "attribution_figure").groupby("component", sort=False)
     ways = list(dict.fromkeys(table["way"]))
-    parts = {str(component): part.to_dict("records") for component, part in table.groupby("component", sort=False)}
+    parts = {str(component): part.to_dict("records") for component, part in by_component}
     labels = [fold(component) for component in parts]
     places = rows(labels, [[0.15] * len(part) for part in parts.values()])
     height = sum(place.height for place in places)
     legend_height = legend_columns(ways)[1]
 
-    def style(way: str) -> dict[str, str]:
+    def style(way: str) -> dict[str, Any]:
         return {"color": COLOURS[ways.index(way) % len(COLOURS)], "marker": MARKERS[ways.index(way) % len(MARKERS)]}
 
     def draw(figure: Figure) -> None:

@@ -58,14 +58,14 @@ def forest_figure(title: str, lines: Sequence[str], contrasts: pd.DataFrame) -> 
             seeds, p_holm, detectable (percent), published (percent), verdict. Numbers may be missing.
 
     Raises:
-        ValueError: a column is missing.
+        ValueError: a column is missing, or there is no row.
     """
-    checked(contrasts, COLUMNS, "forest_figure")
-    groups, measures = _groups(contrasts), list(dict.fromkeys(contrasts["measure"]))
+    table = checked(contrasts, COLUMNS, "forest_figure")
+    groups, measures = _groups(table), list(dict.fromkeys(table["measure"]))
     heights = [[max(text_size(text)[1] for text in texts) + 0.03 for texts in group.texts] for group in groups]
     places = rows([group.label for group in groups], heights)
-    height, scales = sum(place.height for place in places), _scales(contrasts)
-    handles = _handles(contrasts, measures)
+    height, scales = sum(place.height for place in places), _scales(table)
+    handles = _handles(table, measures)
     legend_height = legend_columns(list(handles))[1]
 
     def draw(figure: Figure) -> None:
@@ -84,12 +84,12 @@ def forest_figure(title: str, lines: Sequence[str], contrasts: pd.DataFrame) -> 
         legend(figure.add_subplot(space[1, :]), list(handles.values()), list(handles))
 
     guides = " and ".join(f"{size} %" for size in GUIDES)
-    against = f" against {contrasts['reference'].iloc[0]}" if contrasts["reference"].nunique() == 1 else ""
+    against = f" against {table['reference'].iloc[0]}" if table["reference"].nunique() == 1 else ""
     said = [f"Points: effect on the measure{against}; whiskers: intervals; dashed: {guides}"]
     return framed(title, [*said, *with_seeds(lines, contrasts)], 1.3 + height + legend_height, draw)
 
 
-def _groups(contrasts: pd.DataFrame) -> list[_Group]:
+def _groups(contrasts: Any) -> list[_Group]:
     by_row: dict[tuple[str, str, str], list[Contrast]] = {}
     for contrast in contrasts.to_dict("records"):
         by_row.setdefault((contrast["component"], contrast["cell"], contrast["reference"]), []).append(contrast)
@@ -107,9 +107,9 @@ def _texts(contrast: Contrast) -> list[str]:
     return [effect.replace(" [", "\n[") if len(effect) > 22 else effect, shown, fold(str(contrast["verdict"]), 16)]
 
 
-def _scales(contrasts: pd.DataFrame) -> list[tuple[float, float]]:
+def _scales(contrasts: Any) -> list[tuple[float, float]]:
     """Ends of each panel's axis in percent: of everything, and of the small effects where those would not be seen."""
-    values: Any = contrasts[["effect", "low", "high", "published"]].to_numpy(dtype=float, na_value=np.nan)
+    values = contrasts[["effect", "low", "high", "published"]].to_numpy(dtype=float, na_value=np.nan)
     finite = values[np.isfinite(values)]
     if not finite.size or not finite.any():
         return [(-1.0, 1.0)]
@@ -145,7 +145,7 @@ def _draw(axes: Any, contrast: Contrast, slot: tuple[float, float], measure: int
         estimate(axes, published, y, (np.nan, np.nan), text, color="black", marker="D", markerfacecolor="none")
 
 
-def _handles(contrasts: pd.DataFrame, measures: list[str]) -> dict[str, Any]:
+def _handles(contrasts: Any, measures: list[str]) -> dict[str, Any]:
     """What the legend shows, by its name."""
     handles: dict[str, Any] = {}
     for place, measure in enumerate(measures):

@@ -31,20 +31,19 @@ def retrieval_heatmap(title: str, lines: Sequence[str], table: pd.DataFrame) -> 
 
     Args and Raises: as `retrieval_figure`; a missing accuracy leaves its square white.
     """
-    checked(table, COLUMNS, "retrieval_heatmap")
-    table = as_percent(table)
+    whole = as_percent(checked(table, COLUMNS, "retrieval_heatmap"))
     cells, counts = list(dict.fromkeys(table["cell"])), sorted(set(table["facts"]))
-    widest = int(table.groupby(["cell", "facts"]).size().max()) if len(table) else 1
+    widest = int(whole.groupby(["cell", "facts"]).size().max())
     columns = max(1, min(5, int(6.0 / (widest * _SQUARE + 0.2))))
     # As wide as the page has place for, but numbers stay beside each other.
     shape = grid(cells, columns=columns, panel=_ROW * len(counts), width=max(14, int(85 / columns)))
-    half: Any = (table["accuracy_high"] - table["accuracy_low"]).max() / 2
+    half = (whole["accuracy_high"] - whole["accuracy_low"]).max() / 2
     said = ["Numbers: accuracy in percent", f"widest interval: ± {number(half)} points"]
 
     def draw(figure: Figure) -> None:
         axes = panels(figure, shape)
         for panel, cell in zip(axes, cells, strict=True):
-            _draw(panel, table[table["cell"] == cell], counts)
+            _draw(panel, whole[whole["cell"] == cell], counts)
         label_outer(axes, shape, "depth of the fact", "facts")
         bar = figure.colorbar(ScalarMappable(_SCALE, _COLOURS), ax=axes, shrink=min(1, 1.6 / shape.height), pad=0.015)
         bar.set_label("accuracy (%)", fontsize=8)
@@ -53,7 +52,7 @@ def retrieval_heatmap(title: str, lines: Sequence[str], table: pd.DataFrame) -> 
     return framed(title, [*said, *with_seeds(lines, table)], max(1.7, shape.height + 0.9), draw)
 
 
-def _draw(axes: Any, table: pd.DataFrame, counts: list[int]) -> None:
+def _draw(axes: Any, table: Any, counts: list[int]) -> None:
     for row, facts in enumerate(counts):
         part = table[table["facts"] == facts].to_dict("records")
         for place, record in enumerate(part):

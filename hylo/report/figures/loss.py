@@ -18,7 +18,8 @@ def loss_figure(study: StudyRecord, *, smoothing: int = 1) -> Figure:
 
     Where a cell has several seeds a band shows the lowest and the highest of them. Many cells have a panel each.
     """
-    losses = {cell: losses for cell in study.cells if len(losses := _losses(study, cell, smoothing))}
+    every = {cell: _losses(study, cell, smoothing) for cell in study.cells}
+    losses = {cell: loss for cell, loss in every.items() if len(loss)}
     styles = {cell: cell_style(place) for place, cell in enumerate(study.cells)}
     counts = sorted({loss.shape[1] for loss in losses.values()})
 
@@ -51,10 +52,15 @@ def loss_figure(study: StudyRecord, *, smoothing: int = 1) -> Figure:
     title = f"{study.name}: training loss"
     if len(losses) <= TOGETHER:
         return framed(title, lines, 3.8 + legend_columns(list(losses))[1], together)
-    return framed(title, ["A panel a cell, the others in grey", *lines], grid(list(losses)).height + 0.7, apart)
+    return framed(
+        title,
+        ["A panel a cell, the others in grey", lines[0].lower(), *lines[1:]],
+        grid(list(losses)).height + 0.7,
+        apart,
+    )
 
 
-def _line(axes: Any, cell: str, loss: pd.DataFrame, style: dict[str, Any]) -> None:
+def _line(axes: Any, cell: str, loss: Any, style: dict[str, Any]) -> None:
     mean, seeds = loss.mean(axis=1), loss.shape[1]
     (line,) = axes.plot(mean.index, mean, color=style["color"], linestyle=style["linestyle"], linewidth=1.2, label=cell)
     text = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
@@ -66,10 +72,10 @@ def _line(axes: Any, cell: str, loss: pd.DataFrame, style: dict[str, Any]) -> No
         hover(band, f"{cell}: lowest to highest of {seeds} seeds, {last}")
 
 
-def _losses(study: StudyRecord, cell: str, smoothing: int) -> pd.DataFrame:
+def _losses(study: StudyRecord, cell: str, smoothing: int) -> Any:
     """Loss in nats a token by step (rows) and seed (columns)."""
     runs = [run for run in complete_runs(study, cell) if len(run.curve)]
     if not runs:
         return pd.DataFrame()
-    curves: Any = pd.concat({run.seed: run.curve.groupby("step")["loss"].mean() for run in runs}, axis=1)
-    return curves.rolling(smoothing, min_periods=1).mean()
+    curves: Any = {run.seed: run.curve.groupby("step")["loss"].mean() for run in runs}
+    return pd.concat(curves, axis=1).rolling(smoothing, min_periods=1).mean()

@@ -27,10 +27,17 @@ class Row(NamedTuple):
     height: float
 
 
-def checked(table: pd.DataFrame, columns: Sequence[str], figure: str) -> None:
-    """Raises ValueError where a figure's table lacks columns; names them."""
+def checked(table: pd.DataFrame, columns: Sequence[str], figure: str, *, may_be_empty: bool = False) -> Any:
+    """A figure's table, as Any, because pandas types the columns of a table as everything a table can hold.
+
+    Raises:
+        ValueError: it lacks columns, which are named, or has no row.
+    """
     if lacking := [column for column in columns if column not in table.columns]:
         raise ValueError(f"{figure}: the table lacks {', '.join(lacking)}; columns are {', '.join(columns)}")
+    if table.empty and not may_be_empty:
+        raise ValueError(f"{figure}: the table has no rows; draw it only where there are some")
+    return table
 
 
 def with_seeds(lines: Sequence[str], table: pd.DataFrame, *, untuned: str = "") -> list[str]:

@@ -54,12 +54,10 @@ def pareto_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figu
             A cell without a perplexity is not drawn.
 
     Raises:
-        ValueError: a column is missing.
+        ValueError: a column is missing, or there is no row with a perplexity.
     """
-    checked(table, COLUMNS, "pareto_figure")
-    table = table[table["ppl"].notna() & table["trainable_params"].notna()].sort_values(
-        "trainable_params", kind="stable"
-    )
+    known = checked(table, COLUMNS, "pareto_figure").dropna(subset=["trainable_params", "ppl"])
+    table = checked(known, COLUMNS, "pareto_figure").sort_values("trainable_params", kind="stable")
     x, first = _places(table["trainable_params"].to_numpy(dtype=float))
     front = table["front"].to_numpy(dtype=bool)
     colours = [COLOURS[0] if on_it else _OTHER for on_it in front]

@@ -43,8 +43,8 @@ def ppl_by_position_figure(
     Raises:
         ValueError: a column is missing.
     """
-    checked(bins, COLUMNS, "ppl_by_position_figure")
-    cells = {str(cell): part for cell, part in bins.groupby("cell", sort=False)}
+    by_cell = checked(bins, COLUMNS, "ppl_by_position_figure", may_be_empty=True).groupby("cell", sort=False)
+    cells = {str(cell): part for cell, part in by_cell}
     drawing = _Drawing(cells, edges, unit, untuned)
     improvement = "100 (1 - PPL / PPL of the untuned model), paired by window and seed"
     bands = "bands: intervals; shaded: the middle third"

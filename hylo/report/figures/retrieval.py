@@ -44,30 +44,29 @@ def retrieval_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> F
             to 1), logprob (of the answer, nats), both with _low and _high, seeds.
 
     Raises:
-        ValueError: a column is missing.
+        ValueError: a column is missing, or there is no row.
     """
-    checked(table, COLUMNS, "retrieval_figure")
-    table = as_percent(table)
+    whole = as_percent(checked(table, COLUMNS, "retrieval_figure"))
     cells = list(dict.fromkeys(table["cell"]))
     said = ["Accuracy: exact match; log-probability: of the answer; bands: intervals", *with_seeds(lines, table)]
     if len(cells) <= TOGETHER:
         legend_height = legend_columns(cells)[1]
-        return framed(title, said, 4.6 + legend_height, lambda figure: _together(figure, table, cells, legend_height))
+        return framed(title, said, 4.6 + legend_height, lambda figure: _together(figure, whole, cells, legend_height))
     said[0] = f"A panel a cell, a line a number of facts. {said[0]}"
     counts = [f"{facts} facts" for facts in sorted(set(table["facts"]))]
     legend_height = legend_columns(counts)[1]
     height = 2 * grid(cells).height + legend_height + 1.3
-    return framed(title, said, height, lambda figure: _apart(figure, table, cells, counts, legend_height))
+    return framed(title, said, height, lambda figure: _apart(figure, whole, cells, counts, legend_height))
 
 
-def as_percent(table: pd.DataFrame) -> pd.DataFrame:
-    """With accuracies in percent and `position`, the depth in percent of the list; by cell, facts and depth."""
+def as_percent(table: Any) -> Any:
+    """A table with accuracies in percent and `position`, the depth in percent of the list; by cell, facts and depth."""
     accuracies = {name: 100 * table[name].astype(float) for name in ("accuracy", "accuracy_low", "accuracy_high")}
     position = 100 * table["depth"] / np.maximum(table["facts"] - 1, 1)
     return table.assign(**accuracies, position=position).sort_values(["facts", "depth"], kind="stable")
 
 
-def _together(figure: Figure, table: pd.DataFrame, cells: list[str], legend_height: float) -> None:
+def _together(figure: Figure, table: Any, cells: list[str], legend_height: float) -> None:
     counts = sorted(set(table["facts"]))
     space = figure.add_gridspec(3, max(1, len(counts)), height_ratios=[1.9, 1.6, legend_height])
     lines: dict[str, Any] = {}
@@ -91,10 +90,10 @@ def _together(figure: Figure, table: pd.DataFrame, cells: list[str], legend_heig
     legend(figure.add_subplot(space[2, :]), list(lines.values()), list(lines))
 
 
-def _apart(figure: Figure, table: pd.DataFrame, cells: list[str], counts: list[str], legend_height: float) -> None:
+def _apart(figure: Figure, table: Any, cells: list[str], counts: list[str], legend_height: float) -> None:
     shape = grid(cells)
-    upper, lower, names = figure.subfigures(3, 1, height_ratios=[shape.height + 0.3] * 2 + [legend_height])
-    for part, measure in zip((upper, lower), _MEASURES, strict=True):
+    blocks: Any = figure.subfigures(3, 1, height_ratios=[shape.height + 0.3] * 2 + [legend_height])
+    for part, measure in zip(blocks[:2], _MEASURES, strict=True):
         part.suptitle(measure.label, x=0.01, ha="left", fontsize=9)
         axes = panels(part, shape)
         for panel, cell in zip(axes, cells, strict=True):
@@ -106,10 +105,10 @@ def _apart(figure: Figure, table: pd.DataFrame, cells: list[str], counts: list[s
         same_scale(axes)
         label_outer(axes, shape, _DEPTH, measure.short)
     handles = [Line2D([], [], markersize=3, **cell_style(place)) for place in range(len(counts))]
-    legend(names.subplots(), handles, counts)
+    legend(blocks[2].subplots(), handles, counts)
 
 
-def _line(axes: Any, measure: _Measure, part: pd.DataFrame, style: dict[str, Any]) -> Any:
+def _line(axes: Any, measure: _Measure, part: Any, style: dict[str, Any]) -> Any:
     cell, facts, texts = part["cell"].iloc[0], part["facts"].iloc[0], []
     for row in part.to_dict("records"):
         value = interval(*(row[measure.name + end] for end in ("", "_low", "_high")))
