@@ -20,7 +20,7 @@ from hylo.curve import Trajectory
 from hylo.errors import RecordError
 from hylo.records import TRAJECTORY, RunRecord, read_study
 from hylo.report import summarize, write_report
-from hylo.report.trajectories import trajectory_figure
+from hylo.report.figures import trajectory_figure
 from hylo.tracking import Tracker, log_step
 
 BOUNDARIES = "boundaries (tokens)"

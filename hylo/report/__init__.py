@@ -5,11 +5,9 @@ outputs/<group>/summary.md        the same with captions, figures and the runs t
 outputs/<group>/summary.tex       the same tables for a paper
 outputs/<group>/report.html       everything on one page: sorting, exact values, figures; opens without a network
 outputs/<group>/claims.csv, contrasts.csv, ...      what the study decides (hylo/report/decisions.py), where it names it
-outputs/<group>/figures/*.png
+outputs/<group>/figures/          each as PNG and as SVG, which shows values on pointing
 """
 
-import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +16,8 @@ from rich.console import Console
 
 from hylo.records import StudyRecord, read_study
 from hylo.report.decisions import Decision, decisions
-from hylo.report.figures import FIGURES, improvement_figure, loss_figure, position_figure
+from hylo.report.figures import improvement_figure, loss_figure, position_figure, study_figures
+from hylo.report.files import save, write
 from hylo.report.html import page
 from hylo.report.render import console_table, markdown_section
 from hylo.report.sections import figure_block, lead, sections, summary_tex
@@ -58,6 +57,7 @@ class Report:
     failed: list[str]
     """One line a run that has no result: it failed, or was interrupted."""
     figures: list[Path]
+    """The PNGs; an SVG of the same name is beside each."""
 
 
 def write_report(folder: Path) -> Report:
@@ -70,19 +70,17 @@ def write_report(folder: Path) -> Report:
     summary, failed, decided = summarize(study), incomplete(study), decisions(study)
     figures, blocks = [], []
     if len(summary):
-        for name, draw in FIGURES.items():
-            if figure := draw(study, summary):
-                image = io.BytesIO()
-                figure.savefig(image, format="png")
-                figures.append(_write(folder / "figures" / f"{name}.png", image.getvalue()))
-                blocks.append(figure_block(figure, name))
-    _write(folder / SUMMARY, summary.to_csv(index=False, lineterminator="\n").encode())
+        for name, figure in study_figures(study, summary):
+            image, _ = save(figure, folder / "figures", name)
+            figures.append(image)
+            blocks.append(figure_block(figure, name))
+    write(folder / SUMMARY, summary.to_csv(index=False, lineterminator="\n").encode())
     for decision in decided:
-        _write(folder / f"{decision.name}.csv", decision.frame.to_csv(index=False, lineterminator="\n").encode())
+        write(folder / f"{decision.name}.csv", decision.frame.to_csv(index=False, lineterminator="\n").encode())
     told = [markdown_section(each.title, each.about, each.frame, each.columns) for each in decided]
-    _write(folder / "summary.md", markdown(study, summary, failed, figures, told).encode())
-    _write(folder / "summary.tex", summary_tex(study, summary, decided).encode())
-    _write(folder / PAGE, page(study.name, lead(study), sections(study, summary, decided, failed, blocks)).encode())
+    write(folder / "summary.md", markdown(study, summary, failed, figures, told).encode())
+    write(folder / "summary.tex", summary_tex(study, summary, decided).encode())
+    write(folder / PAGE, page(study.name, lead(study), sections(study, summary, decided, failed, blocks)).encode())
     return Report(study, summary, decided, failed, figures)
 
 
@@ -90,21 +88,10 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """Print the tables, the runs without a result, and where the files are."""
     console = console or Console()
     print_tables(console_tables(report.study, report.summary), console)
-    for each in report.decisions:
-        if each.console:
-            print_tables(
-                [console_table(f"{report.study.name}: {each.title}", each.frame, each.console, each.about)], console
-            )
+    name, printed = report.study.name, [each for each in report.decisions if each.console]
+    tables = [console_table(f"{name}: {each.title}", each.frame, each.console, each.about) for each in printed]
+    print_tables(tables, console)
     for line in report.failed:
         console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
     for name in ("summary.md", PAGE):
         console.print(f"report: {report.study.folder / name}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _write(path: Path, content: bytes) -> Path:
-    """Write so that a reader sees either the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    draft.replace(path)
-    return path

@@ -24,7 +24,8 @@ def svg(figure: Figure) -> str:
     stream = io.StringIO()
     with rc_context({"svg.hashsalt": "hylo", "svg.fonttype": "none"}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    image = stream.getvalue()
-    for name, text in figure.__dict__.get(_TEXTS, {}).items():
-        image = re.sub(f'(<g id="{name}">)', lambda found, text=text: f"{found[1]}<title>{escape(text)}</title>", image)
-    return image
+    texts: dict[str, str] = figure.__dict__.get(_TEXTS, {})
+    # One pass, however many marks there are.
+    return re.sub(
+        r'<g id="(hover-\d+)">', lambda found: f"{found[0]}<title>{escape(texts[found[1]])}</title>", stream.getvalue()
+    )

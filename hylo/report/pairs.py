@@ -1,5 +1,6 @@
 """Runs of a study, paired by seed and window, and their sums as arrays: what every estimate of a report rests on."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -132,3 +133,9 @@ def sums(run: RunRecord, name: str, by: str | list[str]) -> Any:
                 f"delete {run.folder} and run it again"
             )
     return table.groupby(by)[["nll_sum", "tokens"]].sum()
+
+
+def generator(*names: str) -> np.random.Generator:
+    """The generator of an estimate, seeded by what it is about: a row does not depend on other rows."""
+    digest = hashlib.sha256("\0".join(names).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big"))

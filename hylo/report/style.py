@@ -1,19 +1,33 @@
 """What all figures share. No pyplot, so nothing global is touched and no display is needed."""
 
+import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 DPI = 200
 # Okabe and Ito 2008, "Color universal design": told apart with every common colour blindness. Yellow is left out, it
 # vanishes on white. Cells beyond the seventh repeat the colours with another line and marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES, MARKERS = ("-", "--", ":"), ("o", "s", "^")
+LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
+GRID, FAINT = "0.9", "0.75"
+"""Greys: of grid lines, and of what is there for comparison only."""
+SMALL = 7
+"""Points: the smallest text that is still read in print, of labels and numbers beside marks."""
+LINE = 1.1
+"""From line to line of names and numbers, by the height of the text."""
+WIDTH = 7.2
+"""Inches: the text width of a two-column page."""
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
@@ -22,24 +36,71 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.hashsalt": "hylo",
 }
-_WIDTH = 7.2  # inches: the text width of a two-column page
 _NAME_WIDTH, _CAPTION_WIDTH = 28, 115  # characters
+_LEGEND_SIZE, _LEGEND_HANDLE = 8, 0.55  # points; inches beside each name
 
 
 def framed(title: str, lines: list[str], height: float, draw: Callable[[Figure], None]) -> Figure:
     """A figure of the page's width: title above, caption below, both laid out with what `draw` adds."""
     text = textwrap.fill("; ".join(lines), _CAPTION_WIDTH) if lines else ""
     with rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, height + 0.16 * text.count("\n")), dpi=DPI)
+        figure = Figure(figsize=(WIDTH, height + 0.16 * text.count("\n")), dpi=DPI)
         figure.set_layout_engine("constrained", w_pad=0.08)
         draw(figure)
         figure.suptitle(textwrap.fill(title, 80), x=0.01, ha="left", weight="bold", fontsize=10)
-        figure.supxlabel(text, x=0.01, ha="left", fontsize=7, color="0.35")
+        figure.supxlabel(text, x=0.01, ha="left", fontsize=SMALL, color="0.35")
+        for axes in figure.get_axes():
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.get_major_ticks(1)  # made now: left to the drawing, they would not be of this style
     return figure
 
 
 def fold(name: str, width: int = _NAME_WIDTH) -> str:
     """A long name on several lines, broken after separators where it has them."""
-    words = name.replace("_", "_ ").replace("-", "- ").replace("+", "+ ")
-    lines = textwrap.wrap(words, width, break_on_hyphens=False)
-    return "\n".join(line.replace("_ ", "_").replace("- ", "-").replace("+ ", "+") for line in lines)
+    lines = [""]
+    for piece in re.findall(r"[^ _+-]+[ _+-]*|[ _+-]+", name):
+        for part in textwrap.wrap(piece, width, drop_whitespace=False, break_on_hyphens=False):
+            if lines[-1] and len((lines[-1] + part).rstrip()) > width:
+                lines.append("")
+            lines[-1] += part
+    return "\n".join(line.strip() for line in lines)
+
+
+def text_size(text: str, points: float = SMALL) -> tuple[float, float]:
+    """Width and height in inches of text on one or more lines."""
+    font, lines = FontProperties(size=points), text.split("\n")
+    width = max(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines)
+    return float(width) / 72, 1.17 * LINE * points * len(lines) / 72
+
+
+def cell_style(place: int) -> dict[str, Any]:
+    """Colour, line and marker of the cell at a place of a study: 28 that are told apart."""
+    repeat = place // len(COLOURS) % len(LINES)
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": LINES[repeat], "marker": MARKERS[repeat]}
+
+
+def legend_columns(names: Sequence[str], width: float = WIDTH - 0.2) -> tuple[int, float]:
+    """Columns of a legend over a width in inches, and its height in inches."""
+    if not names:
+        return 1, 0.05
+    sizes = np.array([text_size(fold(name), _LEGEND_SIZE) for name in names])
+    columns = max(1, min(len(names), int(width / (sizes[:, 0].max() + _LEGEND_HANDLE))))
+    heights = [sum(part + 0.06) for part in np.array_split(sizes[:, 1], columns)]
+    return columns, max(heights) + 0.05
+
+
+def legend(axes: Any, handles: Sequence[Any], names: Sequence[str]) -> Any:
+    """A legend that fills axes of its own, which show nothing else, in as many columns as fit; None without names."""
+    axes.set_axis_off()
+    if not names:
+        return None
+    return axes.legend(
+        handles,
+        [fold(name) for name in names],
+        loc="upper left",
+        ncols=legend_columns(names)[0],
+        borderaxespad=0,
+        fontsize=_LEGEND_SIZE,
+        columnspacing=1.0,
+        handletextpad=0.5,
+    )

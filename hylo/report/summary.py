@@ -1,6 +1,5 @@
 """The numbers of a study, from its records alone: one row a cell and reference."""
 
-import hashlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -11,8 +10,18 @@ import pandas as pd
 
 from hylo import stats
 from hylo.errors import RecordError
-from hylo.records import EVAL, FAILED, STUDY, TRACEBACK, RunRecord, StudyRecord
-from hylo.report.pairs import LIM_PPL, PPL, Pair, complete_runs, paired_runs, paired_sums, sums, value_of, window_sums
+from hylo.records import FAILED, STUDY, TRACEBACK, RunRecord, StudyRecord
+from hylo.report.pairs import (
+    LIM_PPL,
+    PPL,
+    Pair,
+    complete_runs,
+    generator,
+    paired_runs,
+    paired_sums,
+    value_of,
+    window_sums,
+)
 
 COLUMNS = [
     "cell", "reference", "seeds", "ppl", "ppl_low", "ppl_high", "lim_ppl", "mean_window_ppl",
@@ -75,20 +84,6 @@ def incomplete(study: StudyRecord) -> list[str]:
         if not runs:
             lines.append(f"not run: {cell}")
     return lines
-
-
-def ppl_by_bin(study: StudyRecord) -> pd.DataFrame:
-    """Columns cell, bin, ppl: perplexity of each position bin, exp of the mean over seeds of log PPL."""
-    tables = []
-    for cell in study.cells:
-        for run in complete_runs(study, cell):
-            found = sums(run, EVAL, "bin").query("tokens > 0")
-            log_ppl = (found["nll_sum"] / found["tokens"]).rename("log_ppl").reset_index()
-            tables.append(log_ppl.assign(cell=cell))
-    if not tables:
-        return pd.DataFrame(columns=pd.Index(["cell", "bin", "ppl"]))
-    means: Any = pd.concat(tables).groupby(["cell", "bin"], sort=False)["log_ppl"].mean()
-    return means.map(stats.perplexity).replace(np.inf, np.nan).rename("ppl").reset_index()
 
 
 def _contrasts(study: StudyRecord) -> Iterator[tuple[str, str]]:
@@ -168,12 +163,6 @@ def _middle_log_ppl(runs: list[RunRecord]) -> float:
     """Mean over seeds of log PPL in the middle third of positions; NaN where windows are too short to have one."""
     nll, tokens = window_sums(runs, LIM_PPL)
     return float((nll.sum(axis=1) / tokens.sum()).mean()) if tokens.size else math.nan
-
-
-def generator(*names: str) -> np.random.Generator:
-    """The generator of an estimate, seeded by what it is about: a row does not depend on other rows."""
-    digest = hashlib.sha256("\0".join(names).encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
 def _first_line(run: RunRecord) -> str:

@@ -2,17 +2,20 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from hylo.records import StudyRecord
+from hylo.report.hover import hover
 from hylo.report.pairs import complete_runs
-from hylo.report.style import LINES, fold, framed
+from hylo.report.style import GRID, LINES, fold, framed
 
-_ROW_HEIGHT = 2.5  # inches
+_ROW_HEIGHT, _LOW_ROW, _MANY = 2.5, 2.0, 3  # inches, inches of each where rows are more than many
 _NAME_WIDTH = 90  # characters
+_WIDE = 20  # largest value by the smallest, from which on a linear axis hides the small ones
 
 
 def trajectory_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
@@ -31,21 +34,33 @@ def trajectory_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | Non
             part.suptitle(fold(f"{cell}: {component}", _NAME_WIDTH), x=0.01, ha="left", fontsize=9)
             left, right = part.subplots(1, 2)
             for place, (seed, table) in enumerate(seeds.items()):
-                _draw_lines(left, table, LINES[place % len(LINES)])
-                _draw_lines(right, table - table.iloc[0], LINES[place % len(LINES)], label=f"seed {seed}")
+                style, name = LINES[place % len(LINES)], f"{cell}, {component}, seed {seed}"
+                _draw_lines(left, table, table, style, f"{name}: {quantity}")
+                _draw_lines(right, table - table.iloc[0], table, style, f"{name}: {quantity}", label=f"seed {seed}")
             left.set_ylabel(quantity)
+            if _is_wide(list(seeds.values())):
+                left.set_yscale("log")
+                left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                left.yaxis.set_minor_formatter(NullFormatter())
+                left.set_title("log scale", fontweight="normal", fontsize=8)
             right.set_ylabel(f"{quantity},\nchange since the start")
             right.set_title(_moved(list(seeds.values())), fontweight="normal", fontsize=8)
             for axes in (left, right):
-                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-                axes.grid(color="0.9", linewidth=0.6)
+                axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+                axes.grid(color=GRID, linewidth=0.6)
                 axes.margins(x=0.01)
-                axes.set_xlabel("optimizer step")
+                axes.set_xlabel("optimizer step", fontsize=8)
+                axes.yaxis.label.set_fontsize(8)
             if len(seeds) > 1:
-                right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8)
+                right.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize=8, handlelength=2.8)
 
-    lines = ["Lines: one an entry of the vector, from dark to bright in the order of its start"]
-    return framed(f"{study.name}: what moved in training", lines, 0.5 + _ROW_HEIGHT * len(rows), draw)
+    counts = sorted({len(seeds) for *_, seeds in rows})
+    lines = [
+        "Lines: one an entry of the vector and seed, from dark to bright in the order of its start",
+        f"seeds a cell: {' to '.join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))}",
+    ]
+    height = _ROW_HEIGHT if len(rows) <= _MANY else _LOW_ROW
+    return framed(f"{study.name}: what moved in training", lines, 0.5 + height * len(rows), draw)
 
 
 def _rows(study: StudyRecord) -> list[tuple[str, str, str, dict[int, pd.DataFrame]]]:
@@ -60,12 +75,23 @@ def _rows(study: StudyRecord) -> list[tuple[str, str, str, dict[int, pd.DataFram
     return [(*names, seeds) for names, seeds in found.items()]
 
 
-def _draw_lines(axes: Any, table: pd.DataFrame, style: str, label: str | None = None) -> None:
+def _draw_lines(
+    axes: Any, shown: pd.DataFrame, table: pd.DataFrame, style: str, name: str, label: str | None = None
+) -> None:
+    """A line an entry of `shown`, the values of `table` or their changes."""
     ranks = table.iloc[0].rank(method="first").to_numpy(dtype=float) - 1
     for rank, column in zip(ranks, table, strict=True):
         colour = colormaps["viridis"](0.9 * rank / max(1, len(ranks) - 1))  # the last tenth is too bright on white
-        axes.plot(table.index, table[column], color=colour, linestyle=style, linewidth=1, label=label)
+        (line,) = axes.plot(shown.index, shown[column], color=colour, linestyle=style, linewidth=0.9, label=label)
+        first, last = table[column].iloc[0], table[column].iloc[-1]
+        hover(line, f"{name}, entry {column}: {first:.4g} before training, {last:.4g} after ({last - first:+.2g})")
         label = None  # once in the legend
+
+
+def _is_wide(tables: list[pd.DataFrame]) -> bool:
+    """Whether values are positive and so far apart that a linear axis would hide the small ones."""
+    low, high = (float(end([end(table.to_numpy()) for table in tables])) for end in (np.min, np.max))
+    return low > 0 and high > _WIDE * low
 
 
 def _moved(tables: list[pd.DataFrame]) -> str:

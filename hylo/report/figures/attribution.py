@@ -1,0 +1,72 @@
+"""What each component contributes, by each way of asking."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from hylo.report.figures.marks import (
+    GUIDES,
+    beside,
+    checked,
+    effect_axis,
+    estimate,
+    precise,
+    row_axis,
+    rows,
+    with_seeds,
+)
+from hylo.report.style import COLOURS, GRID, MARKERS, fold, framed, legend, legend_columns
+from hylo.report.tables import MISSING
+
+COLUMNS = ["component", "way", "effect", "low", "high", "seeds"]
+
+
+def attribution_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figure:
+    """One row a component: its effect on perplexity, a point and interval for each way to attribute it.
+
+    Args:
+        title, lines: above the figure, and what its caption says besides what is drawn.
+        table: component, way (cumulative, leave-one-out, Shapley), effect, low, high (percent of PPL, positive is
+            better), seeds. Numbers may be missing.
+
+    Raises:
+        ValueError: a column is missing, or there is no row.
+    """
+    by_component = checked(table, COLUMNS, "attribution_figure").groupby("component", sort=False)
+    ways = list(dict.fromkeys(table["way"]))
+    parts = {str(component): part.to_dict("records") for component, part in by_component}
+    labels = [fold(component) for component in parts]
+    places = rows(labels, [[0.15] * len(part) for part in parts.values()])
+    height = sum(place.height for place in places)
+    legend_height = legend_columns(ways)[1]
+
+    def style(way: str) -> dict[str, Any]:
+        return {"color": COLOURS[ways.index(way) % len(COLOURS)], "marker": MARKERS[ways.index(way) % len(MARKERS)]}
+
+    def draw(figure: Figure) -> None:
+        axes, names = figure.subplots(2, 1, height_ratios=[max(height, 0.5), legend_height])
+        for (component, part), place in zip(parts.items(), places, strict=True):
+            for row, y in zip(part, place.slots, strict=True):
+                effect, low, high = (float(row[key]) if pd.notna(row[key]) else np.nan for key in COLUMNS[2:5])
+                text = precise(effect, low, high)
+                said = f"{component}, {row['way']}: {text} % of PPL"
+                estimate(axes, effect, y, (low, high), said, **style(row["way"]))
+                beside(axes, y, [text if np.isfinite(effect) else f"{MISSING} not known"], [0], color="0.25")
+        row_axis(axes, places, labels)
+        axes.margins(x=0.05)
+        axes.autoscale_view(scaley=False)
+        low, high = axes.get_xlim()
+        effect_axis(axes, (min(low, -0.05 * (high - low)), high))
+        axes.grid(axis="x", color=GRID, linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("effect of the component on perplexity (%), positive is better")
+        axes.set_ylabel("component")
+        legend(names, [Line2D([], [], markersize=4.5, linewidth=1.2, **style(way)) for way in ways], ways)
+
+    guides = " and ".join(f"{size} %" for size in GUIDES)
+    said = [f"Points: effect, whiskers: intervals; dashed: {guides}"]
+    return framed(title, [*said, *with_seeds(lines, table)], 1.2 + max(height, 0.5) + legend_height, draw)

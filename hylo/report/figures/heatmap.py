@@ -1,0 +1,89 @@
+"""Accuracy of retrieval as small heat maps: every number of a study at a glance, without lines that cover others."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from hylo.report.figures.marks import checked, with_seeds
+from hylo.report.figures.multiples import grid, label_outer, panels
+from hylo.report.figures.retrieval import COLUMNS, as_percent
+from hylo.report.hover import hover
+from hylo.report.style import framed
+from hylo.report.tables import interval, number
+
+_COLOURS = colormaps["cividis"]  # sequential, and the same to readers with and without a colour blindness
+_SCALE = Normalize(0, 100)
+_SQUARE, _ROW = 0.18, 0.18  # inches: what a number of three digits needs
+_NUMBER = 6  # points
+
+
+def retrieval_heatmap(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figure:
+    """A small map a cell: number of facts against the depth of the one asked for, its accuracy in each square.
+
+    A row is cut evenly among the depths that were asked for, from the first fact on the left to the last.
+
+    Args and Raises: as `retrieval_figure`; a missing accuracy leaves its square white.
+    """
+    whole = as_percent(checked(table, COLUMNS, "retrieval_heatmap"))
+    cells, counts = list(dict.fromkeys(table["cell"])), sorted(set(table["facts"]))
+    widest = int(whole.groupby(["cell", "facts"]).size().max())
+    columns = max(1, min(5, int(6.0 / (widest * _SQUARE + 0.2))))
+    # As wide as the page has place for, but numbers stay beside each other.
+    shape = grid(cells, columns=columns, panel=_ROW * len(counts), width=max(14, int(85 / columns)))
+    half = (whole["accuracy_high"] - whole["accuracy_low"]).max() / 2
+    said = ["Numbers: accuracy in percent", f"widest interval: ± {number(half)} points"]
+
+    def draw(figure: Figure) -> None:
+        axes = panels(figure, shape)
+        for panel, cell in zip(axes, cells, strict=True):
+            _draw(panel, whole[whole["cell"] == cell], counts)
+        label_outer(axes, shape, "depth of the fact", "facts")
+        bar = figure.colorbar(ScalarMappable(_SCALE, _COLOURS), ax=axes, shrink=min(1, 1.6 / shape.height), pad=0.015)
+        bar.set_label("accuracy (%)", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+
+    return framed(title, [*said, *with_seeds(lines, table)], max(1.7, shape.height + 0.9), draw)
+
+
+def _draw(axes: Any, table: Any, counts: list[int]) -> None:
+    for row, facts in enumerate(counts):
+        part = table[table["facts"] == facts].to_dict("records")
+        for place, record in enumerate(part):
+            accuracy, start, width = record["accuracy"], place / len(part), 1 / len(part)
+            known = bool(np.isfinite(accuracy))
+            square = axes.add_patch(
+                Rectangle(
+                    (start, row - 0.5),
+                    width,
+                    1,
+                    facecolor=_COLOURS(_SCALE(accuracy)) if known else "white",
+                    edgecolor="white",
+                    linewidth=0.6,
+                )
+            )
+            value = interval(accuracy, record["accuracy_low"], record["accuracy_high"])
+            where = f"fact {record['depth'] + 1} of {facts} ({record['place']})"
+            hover(square, f"{record['cell']}, {where}: accuracy {value} %")
+            axes.text(
+                start + width / 2,
+                row,
+                number(accuracy, 0),
+                ha="center",
+                va="center_baseline",
+                fontsize=_NUMBER,
+                color="black" if not known or accuracy > 47 else "white",
+            )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(counts) - 0.5, -0.5)
+    axes.set_xticks([0, 0.5, 1], ["first", "middle", "last"])
+    axes.set_yticks(range(len(counts)), [str(facts) for facts in counts])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,114 @@
+"""Names beside points that do not cover each other."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hylo.report.style import LINE, SMALL, text_size
+
+_FAR = 0.15  # inches: a name further from its point has a thin line back to it
+_DISTANCES = np.arange(0.08, 2.4, 0.06)  # inches, the nearest first
+_ANGLES = np.deg2rad([0, 180, 45, -45, 135, -135, 90, -90, 20, -20, 160, -160])
+_CROSSING = 0.03  # square inches of cover that a line across a name or point counts as, or a name across a line
+
+_STEPS = np.linspace(0, 1, 60)  # of a line, to see what it crosses
+
+# Boxes are [left, bottom, right, top] in inches.
+
+
+def place_names(axes: Any, names: Sequence[str], points: np.ndarray, colours: Sequence[str], line: np.ndarray) -> None:
+    """A name beside each point, at the nearest place that no other name, point or whisker has.
+
+    Greedy, from the right to the left. The figure must have been laid out, and the names take no space in its layout.
+
+    Args:
+        names: with line breaks, as they will be drawn.
+        points: [names, 4] in data units: across, up, and both ends of the upright whisker (NaN where there is none).
+        colours: of the names.
+        line: [points, 2] in data units of a line that names keep off where they can.
+    """
+    figure = axes.get_figure()
+    in_inches = axes.transData + figure.dpi_scale_trans.inverted()
+    frame = axes.bbox.transformed(figure.dpi_scale_trans.inverted()).extents
+    at, lows, highs = (in_inches.transform(points[:, [0, up]]) for up in (1, 2, 3))
+    taken = [_around(point, (0.08, 0.08)) for point in at]
+    whiskers = [(low, high) for low, high in zip(lows, highs, strict=True) if np.isfinite([*low, *high]).all()]
+    taken += [_around((low + high) / 2, (0.03, high[1] - low[1])) for low, high in whiskers]
+    corners = in_inches.transform(line) if len(line) else line
+    lines = np.array([start + (end - start) * part for start, end in itertools.pairwise(corners) for part in _STEPS])
+    lines = lines.reshape(-1, 2)
+    for place in sorted(range(len(names)), key=lambda place: tuple(-at[place])):
+        box = _free(at[place], text_size(names[place]), np.array(taken), lines, frame)
+        taken.append(box)
+        far = np.hypot(*(_nearest(at[place], box) - at[place])) > _FAR
+        if far:
+            lines = np.concatenate([lines, _way(at[place], box)])
+        style = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+        note = axes.annotate(
+            names[place],
+            points[place, :2],
+            xytext=tuple(72 * ((box[:2] + box[2:]) / 2 - at[place])),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=SMALL,
+            linespacing=LINE,
+            color=colours[place],
+            zorder=4,
+            arrowprops=style if far else None,
+        )
+        note.set_in_layout(False)
+
+
+def _free(
+    point: np.ndarray, size: tuple[float, float], taken: np.ndarray, lines: np.ndarray, frame: np.ndarray
+) -> np.ndarray:
+    """The nearest box of a size around a point that covers nothing and stays in the frame, or what covers least.
+
+    Args:
+        taken: [boxes, 4].
+        lines: [points, 2] of the lines to other names.
+    """
+    best, least = _around(point, size), np.inf
+    for distance in _DISTANCES:
+        for angle in _ANGLES:
+            box = _around(point + (distance + np.array(size) / 2) * (np.cos(angle), np.sin(angle)), size)
+            outside = size[0] * size[1] - _shared(box, frame[None])
+            crossed = _inside(_way(point, box), taken) if distance > _FAR else 0
+            covered = outside + _shared(box, taken) + _CROSSING * (crossed + (_inside(lines, box[None]) > 0))
+            if covered < 1e-9:
+                return box
+            if covered < least:
+                best, least = box, covered
+    return best
+
+
+def _around(centre: np.ndarray, size: tuple[float, float]) -> np.ndarray:
+    return np.concatenate([centre - np.array(size) / 2, centre + np.array(size) / 2])
+
+
+def _shared(box: np.ndarray, others: np.ndarray) -> float:
+    """The area that a box shares with others, [boxes, 4]."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    return float(np.maximum(sides, 0).prod(axis=1).sum())
+
+
+def _nearest(point: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The point of a box that is nearest to another point."""
+    return np.clip(point, box[:2], box[2:])
+
+
+def _way(point: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """[points, 2] of the line from a point, but not its own mark, to the middle of a box, but not into it."""
+    middle = (box[:2] + box[2:]) / 2
+    way = point + _STEPS[:, None] * (middle - point)
+    within = ((way > box[:2]) & (way < box[2:])).all(axis=1)
+    return way[~within & (np.abs(way - point).max(axis=1) > 0.06)]
+
+
+def _inside(points: np.ndarray, boxes: np.ndarray) -> int:
+    """How many boxes hold any of the points."""
+    held = (points[:, None] > boxes[None, :, :2]) & (points[:, None] < boxes[None, :, 2:])
+    return int(held.all(axis=2).any(axis=0).sum())

@@ -1,0 +1,179 @@
+"""Marks that figures share: estimates with intervals, each with the text shown on pointing, and rows of long names."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+
+from hylo.report.hover import hover
+from hylo.report.style import FAINT, GRID, LINE, SMALL, text_size
+from hylo.report.tables import number
+
+GUIDES = {2: "drop below 2 %", 5: "core above 5 %"}
+"""Limits of the verdicts on components, in percent of perplexity, drawn as light lines on both sides of 0."""
+LABEL = 7.5
+"""Points: names of rows."""
+
+
+class Row(NamedTuple):
+    """Where a row of a figure is, in inches from its top."""
+
+    centre: float
+    slots: list[float]
+    """One a mark of the row."""
+    height: float
+
+
+def checked(table: pd.DataFrame, columns: Sequence[str], figure: str, *, may_be_empty: bool = False) -> Any:
+    """A figure's table, as Any, because pandas types the columns of a table as everything a table can hold.
+
+    Raises:
+        ValueError: it lacks columns, which are named, or has no row.
+    """
+    if lacking := [column for column in columns if column not in table.columns]:
+        raise ValueError(f"{figure}: the table lacks {', '.join(lacking)}; columns are {', '.join(columns)}")
+    if table.empty and not may_be_empty:
+        raise ValueError(f"{figure}: the table has no rows; draw it only where there are some")
+    return table
+
+
+def with_seeds(lines: Sequence[str], table: pd.DataFrame, *, untuned: str = "") -> list[str]:
+    """A caption's lines and the number of seeds behind a table's estimates, but for the untuned model, which has none.
+
+    Nothing is added to lines that say it.
+    """
+    if any("seeds a cell" in line for line in lines):
+        return list(lines)
+    part: Any = table[table["cell"] != untuned] if "cell" in table.columns else table
+    counts: Any = sorted({int(seeds) for seeds in part["seeds"].dropna()})
+    span = " to ".join(str(count) for count in dict.fromkeys([*counts[:1], *counts[-1:]]))
+    return [*lines, f"seeds a cell: {span}" if counts else "no complete run"]
+
+
+def rows(labels: Sequence[str], marks: Sequence[Sequence[float]], *, gap: float = 0.08) -> list[Row]:
+    """Rows below each other, each as high as its marks or the lines of its label need.
+
+    Args:
+        labels: with line breaks, as they will be drawn.
+        marks: the heights in inches of the marks of each row.
+        gap: inches between rows.
+    """
+    found, top = [], 0.0
+    for label, heights in zip(labels, marks, strict=True):
+        height = max(sum(heights), text_size(label, LABEL)[1]) + gap
+        centre = top + height / 2
+        start = centre - sum(heights) / 2
+        slots = [start + sum(heights[:place]) + own / 2 for place, own in enumerate(heights)]
+        found.append(Row(centre, slots, height))
+        top += height
+    return found
+
+
+def row_axis(axes: Any, places: Sequence[Row], labels: Sequence[str]) -> None:
+    """Rows from top to bottom with their labels; data units of the axis are inches."""
+    axes.set_ylim(sum(place.height for place in places), 0)
+    axes.set_yticks([place.centre for place in places], labels, fontsize=LABEL, linespacing=LINE)
+    axes.tick_params(axis="y", length=0)
+    for place in places[:-1]:
+        axes.axhline(place.centre + place.height / 2, color=GRID, linewidth=0.5, zorder=0)
+
+
+def effect_axis(axes: Any, limits: tuple[float, float]) -> None:
+    """An axis of effects in percent: 0 drawn, and the limits of the verdicts where they are in sight."""
+    axes.set_xlim(*limits)
+    axes.axvline(0, color="black", linewidth=0.8, zorder=1)
+    for size in GUIDES:
+        for place in (-size, size):
+            if limits[0] < place < limits[1]:
+                axes.axvline(place, color=FAINT, linewidth=0.6, linestyle=(0, (4, 3)), zorder=0.5)
+
+
+def estimate(
+    axes: Any, x: float, y: float, interval: tuple[float, float], text: str, *, upright: bool = False, **style: Any
+) -> None:
+    """A point with its interval, across or upright; both show `text`. Nothing where there is no estimate.
+
+    Args:
+        interval: both ends on the axis of the estimate; NaN where it has none.
+        style: color, marker, and what else lines take.
+    """
+    if not np.isfinite([x, y]).all():
+        return
+    colour = style.pop("color")
+    if np.isfinite(interval).all():
+        across = ([x, x], interval) if upright else (interval, [y, y])
+        (line,) = axes.plot(*across, color=colour, linewidth=1.2, solid_capstyle="butt", zorder=2)
+        hover(line, text)
+    style = {"marker": "o", "markersize": 4.5, "markeredgewidth": 0.8} | style
+    (point,) = axes.plot([x], [y], color=colour, linestyle="", zorder=3, **style)
+    hover(point, text)
+
+
+def curve(axes: Any, x: Any, table: pd.DataFrame, measure: str, texts: Sequence[str], name: str, **style: Any) -> Any:
+    """A line through estimates, its intervals as a light band, and a marker a point that shows its text.
+
+    Args:
+        table: columns `measure`, `measure_low`, `measure_high`.
+        style: color, linestyle, marker.
+
+    Returns:
+        The line.
+    """
+    value, low, high = (ends(table, measure)[:, place] for place in range(3))
+    marker, x = style.pop("marker"), np.asarray(x, dtype=float)
+    band = axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0, zorder=1.5)
+    (line,) = axes.plot(x, value, linewidth=1.2, zorder=2, **style)
+    hover(band, f"{name}: intervals")
+    hover(line, name)
+    for place, text in enumerate(texts):
+        if np.isfinite(value[place]):
+            dot = axes.plot(x[place], value[place], color=style["color"], marker=marker, markersize=3, zorder=3)
+            hover(dot[0], text)
+    return line
+
+
+def ends(table: pd.DataFrame, measure: str) -> np.ndarray:
+    """[rows, 3]: estimates and the two ends of their intervals."""
+    names = measure.removesuffix("_pct")
+    columns: Any = table[[measure, f"{names}_low", f"{names}_high"]]
+    return columns.to_numpy(dtype=float, na_value=np.nan)
+
+
+def precise(value: Any, low: Any, high: Any) -> str:
+    """For example `0.02 [-0.08, 0.12]`: one digit more than tables have where an effect is small."""
+    if pd.isna(value) or pd.isna(low) or pd.isna(high) or low == high:
+        return number(value, 2)
+    decimals = min(4, max(1, 1 + math.ceil(-math.log10((high - low) / 2))))
+    return f"{number(value, decimals)} [{number(low, decimals)}, {number(high, decimals)}]"
+
+
+def beside(axes: Any, y: float, texts: Sequence[str], widths: Sequence[float], **style: Any) -> None:
+    """Columns of text to the right of a row; `y` in the axis' units, widths in inches."""
+    left = 0.1
+    for text, width in zip(texts, widths, strict=True):
+        axes.annotate(
+            text,
+            (1, y),
+            xytext=(72 * left, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            annotation_clip=False,
+            **({"fontsize": SMALL, "linespacing": LINE} | style),
+        )
+        left += width + 0.12
+
+
+def perplexity_axis(axes: Any) -> None:
+    """The upright axis: perplexity on a log scale, with the decimals that its range needs."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    plain = ScalarFormatter(useOffset=False)
+    plain.set_scientific(False)
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y", color=GRID, linewidth=0.6)
+    axes.set_ylabel("perplexity (log scale), lower is better")

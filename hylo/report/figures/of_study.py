@@ -1,0 +1,69 @@
+"""Every figure that a study has something for, by file name."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from hylo.records import StudyRecord
+from hylo.report.contrasts import attribution_table, claim_table, contrast_table
+from hylo.report.figures.attribution import attribution_figure
+from hylo.report.figures.forest import forest_figure
+from hylo.report.figures.heatmap import retrieval_heatmap
+from hylo.report.figures.improvement import improvement_figure
+from hylo.report.figures.pareto import pareto_figure, pareto_front
+from hylo.report.figures.positions import position_figure
+from hylo.report.figures.retrieval import retrieval_figure
+from hylo.report.figures.trajectories import trajectory_figure
+from hylo.report.retrieval import retrieval_table
+from hylo.report.tables import caption
+
+FEWEST_ON_A_FRONT = 3
+"""Trained cells from which quality against parameters is worth a figure."""
+
+
+def study_figures(study: StudyRecord, summary: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    """Name and figure; those that would be empty are left out."""
+    lines = caption(study, summary)
+    if len(claims := _claims(study)):
+        yield "claims", forest_figure(f"{study.name}: published claims", lines, claims)
+    if len(contrasts := _contrasts(study)):
+        yield "contrasts", forest_figure(f"{study.name}: contrasts", lines, contrasts)
+    yield "improvement", improvement_figure(study, summary)
+    attribution = attribution_table(study).rename(columns={"effect_pct": "effect"})
+    if len(attribution):
+        attribution["way"] = attribution["way"].str.replace("_", " ")
+        yield "attribution", attribution_figure(f"{study.name}: attribution", lines, attribution)
+    yield "ppl_by_position", position_figure(study, summary)
+    front = _front(study, summary)
+    if (front["trainable_params"] > 0).sum() >= FEWEST_ON_A_FRONT:
+        yield "pareto", pareto_figure(f"{study.name}: quality against parameters", lines, front)
+    retrieval = retrieval_table(study)
+    if len(retrieval):
+        yield "retrieval", retrieval_figure(f"{study.name}: retrieval by depth", lines, retrieval)
+        yield "retrieval_heatmap", retrieval_heatmap(f"{study.name}: retrieval by depth", lines, retrieval)
+    if (trajectories := trajectory_figure(study, summary)) is not None:
+        yield "trajectories", trajectories
+
+
+def _contrasts(study: StudyRecord) -> pd.DataFrame:
+    names = {"effect_pct": "effect", "detectable_pct": "detectable"}
+    return contrast_table(study).rename(columns=names).assign(published=np.nan)
+
+
+def _claims(study: StudyRecord) -> pd.DataFrame:
+    table: Any = claim_table(study)
+    measured = table[table["effect_pct"].notna()]
+    named = measured.rename(columns={"effect_pct": "effect", "published_pct": "published"})
+    return named.assign(component="claim " + named["id"].astype(str), detectable=np.nan)
+
+
+def _front(study: StudyRecord, summary: pd.DataFrame) -> pd.DataFrame:
+    """Cells that share the first untuned model's windows: perplexities on other windows cannot be compared."""
+    against = summary["reference"].isin(["", study.untuned]) & summary["ppl"].notna()
+    same = summary["cell"].map(lambda cell: study.untuned_of(cell) == study.untuned)
+    cells: Any = summary[against & same.astype(bool)].drop_duplicates("cell")
+    params = cells["trainable_params"].to_numpy(dtype=float)
+    return cells.assign(front=pareto_front(params, cells["ppl"].to_numpy(dtype=float)))

@@ -1,0 +1,126 @@
+"""Accuracy and log-probability of a fact against its depth in a list: the curve that is lost in the middle."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator
+
+from hylo.report.figures.marks import checked, curve, with_seeds
+from hylo.report.figures.multiples import TOGETHER, grid, label_outer, panels, same_scale
+from hylo.report.style import GRID, cell_style, framed, legend, legend_columns
+from hylo.report.tables import interval
+
+COLUMNS = [
+    "cell", "facts", "depth", "place", "accuracy", "accuracy_low", "accuracy_high", "logprob", "logprob_low",
+    "logprob_high", "seeds",
+]  # fmt: skip
+_DEPTH = "depth (% of the list)"
+
+
+class _Measure(NamedTuple):
+    name: str
+    label: str
+    short: str
+    """Of the label, where there is little space."""
+    unit: str
+
+
+_MEASURES = (
+    _Measure("accuracy", "accuracy (%)", "accuracy (%)", "%"),
+    _Measure("logprob", "log-probability (nats)", "log-prob. (nats)", "nats"),
+)
+
+
+def retrieval_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figure:
+    """Accuracy above log-probability against the depth, a panel a number of facts; of many cells, a panel a cell.
+
+    Args:
+        title, lines: above the figure, and what its caption says besides what is drawn.
+        table: cell, facts (in the list), depth (of the fact that is asked for, from 0), place (its name), accuracy (0
+            to 1), logprob (of the answer, nats), both with _low and _high, seeds.
+
+    Raises:
+        ValueError: a column is missing, or there is no row.
+    """
+    whole = as_percent(checked(table, COLUMNS, "retrieval_figure"))
+    cells = list(dict.fromkeys(table["cell"]))
+    said = ["Accuracy: exact match; log-probability: of the answer; bands: intervals", *with_seeds(lines, table)]
+    if len(cells) <= TOGETHER:
+        legend_height = legend_columns(cells)[1]
+        return framed(title, said, 4.6 + legend_height, lambda figure: _together(figure, whole, cells, legend_height))
+    said[0] = f"A panel a cell, a line a number of facts. {said[0]}"
+    counts = [f"{facts} facts" for facts in sorted(set(table["facts"]))]
+    legend_height = legend_columns(counts)[1]
+    height = 2 * grid(cells).height + legend_height + 1.3
+    return framed(title, said, height, lambda figure: _apart(figure, whole, cells, counts, legend_height))
+
+
+def as_percent(table: Any) -> Any:
+    """A table with accuracies in percent and `position`, the depth in percent of the list; by cell, facts and depth."""
+    accuracies = {name: 100 * table[name].astype(float) for name in ("accuracy", "accuracy_low", "accuracy_high")}
+    position = 100 * table["depth"] / np.maximum(table["facts"] - 1, 1)
+    return table.assign(**accuracies, position=position).sort_values(["facts", "depth"], kind="stable")
+
+
+def _together(figure: Figure, table: Any, cells: list[str], legend_height: float) -> None:
+    counts = sorted(set(table["facts"]))
+    space = figure.add_gridspec(3, max(1, len(counts)), height_ratios=[1.9, 1.6, legend_height])
+    lines: dict[str, Any] = {}
+    for row, measure in enumerate(_MEASURES):
+        axes: list[Any] = []
+        for column, facts in enumerate(counts):
+            panel = figure.add_subplot(space[row, column], sharey=axes[0] if axes else None)
+            axes.append(panel)
+            for place, cell in enumerate(cells):
+                part = table[(table["cell"] == cell) & (table["facts"] == facts)]
+                if len(part):
+                    lines[cell] = _line(panel, measure, part, cell_style(place))
+            _depth_axis(panel, measure)
+            panel.tick_params(labelleft=column == 0, labelbottom=row == 1)
+            if row == 0:
+                panel.set_title(f"{facts} facts", fontsize=9)
+            else:
+                panel.set_xlabel(_DEPTH)
+        if axes:
+            axes[0].set_ylabel(measure.label)
+    legend(figure.add_subplot(space[2, :]), list(lines.values()), list(lines))
+
+
+def _apart(figure: Figure, table: Any, cells: list[str], counts: list[str], legend_height: float) -> None:
+    shape = grid(cells)
+    blocks: Any = figure.subfigures(3, 1, height_ratios=[shape.height + 0.3] * 2 + [legend_height])
+    for part, measure in zip(blocks[:2], _MEASURES, strict=True):
+        part.suptitle(measure.label, x=0.01, ha="left", fontsize=9)
+        axes = panels(part, shape)
+        for panel, cell in zip(axes, cells, strict=True):
+            for place, facts in enumerate(sorted(set(table["facts"]))):
+                rows = table[(table["cell"] == cell) & (table["facts"] == facts)]
+                if len(rows):
+                    _line(panel, measure, rows, cell_style(place))
+            _depth_axis(panel, measure)
+        same_scale(axes)
+        label_outer(axes, shape, _DEPTH, measure.short)
+    handles = [Line2D([], [], markersize=3, **cell_style(place)) for place in range(len(counts))]
+    legend(blocks[2].subplots(), handles, counts)
+
+
+def _line(axes: Any, measure: _Measure, part: Any, style: dict[str, Any]) -> Any:
+    cell, facts, texts = part["cell"].iloc[0], part["facts"].iloc[0], []
+    for row in part.to_dict("records"):
+        value = interval(*(row[measure.name + end] for end in ("", "_low", "_high")))
+        where = f"fact {row['depth'] + 1} of {facts} ({row['place']})"
+        texts.append(f"{cell}, {where}: {measure.name} {value} {measure.unit}")
+    return curve(axes, part["position"], part, measure.name, texts, f"{cell}, {facts} facts", **style)
+
+
+def _depth_axis(axes: Any, measure: _Measure) -> None:
+    axes.set_xlim(-4, 104)
+    axes.xaxis.set_major_locator(FixedLocator([0, 50, 100]))
+    if measure.unit == "%":
+        axes.set_ylim(-4, 104)
+        axes.yaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
+    axes.grid(color=GRID, linewidth=0.5)
