@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from recorded import SIZE, UNTUNED, write_recorded_study
 
-from hylo.records import RESULT, STUDY, StudyRecord, read_study, write_json
+from hylo.records import PROBE, PROBE_COLUMNS, RESULT, STUDY, StudyRecord, read_study, write_json
 from hylo.report import summarize
 from hylo.report.contrasts import SHAPLEY, attribution_table, claim_table, contrast_table, criteria_table
+from hylo.report.retrieval_contrasts import retrieval_cells, retrieval_contrasts
 from hylo.until_decided import undecided
 
 CELLS = {"small": 20.0, "large": 28.0, "same": 28.0}
@@ -166,3 +167,40 @@ def test_older_manifests_still_read(decided: StudyRecord) -> None:
     assert ("large", "small") in pairs
     assert isinstance(contrast_table(study), pd.DataFrame)
     assert (decided.folder / STUDY).exists()
+
+
+def write_probe(folder: Path, lists: int = 12, depths: int = 5) -> None:
+    """Answers of every run: right at both ends, and in the middle for `large` alone."""
+    for path in folder.glob("*/" + RESULT):
+        result = json.loads(path.read_text())
+        rows = []
+        for one, depth in itertools.product(range(lists), range(depths)):
+            lucky = (one + result["seed"] + depth) % 4 == 0
+            exact = result["cell"] == "large" or depth in (0, depths - 1) or lucky
+            rows.append((5, one, depth, depth, int(exact), -1.0, 3))
+        pd.DataFrame(rows, columns=pd.Index(PROBE_COLUMNS)).to_parquet(path.parent / PROBE)
+        write_json(path, result | {"probe": {"mark": "0" * 12}})
+
+
+def test_flattening_of_the_u(tmp_path: Path) -> None:
+    folder = write_recorded_study(
+        tmp_path / "demo", CELLS, [0, 1, 2], np.random.default_rng(3), manifest=MANIFEST, **SIZE
+    )
+    write_probe(folder)
+    study = read_study(folder)
+    table = retrieval_contrasts(study).set_index("cell")
+    assert table.index.tolist() == ["large", "same", "small"]
+    assert table["flattening"]["large"] == pytest.approx(75, abs=5), "three quarters of the middle were wrong"
+    assert table["accuracy"]["large"] == pytest.approx(45, abs=5), "of five depths, three"
+    assert table["flattening"]["same"] == pytest.approx(-table["flattening"]["large"])
+    assert table["low"]["large"] > 0 > table["high"]["same"]
+    assert abs(table["flattening"]["small"]) < 5
+    assert table["agrees"].tolist() == ["yes", "open", "open"]
+    cells = retrieval_cells(study).set_index("cell")
+    assert cells["ends_minus_middle"]["large"] == 0
+    assert cells["accuracy"]["large"] == 100
+
+
+def test_without_a_probe_there_is_no_retrieval(decided: StudyRecord) -> None:
+    assert retrieval_contrasts(decided).empty
+    assert retrieval_cells(decided).empty

@@ -21,7 +21,8 @@ from hylo.errors import RecordError, TrainingDiverged
 from hylo.fingerprint import fingerprint, probe_mark
 from hylo.models.tiny import TinyArchitecture, TinyModelConfig
 from hylo.probe.kv import KvProbeConfig, Prompts, depth_places, make_prompts
-from hylo.probe.measure import ask, cached_logits, ends_minus_middle, full_logits, graded
+from hylo.probe.measure import ask, cached_logits, full_logits, graded
+from hylo.probe.score import ends_minus_middle
 from hylo.records import PROBE, PROBE_COLUMNS, RESULT, RunRecord, add_probe, read_run, read_study
 from hylo.report.retrieval import ends_minus_middle as difference_table
 from hylo.report.retrieval import interval, retrieval_contrast, retrieval_table

@@ -176,12 +176,13 @@ def test_without_the_untuned_model(tmp_path: Path):
 
 def test_rebuilt_byte_for_byte(study: Path):
     report = write_report(study)
-    paths = [study / "summary.csv", study / "summary.md", *report.figures]
+    texts = [study / f"summary.{kind}" for kind in ("csv", "md", "tex")]
+    paths = [*texts, study / "report.html", *report.figures, *(path.with_suffix(".svg") for path in report.figures)]
     before = [path.read_bytes() for path in paths]
     write_report(study)
     assert [path.read_bytes() for path in paths] == before
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in report.figures)
-    assert len(report.figures) == 2
+    assert [path.stem for path in report.figures] == ["improvement", "ppl_by_position", "pareto"]
     assert sorted(path.name for path in study.iterdir() if path.name.startswith(".")) == []
 
 

@@ -23,6 +23,7 @@ from hylo.adapters.model import AdaptedModel
 from hylo.data.windows import model_inputs
 from hylo.errors import TrainingDiverged
 from hylo.probe.kv import Prompts
+from hylo.probe.score import ends_minus_middle
 from hylo.progress import Progress
 
 
@@ -53,11 +54,6 @@ class Answers:
             "logprob_by_depth": by_depth["answer_logprob"].tolist(),
             "seconds": round(self.seconds[facts], 3),
         }
-
-
-def ends_minus_middle(by_depth: np.ndarray) -> Any:
-    """The mean of the first and last depth minus the mean of those between, along the last axis, [..., D] to [...]."""
-    return by_depth[..., [0, -1]].mean(axis=-1) - by_depth[..., 1:-1].mean(axis=-1)
 
 
 @torch.no_grad()

@@ -76,3 +76,36 @@ TUNING = [
     text("Tried", "tried", "Validation perplexity of every value."),
     text("At an end of the grid", "end", "Then a better value may lie beyond it."),
 ]
+
+FACTS = quantity("Facts", "facts", "Facts in a list.", decimals=0)
+FLATTENING = estimate(
+    "Flattening (points)",
+    "flattening",
+    "low",
+    "high",
+    "Reference's ends less middle, minus the cell's.",
+    unit="points",
+)
+ACCURACY = estimate(
+    "Accuracy (points)", "accuracy", "accuracy_low", "accuracy_high", "Exact answers at all depths.", unit="points"
+)
+RETRIEVAL_P = _p_value("p", "p_holm", "Of no flattening; two-sided, Holm over the contrasts with as many facts.")
+AGREES = text("LIM-PPL agrees", "agrees", "Same sign as the flattening; open where one interval holds 0.")
+RETRIEVAL_CONTRASTS = [
+    CELL, REFERENCE, COMPONENT, FACTS, SEEDS, FLATTENING, RETRIEVAL_P, ACCURACY, LIM, AGREES
+]  # fmt: skip
+RETRIEVAL_CONTRASTS_IN_BRIEF = [CELL, REFERENCE, FACTS, SEEDS, FLATTENING, RETRIEVAL_P, ACCURACY, LIM, AGREES]
+RETRIEVAL = [
+    CELL,
+    FACTS,
+    SEEDS,
+    quantity("Accuracy (%)", "accuracy", "Exact answers, mean over depths.", unit="%"),
+    estimate(
+        "Ends less middle (points)",
+        "ends_minus_middle",
+        "low",
+        "high",
+        "First and last depth less those between.",
+        unit="points",
+    ),
+]

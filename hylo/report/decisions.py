@@ -11,6 +11,7 @@ from hylo.report import decision_columns as show
 from hylo.report.columns import Column, verdict
 from hylo.report.contrasts import attribution_table, claim_table, contrast_table, criteria_table, level
 from hylo.report.pairs import LIM_PPL, PPL
+from hylo.report.retrieval_contrasts import retrieval_cells, retrieval_contrasts
 from hylo.verdicts import ClaimVerdict
 
 
@@ -31,7 +32,7 @@ class Decision:
 
 def decisions(study: StudyRecord) -> list[Decision]:
     """The tables that have rows."""
-    made = (_claims, _contrasts, _attribution, _criteria, _tuning)
+    made = (_claims, _contrasts, _retrieval_contrasts, _retrieval, _attribution, _criteria, _tuning)
     return [decision for make in made if (decision := make(study)) is not None and len(decision.frame)]
 
 
@@ -79,6 +80,29 @@ def _claims(study: StudyRecord) -> Decision:
         frame=claim_table(study),
         columns=show.CLAIMS,
         console=show.CLAIMS_IN_BRIEF,
+    )
+
+
+def _retrieval_contrasts(study: StudyRecord) -> Decision:
+    return Decision(
+        name="retrieval_contrasts",
+        title="Retrieval: contrasts",
+        about="Flattening: how much less a cell's accuracy depends on the depth of the fact than its reference's (ends "
+        "less middle), in points. A cell that forgets everything is flat, too, so the difference of accuracy "
+        "stands beside it. Agrees: whether LIM-PPL and flattening have the same sign, where both are shown.",
+        frame=retrieval_contrasts(study),
+        columns=show.RETRIEVAL_CONTRASTS,
+        console=show.RETRIEVAL_CONTRASTS_IN_BRIEF,
+    )
+
+
+def _retrieval(study: StudyRecord) -> Decision:
+    return Decision(
+        name="retrieval",
+        title="Retrieval: cells",
+        about="Exact answers to questions about lists of facts, by the number of facts.",
+        frame=retrieval_cells(study),
+        columns=show.RETRIEVAL,
     )
 
 

@@ -8,7 +8,6 @@ or every one wrong, nothing varies and an interval has no width: that is no proo
 Shapes: S seeds, N lists, D depths.
 """
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,9 +16,9 @@ import pandas as pd
 
 from hylo import stats
 from hylo.errors import RecordError
-from hylo.probe.measure import ends_minus_middle as difference
+from hylo.probe.score import ends_minus_middle as difference
 from hylo.records import PROBE, RESULT, RunRecord, StudyRecord
-from hylo.report.summary import complete_runs
+from hylo.report.pairs import complete_runs, generator
 
 TABLE = [
     "cell", "facts", "depth", "place", "accuracy", "accuracy_low", "accuracy_high", "logprob", "logprob_low",
@@ -79,7 +78,7 @@ def retrieval_contrast(study: StudyRecord, cell: str, reference: str, facts: int
         if name not in found:
             raise RecordError(f"{study.folder}: {name!r} was not asked of {facts} facts; run it with probe=kv")
     others = {run.seed: run for run in found[reference]}
-    if reference == study.untuned:
+    if study.is_untuned(reference):
         others = {run.seed: found[reference][0] for run in found[cell]}
     runs = [run for run in found[cell] if run.seed in others]
     if not runs:
@@ -97,7 +96,7 @@ def interval(values_SN: np.ndarray, *names: str, low: float = -np.inf, high: flo
     """
     ones = np.ones(values_SN.shape[1])
     if len(values_SN) == 1:
-        ends = stats.window_bootstrap(values_SN[0], ones, _generator(*names))
+        ends = stats.window_bootstrap(values_SN[0], ones, generator(*names))
     else:
         ends = [float(each) for each in stats.crossed_interval(values_SN, ones)]
     return stats.Interval(ends[0], *np.clip(ends[1:], low, high).tolist())
@@ -140,8 +139,3 @@ def _places(run: RunRecord, facts: int) -> list[float]:
 def _of(run: RunRecord, facts: int) -> Any:
     """The answers on lists of so many facts. Any, because pandas types a selection as everything a table can hold."""
     return run.probe[run.probe["facts"] == facts]
-
-
-def _generator(*names: str) -> np.random.Generator:
-    digest = hashlib.sha256("\0".join(names).encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
