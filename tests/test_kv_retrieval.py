@@ -75,7 +75,8 @@ def test_nothing_of_the_probe_is_trained_on(split: Split) -> None:
 def test_documents_depend_on_the_seed_and_the_split() -> None:
     config = KvListsConfig(**SMALL)
     assert config.documents(Split.train) == KvListsConfig(**SMALL).documents(Split.train)
-    more = KvListsConfig(**SMALL | {"train_documents": 50}).documents(Split.train)
+    longer: dict[str, Any] = SMALL | {"train_documents": 50}
+    more = KvListsConfig(**longer).documents(Split.train)
     assert more[:40] == config.documents(Split.train)
     other = KvListsConfig(**SMALL, seed=1).documents(Split.train)
     texts = [document.text for split in Split for document in config.documents(split)]
@@ -114,7 +115,7 @@ def test_bytes_are_tokens_where_the_config_says_so() -> None:
         ({"context_length": 32}, ["data.min_facts = 4", "at most 1 with"]),
     ],
 )  # fmt: skip
-def test_lists_that_leave_no_room_are_refused(settings: dict[str, int], texts: list[str]) -> None:
+def test_lists_that_leave_no_room_are_refused(settings: dict[str, Any], texts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         KvListsConfig(**SMALL, **settings).documents(Split.train)
     assert [text for text in texts if text not in str(caught.value)] == []

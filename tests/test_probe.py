@@ -54,7 +54,7 @@ def tiny_model(architecture: TinyArchitecture, name: str, *overrides: str) -> Ad
 
 def text_of(prompts: Prompts, depth: int) -> str:
     tokenizer = TinyModelConfig(name="tiny").tokenizer()
-    return tokenizer.decode(np.concatenate([prompts.prefix, prompts.tails[depth]]).tolist())
+    return str(tokenizer.decode(np.concatenate([prompts.prefix, prompts.tails[depth]]).tolist()))
 
 
 def test_words_and_codes_are_not_those_of_training() -> None:
@@ -143,13 +143,14 @@ def test_exact_is_what_greedy_decoding_says(answer: int, prompts: list[Prompts])
     known = dataclasses.replace(one, tails=tails)
     for cached in (True, False):
         answers = ask(model, [known], accelerator, cached=cached, label="test")
-        assert answers.table["exact"].tolist() == expected
+        table: Any = answers.table
+        assert table["exact"].tolist() == expected
         with torch.no_grad():
             for depth, tail in enumerate(tails):
                 whole = torch.from_numpy(np.concatenate([one.prefix, tail]).astype(np.int64))[None]
                 log_probs = model(input_ids=whole).logits[0, :-1].double().log_softmax(-1)
                 true = sum(float(log_probs[-4 + i, tail[-4 + i]]) for i in range(4))
-                assert answers.table["answer_logprob"][depth] == pytest.approx(true, abs=1e-4)
+                assert table["answer_logprob"][depth] == pytest.approx(true, abs=1e-4)
 
 
 def test_a_number_that_is_not_finite_is_refused(prompts: list[Prompts]) -> None:
@@ -387,7 +388,7 @@ def answered(study: Path) -> Path:
 
 
 def test_the_table_of_retrieval(answered: Path) -> None:
-    table = retrieval_table(read_study(answered))
+    table: Any = retrieval_table(read_study(answered))
     assert table["cell"].unique().tolist() == ["untuned", "low", "high"]
     assert len(table) == 3 * 5
     high: Any = table[table["cell"] == "high"]
@@ -401,7 +402,7 @@ def test_the_table_of_retrieval(answered: Path) -> None:
 
 
 def test_ends_minus_middle_of_cells(answered: Path) -> None:
-    table = difference_table(read_study(answered)).set_index("cell")
+    table: Any = difference_table(read_study(answered)).set_index("cell")
     assert table["seeds"].to_dict() == {"untuned": 1, "low": 3, "high": 3}
     assert table["value"].to_dict() == pytest.approx({"untuned": 0.8, "low": 0.8, "high": 0.0}, abs=0.05)
     assert (table["low"] <= table["value"]).all()
