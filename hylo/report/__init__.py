@@ -23,20 +23,26 @@ from hylo.report.render import console_table, markdown_section
 from hylo.report.sections import figure_block, lead, sections, summary_tex
 from hylo.report.summary import COLUMNS, incomplete, summarize
 from hylo.report.tables import conclusions, console_tables, markdown, print_tables, split_by_reference
+from hylo.report.words import claims_in_words, components_in_words
 
 __all__ = [
     "COLUMNS",
     "PAGE",
     "SUMMARY",
     "Report",
+    "claims_in_words",
+    "components_in_words",
     "conclusions",
+    "decisions",
     "improvement_figure",
     "incomplete",
     "loss_figure",
     "markdown",
+    "markdown_section",
     "position_figure",
     "print_report",
     "split_by_reference",
+    "study_figures",
     "summarize",
     "write_report",
 ]

@@ -1,0 +1,99 @@
+"""`python -m hylo.publish outputs/ablation experiments/ablation`: records of a study for others, and its report.
+
+    experiments/ablation/records/   the manifest and every run's record, without weights or paths of this machine
+    experiments/ablation/results/   the report rebuilt from them: tables, figures, report.html
+
+Anyone can then rebuild the report, or compute contrasts that nobody thought of, without a model.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from hylo.errors import HyloError
+from hylo.records import (
+    AUDIT,
+    CONFIG,
+    CURVE,
+    EVAL,
+    PROBE,
+    RESULT,
+    STUDY,
+    THIRDS,
+    TRAJECTORY,
+    WINDOWS,
+    RunRecord,
+    read_study,
+    replacing_folder,
+    write_json,
+)
+
+KEPT = (EVAL, THIRDS, WINDOWS, CURVE, TRAJECTORY, AUDIT, PROBE)
+"""Files of a run that are copied as they are."""
+LOCAL = {"outputs": "outputs", "workers": None, "tracking": {"backend": "none"}}
+"""What a config says of the machine, and what it says instead."""
+
+
+def publish(folder: Path, to: Path) -> Path:
+    """Copy a complete study's records and write its report beside them.
+
+    Arguments:
+        folder: of the study, with study.json.
+        to: gets `records/` and `results/`, which are replaced.
+
+    Returns:
+        The folder of the report.
+
+    Raises:
+        HyloError: a run is not complete.
+        RecordError: the manifest or a record is missing or damaged.
+    """
+    from hylo.report import write_report
+
+    study = read_study(folder)
+    runs = [run for cell in study.cells.values() for run in cell]
+    if unfinished := [str(run.folder) for run in runs if not run.complete]:
+        raise HyloError(f"{folder} is not complete: {', '.join(unfinished)}\n    fix:     run the study again")
+    with replacing_folder(to / "records") as records, replacing_folder(to / "results") as results:
+        write_json(records / STUDY, study.manifest)
+        for run in runs:
+            _copy(run, records / run.folder.name)
+        recorded = {path.name for path in records.iterdir()}
+        write_report(records)
+        for path in [path for path in records.iterdir() if path.name not in recorded]:
+            shutil.move(path, results / path.name)
+    return to / "results"
+
+
+def _copy(run: RunRecord, to: Path) -> None:
+    to.mkdir()
+    for name in KEPT:
+        if (run.folder / name).exists():
+            shutil.copyfile(run.folder / name, to / name)
+    overrides = [text for text in run.result.get("overrides", []) if re.split("[.=]", text)[0] not in LOCAL]
+    write_json(to / RESULT, run.result | {"overrides": overrides})
+    if (run.folder / CONFIG).exists():
+        config = OmegaConf.merge(OmegaConf.load(run.folder / CONFIG), OmegaConf.create(LOCAL))
+        (to / CONFIG).write_text(OmegaConf.to_yaml(config))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0, or 2 where the study cannot be published."""
+    parser = argparse.ArgumentParser(prog="python -m hylo.publish", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a study's folder, for example outputs/ablation")
+    parser.add_argument("to", type=Path, help="where records/ and results/ go, for example experiments/ablation")
+    options = parser.parse_args(arguments)
+    try:
+        print(publish(options.folder, options.to))
+    except HyloError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""What a study decides, in sentences computed from its tables."""
+
+from typing import Any
+
+import pandas as pd
+
+from hylo.records import StudyRecord
+from hylo.report.contrasts import claim_table, contrast_table
+from hylo.report.pairs import PPL
+from hylo.report.tables import interval, number
+
+_MEASURES = {"ppl": "perplexity", "lim_ppl": "perplexity of the middle third"}
+
+
+def claims_in_words(study: StudyRecord) -> list[str]:
+    """One sentence a published claim: verdict, measured and published effect, and what would decide it."""
+    return [_claim(row) for row in claim_table(study).to_dict("records")]
+
+
+def components_in_words(study: StudyRecord) -> list[str]:
+    """One sentence a contrast that has a component: what it earns, and the verdict."""
+    table: Any = contrast_table(study)
+    rows = table[(table["measure"] == PPL) & (table["component"] != "")]
+    return [_component(row) for row in rows.to_dict("records")]
+
+
+def _claim(row: dict[Any, Any]) -> str:
+    named = f"{row['id']}: {row['cell']}" + (f" against {row['reference']}" if row["reference"] else "")
+    if pd.isna(row["effect_pct"]):
+        return f"{named}: inconclusive, for nothing comparable was measured ({row['note']})."
+    found = interval(row["effect_pct"], row["low"], row["high"])
+    sentence = (
+        f"{named}: {row['verdict']}. Published: {number(row['published_pct'], 2)} % of "
+        f"{_MEASURES[row['measure']]}; found: {found} %, {row['seeds']} seed{'s' * (row['seeds'] != 1)}"
+    )
+    if row["verdict"] == "inconclusive":
+        wanted = row["seeds_to_decide"]
+        more = "more windows are needed" if pd.isna(wanted) else f"about {number(wanted, 0)} seeds would decide it"
+        return f"{sentence}; {more}."
+    return f"{sentence}."
+
+
+def _component(row: dict[Any, Any]) -> str:
+    found = interval(row["effect_pct"], row["low"], row["high"])
+    return (
+        f"{row['component']} ({str(row['way']).replace('_', ' ')}; {row['cell']} against {row['reference']}): "
+        f"{row['verdict']}. {found} % for {number(row['added_params'], 0)} added parameters."
+    )
