@@ -1,0 +1,39 @@
+"""Published records: complete, without weights or paths of a machine, and enough for the same report."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launch import train
+from recorded import SIZE, write_recorded_study
+
+from hylo.publish import main
+from hylo.records import ADAPTER, CONFIG, LOCK, RESULT, read_study
+from hylo.report import write_report
+
+
+def test_a_run_study_is_published(tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    secret = tmp_path / "where_i_work"
+    assert train("-m", "method=lora,rslora", *tiny, f"outputs={secret}", "workers=1") == 0
+    (folder,) = secret.glob("sweep-*")
+    assert main([str(folder), "shared"]) == 0
+    records = read_study(Path("shared/records"))
+    assert list(records.cells) == list(read_study(folder).cells)
+    files = [path for path in Path("shared/records").rglob("*") if path.is_file()]
+    assert not [path for path in files if ADAPTER in path.parts or path.name == LOCK]
+    for path in (path for path in files if path.name in (RESULT, CONFIG, "study.json")):
+        assert "where_i_work" not in path.read_text()
+    for name in ("summary.csv", "summary.md", "summary.tex"):
+        assert (Path("shared/results") / name).read_bytes() == (folder / name).read_bytes()
+    rebuilt = write_report(Path("shared/records"))
+    assert len(rebuilt.summary) == 4
+
+
+def test_an_unfinished_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_recorded_study(
+        tmp_path / "demo", {"some": 20.0}, [0, 1], np.random.default_rng(0), failed=[("some", 1)], **SIZE
+    )
+    assert main([str(folder), str(tmp_path / "shared")]) == 2
+    assert "some-seed1" in capsys.readouterr().err
+    assert not (tmp_path / "shared").exists()
