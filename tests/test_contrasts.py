@@ -53,7 +53,7 @@ def decided(tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
 
 
 def test_contrasts(decided: StudyRecord) -> None:
-    table = contrast_table(decided)
+    table: Any = contrast_table(decided)
     assert list(zip(table["cell"], table["measure"], strict=True)) == [
         *((cell, "ppl") for cell in ("large", "same", "small")),
         *((cell, "lim_ppl") for cell in ("large", "same", "small")),
@@ -79,7 +79,7 @@ def contrast_p(study: StudyRecord, cell: str, reference: str) -> float:
 
 
 def test_claims(decided: StudyRecord) -> None:
-    table = claim_table(decided).set_index("id")
+    table: Any = claim_table(decided).set_index("id")
     assert table["verdict"].to_dict() == {
         "up": "reproduced",
         "none": "contradicted",
@@ -114,9 +114,9 @@ def test_flags_of_any_seed_reach_the_verdict(tmp_path: Path) -> None:
     result = json.loads((path / RESULT).read_text())
     result["training"]["nonfinite_steps"] = 1
     write_json(path / RESULT, result)
-    table = contrast_table(read_study(folder))
+    table: Any = contrast_table(read_study(folder))
     assert table["verdict"].tolist()[:2] == ["leaking", "unstable"]
-    criteria = criteria_table(read_study(folder))
+    criteria: Any = criteria_table(read_study(folder))
     assert criteria["no non-finite loss"].tolist() == ["yes", "no"]
     assert criteria["PPL > 2 %"].tolist() == ["yes", "no"]
 
@@ -131,7 +131,7 @@ def test_shapley_values_share_out_the_gain(tmp_path: Path) -> None:
         params={"nothing": 100, "a": 110, "b": 130, "a+b": 140}, manifest={"factorial": factorial}, **SIZE,
     )  # fmt: skip
     study = read_study(folder)
-    table = attribution_table(study)
+    table: Any = attribution_table(study)
     assert (table["way"] == SHAPLEY).all()
     assert dict(zip(table["component"], table["added_params"], strict=True)) == {"a": 10, "b": 30}
     summary = summarize(study)
@@ -188,7 +188,7 @@ def test_flattening_of_the_u(tmp_path: Path) -> None:
     )
     write_probe(folder)
     study = read_study(folder)
-    table = retrieval_contrasts(study).set_index("cell")
+    table: Any = retrieval_contrasts(study).set_index("cell")
     assert table.index.tolist() == ["large", "same", "small"]
     assert table["flattening"]["large"] == pytest.approx(75, abs=5), "three quarters of the middle were wrong"
     assert table["accuracy"]["large"] == pytest.approx(45, abs=5), "of five depths, three"
@@ -196,7 +196,7 @@ def test_flattening_of_the_u(tmp_path: Path) -> None:
     assert table["low"]["large"] > 0 > table["high"]["same"]
     assert abs(table["flattening"]["small"]) < 5
     assert table["agrees"].tolist() == ["yes", "open", "open"]
-    cells = retrieval_cells(study).set_index("cell")
+    cells: Any = retrieval_cells(study).set_index("cell")
     assert cells["ends_minus_middle"]["large"] == 0
     assert cells["accuracy"]["large"] == 100
 
