@@ -41,7 +41,7 @@ def tune(
     tuning = plan.study.tuning if plan.study else None
     if tuning is None:
         return {}, {}
-    group = file_name(f"{plan.group}-tuning")
+    group = file_name(f"tuning-of-{plan.group}")
     trials = {}
     for value in tuning.values:
         for cell in _cells(tuning, value, config, overrides, compose):
