@@ -3,7 +3,8 @@
     experiments/ablation/records/   the manifest and every run's record, without weights or paths of this machine
     experiments/ablation/results/   the report rebuilt from them: tables, figures, report.html
 
-Anyone can then rebuild the report, or compute contrasts that nobody thought of, without a model.
+Anyone can then rebuild the report, or compute contrasts that nobody thought of, without a model. The table of all claims
+in experiments/README.md is written anew.
 """
 
 import argparse
@@ -12,8 +13,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import pandas as pd
 from omegaconf import OmegaConf
 
+from hylo.claims import read_claims
 from hylo.errors import HyloError
 from hylo.records import (
     AUDIT,
@@ -34,6 +37,8 @@ from hylo.records import (
 
 KEPT = (EVAL, THIRDS, WINDOWS, CURVE, TRAJECTORY, AUDIT, PROBE)
 """Files of a run that are copied as they are."""
+README = "README.md"
+BEGIN, END = "<!-- claims: written by python -m hylo.publish -->", "<!-- end of claims -->"
 LOCAL = {"outputs": "outputs", "workers": None, "tracking": {"backend": "none"}}
 """What a config says of the machine, and what it says instead."""
 
@@ -69,6 +74,22 @@ def publish(folder: Path, to: Path) -> Path:
     return to / "results"
 
 
+def write_overview(experiments: Path) -> None:
+    """Put the table of all claims that published studies tested between its marks in experiments/README.md."""
+    readme = experiments / README
+    if readme.exists() and BEGIN in (text := readme.read_text(encoding="utf-8")):
+        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+        readme.write_text(f"{before}{BEGIN}\n\n{overview(experiments)}\n\n{END}{after}", encoding="utf-8")
+
+
+def overview(experiments: Path) -> str:
+    """Every claim with its verdict and interval, as a markdown table; those whose study has no results yet are open."""
+    from hylo.report import claims_overview
+
+    found = [pd.read_csv(path) for path in sorted(experiments.glob("*/results/claims.csv"))]
+    return claims_overview(read_claims(experiments), pd.concat(found) if found else pd.DataFrame({"id": []}))
+
+
 def _copy(run: RunRecord, to: Path) -> None:
     to.mkdir()
     for name in KEPT:
@@ -89,6 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         print(publish(options.folder, options.to))
+        write_overview(options.to.parent)
     except HyloError as error:
         print(error, file=sys.stderr)
         return 2

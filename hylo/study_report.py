@@ -77,5 +77,5 @@ def track_report(plan: "Plan", content: dict[str, Any], report: "Report") -> Non
         job_type="report",
         tags=[config.model.name, config.data.name],
     )
-    log_report(tracker, report.summary, report.figures)
+    log_report(tracker, report.summary, report.figures, {each.name: each.frame for each in report.decisions})
     tracker.finish()

@@ -179,9 +179,12 @@ def log_run(tracker: Tracker, curve: pd.DataFrame, result: Mapping[str, Any]) ->
     tracker.summary(dict(_numbers(numbers)) | texts)
 
 
-def log_report(tracker: Tracker, summary: pd.DataFrame, figures: Sequence[Path]) -> None:
-    """Log a study's table as `summary`, and each PNG among its figures under the name of its file."""
-    tracker.table("summary", summary)
+def log_report(
+    tracker: Tracker, summary: pd.DataFrame, figures: Sequence[Path], tables: Mapping[str, pd.DataFrame] | None = None
+) -> None:
+    """Log a study's table as `summary`, further ones by name, and the PNGs among its figures by the names of files."""
+    for name, frame in {"summary": summary, **(tables or {})}.items():
+        tracker.table(name, frame)
     for figure in figures:
         if figure.suffix.lower() == ".png":
             tracker.image(figure.stem, figure)

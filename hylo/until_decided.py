@@ -38,9 +38,11 @@ def run_study(config: Config, overrides: Sequence[str], compose: Compose, sessio
     if config.seeds != UNTIL_DECIDED:
         plan = plan_study(config, overrides, compose, chosen=chosen)
         return run_plan(dataclasses.replace(plan, notes=notes), session)
-    for look, level in stats.levels(stats.looks(config.most_seeds)).items():
+    looks = stats.looks(config.most_seeds)
+    for look, level in stats.levels(looks).items():
         plan = plan_study(config, overrides, compose, seeds=range(look), chosen=chosen)
-        plan = with_untuned(dataclasses.replace(plan, notes=notes | {"level": level, "rule": UNTIL_DECIDED}), session)
+        rule = {"rule": UNTIL_DECIDED, "looks": list(looks), "level": level}
+        plan = with_untuned(dataclasses.replace(plan, notes=notes | rule), session)
         run_pending(plan, session)
         open_ = list(undecided(recorded(plan, session)))
         if is_main_process():

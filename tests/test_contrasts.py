@@ -204,3 +204,14 @@ def test_flattening_of_the_u(tmp_path: Path) -> None:
 def test_without_a_probe_there_is_no_retrieval(decided: StudyRecord) -> None:
     assert retrieval_contrasts(decided).empty
     assert retrieval_cells(decided).empty
+
+
+def test_looks_share_one_p_value(decided: StudyRecord) -> None:
+    """The last look's own p-value would not count the looks before it: with three looks planned it is too small."""
+    plain = contrast_table(decided).set_index("cell")["p_holm"]
+    looked = StudyRecord(decided.folder, dict(decided.manifest) | {"looks": [2, 3, 5], "level": 0.98}, decided.cells)
+    table = contrast_table(looked).set_index("cell")
+    ppl = table[table["measure"] == "ppl"]
+    assert (ppl["p_holm"] >= plain[contrast_table(decided).set_index("cell")["measure"] == "ppl"]).all()
+    by_measure: Any = contrast_table(decided).query("measure == 'ppl'").set_index("cell")
+    assert (ppl["high"] - ppl["low"] > by_measure["high"] - by_measure["low"]).all(), "98 % intervals are wider"

@@ -23,7 +23,7 @@ from hylo.report.render import console_table, markdown_section
 from hylo.report.sections import figure_block, lead, sections, summary_tex
 from hylo.report.summary import COLUMNS, incomplete, summarize
 from hylo.report.tables import conclusions, console_tables, markdown, print_tables, split_by_reference
-from hylo.report.words import claims_in_words, components_in_words
+from hylo.report.words import claims_in_words, claims_overview, components_in_words
 
 __all__ = [
     "COLUMNS",
@@ -31,6 +31,7 @@ __all__ = [
     "SUMMARY",
     "Report",
     "claims_in_words",
+    "claims_overview",
     "components_in_words",
     "conclusions",
     "decisions",

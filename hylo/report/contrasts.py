@@ -69,7 +69,7 @@ def claim_table(study: StudyRecord) -> pd.DataFrame:
         rows += _corrected([_claim_row(study, claim, measure) for claim in of_measure])
     for row in rows:
         if pd.notna(row["effect_pct"]):
-            decided = row["p_holm"] < 1 - level(study)
+            decided = row["p_holm"] < 1 - stats.LEVEL
             row["verdict"] = claim_verdict(row["published_pct"], row["low"], row["high"], decided=decided).name
     order = {claim["id"]: place for place, claim in enumerate(claims)}
     return pd.DataFrame(sorted(rows, key=lambda row: order[row["id"]]), columns=pd.Index(CLAIMS))
@@ -106,11 +106,24 @@ def level(study: StudyRecord) -> float:
 def effect_of(study: StudyRecord, cell: str, reference: str, measure: str = PPL) -> stats.Effect | None:
     """log PPL of a cell less that of its reference, nats a token; None without a pair of complete runs, or where no
     window has a token of the measure."""
+    found = _difference(study, cell, reference, measure)
+    return None if found is None else stats.effect(*found, level=level(study))
+
+
+def p_value(study: StudyRecord, sums: np.ndarray, tokens: np.ndarray, threshold: float = 0.0) -> float:
+    """Of "the effect in these paired differences is the threshold"; where seeds were added until the study was decided,
+    one p-value for all its looks."""
+    planned = study.manifest.get("looks", [])
+    taken = [look for look in planned if look <= len(sums)]
+    if not taken:
+        return stats.effect(sums, tokens).p_value(threshold)
+    return stats.sequential_p_value([stats.effect(sums[:look], tokens).p_value(threshold) for look in taken], planned)
+
+
+def _difference(study: StudyRecord, cell: str, reference: str, measure: str) -> tuple[np.ndarray, np.ndarray] | None:
     pairs = paired_runs(study, cell, reference) if {cell, reference} <= study.cells.keys() else []
-    if not pairs:
-        return None
-    sums, tokens = paired_sums(pairs, measure)
-    return stats.effect(sums, tokens, level=level(study)) if tokens.size > 1 else None
+    sums, tokens = paired_sums(pairs, measure) if pairs else (np.empty(0), np.empty(0))
+    return (sums, tokens) if tokens.size > 1 else None
 
 
 def percent(effect: stats.Effect) -> dict[str, float]:
@@ -127,11 +140,12 @@ def in_nats(improvement_pct: float) -> float:
 
 def _contrast_row(study: StudyRecord, contrast: dict[str, Any], measure: str) -> dict[str, Any] | None:
     cell, reference = contrast["cell"], contrast["reference"]
-    effect = effect_of(study, cell, reference, measure)
-    if effect is None:
+    found = _difference(study, cell, reference, measure)
+    if found is None:
         return None
+    effect = stats.effect(*found, level=level(study))
     row = {"cell": cell, "reference": reference, "component": contrast["component"] or "", "way": contrast["way"]}
-    row |= {"measure": measure, "seeds": effect.seeds, **percent(effect), "p": effect.p_value()}
+    row |= {"measure": measure, "seeds": effect.seeds, **percent(effect), "p": p_value(study, *found)}
     row["detectable_pct"] = -100 * math.expm1(-effect.smallest_detectable())
     row["added_params"] = _trainable(study, cell) - _trainable(study, reference)
     ends = row["effect_pct"], row["low"], row["high"]
@@ -146,11 +160,11 @@ def _claim_row(study: StudyRecord, claim: dict[str, Any], measure: str | None) -
     row = {name: claim[name] for name in ("id", "cell", "reference", "source", "note")}
     row |= {"measure": measure or claim["metric"], "published_pct": claim["value"] if measure else math.nan}
     row |= {"effect_pct": math.nan, "low": math.nan, "high": math.nan, "p": math.nan, "verdict": "inconclusive"}
-    effect = effect_of(study, claim["cell"], claim["reference"], measure) if measure else None
-    if effect is None:
+    found = _difference(study, claim["cell"], claim["reference"], measure) if measure else None
+    if found is None:
         return row | {"seeds": 0, "seeds_to_decide": None}
-    threshold = in_nats(claim_threshold(claim["value"]))
-    row |= {"seeds": effect.seeds, **percent(effect), "p": effect.p_value(threshold)}
+    effect, threshold = stats.effect(*found, level=level(study)), in_nats(claim_threshold(claim["value"]))
+    row |= {"seeds": effect.seeds, **percent(effect), "p": p_value(study, *found, threshold)}
     return row | {"seeds_to_decide": effect.seeds_to_decide(threshold)}
 
 

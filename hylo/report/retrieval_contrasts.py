@@ -13,7 +13,7 @@ import pandas as pd
 
 from hylo import stats
 from hylo.records import StudyRecord
-from hylo.report.contrasts import contrasts_of, effect_of, level, percent
+from hylo.report.contrasts import contrasts_of, effect_of, level, p_value, percent
 from hylo.report.pairs import LIM_PPL, paired_runs
 from hylo.report.retrieval import ends_minus_middle, retrieval_contrast, retrieval_table
 
@@ -58,7 +58,8 @@ def _row(study: StudyRecord, contrast: dict[str, Any], facts: int) -> dict[str, 
     deeper, better = retrieval_contrast(study, cell, reference, facts)
     flattening, accuracy = (_effect(study, values) for values in (-deeper, better))
     row = {"cell": cell, "reference": reference, "component": contrast["component"] or "", "facts": facts}
-    row |= {"seeds": flattening.seeds, "p": flattening.p_value(), **_points("flattening", "", flattening)}
+    row |= {"seeds": flattening.seeds, "p": p_value(study, deeper, np.ones(deeper.shape[1]))}
+    row |= _points("flattening", "", flattening)
     row |= _points("accuracy", "accuracy_", accuracy)
     lim = effect_of(study, cell, reference, LIM_PPL)
     found = percent(lim) if lim else dict.fromkeys(("effect_pct", "low", "high"), math.nan)

@@ -1,13 +1,15 @@
 """What a study decides, in sentences computed from its tables."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from hylo.claims import Claim
 from hylo.records import StudyRecord
 from hylo.report.contrasts import claim_table, contrast_table
 from hylo.report.pairs import PPL
-from hylo.report.tables import interval, number
+from hylo.report.tables import MISSING, interval, number
 
 _MEASURES = {"ppl": "perplexity", "lim_ppl": "perplexity of the middle third"}
 
@@ -22,6 +24,29 @@ def components_in_words(study: StudyRecord) -> list[str]:
     table: Any = contrast_table(study)
     rows = table[(table["measure"] == PPL) & (table["component"] != "")]
     return [_component(row) for row in rows.to_dict("records")]
+
+
+def claims_overview(claims: Sequence[Claim], found: pd.DataFrame) -> str:
+    """A markdown table of all claims: what was published, what was found, and the verdict.
+
+    Arguments:
+        found: rows of the claims.csv of several studies.
+    """
+    rows = {row["id"]: row for row in found.to_dict("records")}
+    lines = ["| claim | what was published | found (%) [95 %] | seeds | verdict |", "|---|---|---|---:|---|"]
+    for claim in claims:
+        row = rows.get(claim.id)
+        against = f" against `{claim.reference}`" if claim.reference else ""
+        unit = " %" if claim.unit == "percent" else f" {claim.unit.upper()}"
+        name = {"ppl_improvement": "PPL ", "lim_ppl_improvement": "LIM-PPL "}.get(claim.metric, "")
+        sign = "+" * (claim.value > 0 and claim.unit == "percent")
+        said = f"`{claim.cell}`{against}: {name}{sign}{claim.value:g}{unit} ({claim.source})"
+        effect, seeds, word = MISSING, MISSING, "not tested yet"
+        if row is not None:
+            effect = interval(row["effect_pct"], row["low"], row["high"])
+            seeds, word = number(row["seeds"], 0), f"**{row['verdict']}**"
+        lines.append(f"| {claim.id} | {said} | {effect} | {seeds} | {word} |")
+    return "\n".join(lines)
 
 
 def _claim(row: dict[Any, Any]) -> str:
