@@ -3,7 +3,7 @@
     experiments/ablation/records/   the manifest and every run's record, without weights or paths of this machine
     experiments/ablation/results/   the report rebuilt from them: tables, figures, report.html
 
-Anyone can then rebuild the report, or compute contrasts that nobody thought of, without a model. The table of all claims
+Anyone can then rebuild the report, or compute contrasts that nobody thought of, without a model. The table of claims
 in experiments/README.md is written anew.
 """
 
