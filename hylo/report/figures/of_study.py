@@ -31,7 +31,8 @@ def study_figures(study: StudyRecord, summary: pd.DataFrame) -> Iterator[tuple[s
         yield "claims", forest_figure(f"{study.name}: published claims", lines, claims)
     if len(contrasts := _contrasts(study)):
         yield "contrasts", forest_figure(f"{study.name}: contrasts", lines, contrasts)
-    yield "improvement", improvement_figure(study, summary)
+    if (summary["reference"] != "").any():
+        yield "improvement", improvement_figure(study, summary)
     attribution = attribution_table(study).rename(columns={"effect_pct": "effect"})
     if len(attribution):
         attribution["way"] = attribution["way"].str.replace("_", " ")
