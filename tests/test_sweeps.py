@@ -100,7 +100,7 @@ def test_every_study_runs(name: str, tiny: tuple[str, ...]) -> None:
     own = {key_of(text) for texts in shipped.all_cells().values() for text in texts}
     shared = [text for text in tiny if key_of(text) not in own and ("data" not in own or not text.startswith("data"))]
     if "probe=kv" in shipped.overrides:
-        shared += ["probe.facts=[5]", "probe.lists=2"]
+        shared += ["probe=kv", "probe.facts=[5]", "probe.lists=2"]
     assert train(f"study={name}", *shared, "model.context=2048", "trainer.steps=2") == 0
     (folder,) = (path.parent for path in Path("outputs").glob("*/summary.md"))
     study = read_study(folder)
