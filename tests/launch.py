@@ -53,7 +53,7 @@ def write_text(folder: Path) -> tuple[str, ...]:
     overrides = ["data=text"]
     for split in ("train", "validation", "test"):
         path = folder / f"{split}.txt"
-        path.write_text(" ".join(rng.choice(words, 1_500)))
+        path.write_text("\n".join(" ".join(rng.choice(words, 15)) for _ in range(100)))
         overrides.append(f"data.{split}_files=[{path}]")
     return tuple(overrides)
 
