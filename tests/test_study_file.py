@@ -8,7 +8,7 @@ from launch import train
 import hylo.study_file
 from hylo.claims import read_claims
 from hylo.errors import ConfigError
-from hylo.study_file import EXPERIMENTS, read_study_file, study_names
+from hylo.study_file import EXPERIMENTS, StudyConfig, read_study_file, study_names
 
 STUDY = """
 question: Does it help?
@@ -102,3 +102,13 @@ def test_a_typo_in_a_cell_names_the_cell_before_anything_runs(
     assert "cell wrong" in said
     assert "rnak" in said
     assert not (folder / "outputs").exists()
+
+
+def test_the_documented_study_is_right(folder: Path) -> None:
+    page = (EXPERIMENTS.parent / "docs" / "write-a-study.md").read_text()
+    (folder / "mine" / "study.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    study = read_study_file("mine")
+    assert list(study.cells) == ["rslora", "four", "sixteen"]
+    assert [contrast.component for contrast in study.contrasts] == ["four landmarks", "twelve more landmarks"]
+    keys = set(StudyConfig.__dataclass_fields__)
+    assert all(f"`{key}`" in page for key in keys)
