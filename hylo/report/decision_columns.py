@@ -12,11 +12,13 @@ def yes_or_no(word: str) -> str:
     return "good" if word == "yes" else "bad"
 
 
-def _p_value(header: str, key: str, about: str) -> Column:
+def _significant(header: str, key: str, about: str, unit: str = "") -> Column:
+    """A column of numbers of any size, with two significant digits."""
+
     def show(row: Row) -> str:
         return MISSING if pd.isna(row[key]) else f"{row[key]:.2g}"
 
-    return Column(header=header, about=about, key=key, show=show, numeric=True)
+    return Column(header=header, about=about, key=key, show=show, numeric=True, unit=unit)
 
 
 CELL = text("Cell", "cell", "The cell whose improvement is told.")
@@ -34,8 +36,8 @@ ADDED = quantity(
 LIM = estimate(
     "LIM improvement (%)", "lim_effect_pct", "lim_low", "lim_high", "The same over the middle third.", unit="%"
 )
-P = _p_value("p", "p_holm", "Of no effect on PPL; two-sided, Holm over the contrasts of the study.")
-DETECTABLE = quantity("Detectable (%)", "detectable_pct", "Shown in four of five such studies.", decimals=2, unit="%")
+P = _significant("p", "p_holm", "Of no effect on PPL; two-sided, Holm over the contrasts of the study.")
+DETECTABLE = _significant("Detectable (%)", "detectable_pct", "Shown in four of five such studies.", "%")", "detectable_pct", "Shown in four of five such studies.", decimals=2, unit="%")
 PER_PCT = quantity(
     "Parameters per 1 %",
     "params_per_pct",
@@ -51,7 +53,7 @@ CONTRASTS_IN_BRIEF = [CELL, REFERENCE, SEEDS, EFFECT, LIM, P, DETECTABLE, PER_PC
 CLAIM = text("Claim", "id", "Its row in experiments/claims.csv.")
 MEASURE = text("Measure", "measure", "ppl, or lim_ppl: the middle third of positions.")
 PUBLISHED = quantity("Published (%)", "published_pct", "The published improvement.", decimals=2, unit="%")
-CLAIM_P = _p_value("p", "p_holm", "Of half the published effect; two-sided, Holm over the claims of the study.")
+CLAIM_P = _significant("p", "p_holm", "Of half the published effect; two-sided, Holm over the claims of the study.")
 CLAIM_VERDICT = verdict("Verdict", "verdict", "; ".join(f"{each.name}: {each.value}" for each in ClaimVerdict))
 SEEDS_TO_DECIDE = quantity(
     "Seeds to decide",
@@ -89,7 +91,7 @@ FLATTENING = estimate(
 ACCURACY = estimate(
     "Accuracy (points)", "accuracy", "accuracy_low", "accuracy_high", "Exact answers at all depths.", unit="points"
 )
-RETRIEVAL_P = _p_value("p", "p_holm", "Of no flattening; two-sided, Holm over the contrasts with as many facts.")
+RETRIEVAL_P = _significant("p", "p_holm", "Of no flattening; two-sided, Holm over the contrasts with as many facts.")
 AGREES = text("LIM-PPL agrees", "agrees", "Same sign as the flattening; open where one interval holds 0.")
 RETRIEVAL_CONTRASTS = [
     CELL, REFERENCE, COMPONENT, FACTS, SEEDS, FLATTENING, RETRIEVAL_P, ACCURACY, LIM, AGREES
