@@ -37,7 +37,7 @@ LIM = estimate(
     "LIM improvement (%)", "lim_effect_pct", "lim_low", "lim_high", "The same over the middle third.", unit="%"
 )
 P = _significant("p", "p_holm", "Of no effect on PPL; two-sided, Holm over the contrasts of the study.")
-DETECTABLE = _significant("Detectable (%)", "detectable_pct", "Shown in four of five such studies.", "%")", "detectable_pct", "Shown in four of five such studies.", decimals=2, unit="%")
+DETECTABLE = _significant("Detectable (%)", "detectable_pct", "Shown in four of five such studies.", "%")
 PER_PCT = quantity(
     "Parameters per 1 %",
     "params_per_pct",
