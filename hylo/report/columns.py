@@ -79,7 +79,7 @@ def verdict(header: str, key: str, about: str, tone: Callable[[str], str] | None
         key=key,
         show=lambda row: _word(row[key]).replace("_", " "),
         numeric=False,
-        tone=tone or (lambda word: VERDICTS.get(word, "plain")),
+        tone=tone or (lambda word: VERDICTS.get(word.partition(":")[0], "plain")),
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from hylo.report.columns import Column
-from hylo.report.tables import Row
+from hylo.report.tables import MISSING, Row
 
 FILTER_FROM = 9
 """Rows from which a table has a filter."""
@@ -190,7 +190,7 @@ def _cell(row: Row, column: Column, tag: str) -> str:
     exact = column.exact(row)
     attributes = ' class="number"' if column.numeric else ""
     attributes += f' data-value="{_text(column.sort_key(row))}"' + (f' title="{_text(exact)}"' if exact else "")
-    if column.tone:
+    if column.tone and shown != MISSING:
         content = badge(shown, column.tone(shown))
     else:
         content = _text(shown) if column.numeric else _BREAK.sub(r"\1<wbr>", _text(shown))
