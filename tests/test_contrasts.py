@@ -215,3 +215,15 @@ def test_looks_share_one_p_value(decided: StudyRecord) -> None:
     assert (ppl["p_holm"] >= plain[contrast_table(decided).set_index("cell")["measure"] == "ppl"]).all()
     by_measure: Any = contrast_table(decided).query("measure == 'ppl'").set_index("cell")
     assert (ppl["high"] - ppl["low"] > by_measure["high"] - by_measure["low"]).all(), "98 % intervals are wider"
+
+
+def test_a_contrast_asked_for_in_two_ways_is_one_hypothesis(decided: StudyRecord) -> None:
+    """Counted twice, the correction would be too strong, and the more so the more ways a study asks."""
+    once = dict(decided.manifest) | {
+        "contrasts": [contrast("large", "small", "size"), contrast("same", "large", "none")]
+    }
+    twice = once | {"contrasts": [*once["contrasts"], contrast("large", "small", "size", "leave_one_out")]}
+    tables = [contrast_table(StudyRecord(decided.folder, each, decided.cells)) for each in (once, twice)]
+    one, other = (table.loc[table["measure"] == "ppl", "p_holm"].tolist() for table in tables)
+    assert one == other[:2]
+    assert other[2] == other[0]

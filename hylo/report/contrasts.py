@@ -169,11 +169,14 @@ def _claim_row(study: StudyRecord, claim: dict[str, Any], measure: str | None) -
 
 
 def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with p_holm in the place of p."""
-    known = [row for row in rows if math.isfinite(row["p"])]
-    for row, adjusted in zip(known, stats.holm([row["p"] for row in known]) if known else [], strict=True):
-        row["p_holm"] = float(adjusted)
-    return [{"p_holm": math.nan, **row} for row in rows]
+    """The rows with p_holm beside p. A contrast that is asked for in two ways is one hypothesis."""
+    known = {_hypothesis(row): row["p"] for row in rows if math.isfinite(row["p"])}
+    adjusted = dict(zip(known, stats.holm(list(known.values())) if known else [], strict=True))
+    return [row | {"p_holm": float(adjusted.get(_hypothesis(row), math.nan))} for row in rows]
+
+
+def _hypothesis(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["cell"], row["reference"], row.get("id")
 
 
 def _shapley_rows(study: StudyRecord) -> Iterable[dict[str, Any]]:

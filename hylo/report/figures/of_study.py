@@ -51,7 +51,8 @@ def study_figures(study: StudyRecord, summary: pd.DataFrame) -> Iterator[tuple[s
 
 def _contrasts(study: StudyRecord) -> pd.DataFrame:
     names = {"effect_pct": "effect", "detectable_pct": "detectable"}
-    return contrast_table(study).rename(columns=names).assign(published=np.nan)
+    table = contrast_table(study).drop_duplicates(["cell", "reference", "component", "measure"])
+    return table.rename(columns=names).assign(published=np.nan)
 
 
 def _claims(study: StudyRecord) -> pd.DataFrame:
