@@ -227,3 +227,14 @@ def test_a_contrast_asked_for_in_two_ways_is_one_hypothesis(decided: StudyRecord
     one, other = (table.loc[table["measure"] == "ppl", "p_holm"].tolist() for table in tables)
     assert one == other[:2]
     assert other[2] == other[0]
+
+
+def test_one_seed_decides_nothing(tmp_path: Path) -> None:
+    """Its interval may exclude everything, and another training run may still say something else."""
+    quiet = {"seed_sd": 0.002, "difference_sd": 0.01}
+    folder = write_recorded_study(
+        tmp_path / "demo", CELLS, [0], np.random.default_rng(3), params=PARAMS, manifest=MANIFEST, **quiet, **SIZE
+    )
+    study = read_study(folder)
+    assert set(claim_table(study)["verdict"]) == {"inconclusive"}
+    assert contrast_table(study)["verdict"].tolist()[:2] == ["undecided: one seed"] * 2

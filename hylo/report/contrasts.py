@@ -36,6 +36,8 @@ CLAIMS = [
 ]  # fmt: skip
 ATTRIBUTION = ["component", "way", "cell", "reference", "seeds", "effect_pct", "low", "high", "added_params"]
 SHAPLEY = "Shapley"
+ONE_SEED = "undecided: one seed"
+"""Whatever its interval: it covers evaluation noise only, and another run may say something else."""
 
 
 def contrast_table(study: StudyRecord) -> pd.DataFrame:
@@ -69,7 +71,7 @@ def claim_table(study: StudyRecord) -> pd.DataFrame:
         rows += _corrected([_claim_row(study, claim, measure) for claim in of_measure])
     for row in rows:
         if pd.notna(row["effect_pct"]):
-            decided = row["p_holm"] < 1 - stats.LEVEL
+            decided = row["seeds"] > 1 and row["p_holm"] < 1 - stats.LEVEL
             row["verdict"] = claim_verdict(row["published_pct"], row["low"], row["high"], decided=decided).name
     order = {claim["id"]: place for place, claim in enumerate(claims)}
     return pd.DataFrame(sorted(rows, key=lambda row: order[row["id"]]), columns=pd.Index(CLAIMS))
@@ -152,7 +154,8 @@ def _contrast_row(study: StudyRecord, contrast: dict[str, Any], measure: str) ->
     row["params_per_pct"] = stats.params_per_pct(row["added_params"], *ends) if np.isfinite(ends).all() else None
     row["verdict"] = ""
     if contrast["component"] and measure == PPL:
-        row["verdict"] = component_verdict(row["low"], row["high"], _flags(study, cell))
+        several = effect.seeds > 1
+        row["verdict"] = component_verdict(row["low"], row["high"], _flags(study, cell)) if several else ONE_SEED
     return row
 
 

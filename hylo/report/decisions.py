@@ -53,7 +53,8 @@ def _contrasts(study: StudyRecord) -> Decision:
         title="Contrasts",
         about=f"Improvement of perplexity by the cell over its reference, paired by seed and window, with intervals of "
         f"{100 * level(study):.4g} %. p: of no effect, two-sided, by Holm over the contrasts of the study. Detectable: "
-        f"the smallest improvement that this many seeds and windows would show in four of five studies.",
+        f"the smallest improvement that this many seeds and windows would show in four of five studies. One seed "
+        f"covers evaluation noise only, and decides nothing.",
         frame=wide_contrasts(study),
         columns=show.CONTRASTS,
         console=[
@@ -75,8 +76,8 @@ def _claims(study: StudyRecord) -> Decision:
     return Decision(
         name="claims",
         title="Published claims",
-        about=f"{meaning[:1].upper()}{meaning[1:]}. Decided by the interval and by Holm over the claims of the study. "
-        f"Where nothing is measured the claim names another model or text.",
+        about=f"{meaning[:1].upper()}{meaning[1:]}. Decided by the interval and by Holm over the claims of the study, "
+        f"and never by one seed. Where nothing is measured the claim names another model or text.",
         frame=claim_table(study),
         columns=show.CLAIMS,
         console=show.CLAIMS_IN_BRIEF,

@@ -59,6 +59,8 @@ def _claim(row: dict[Any, Any]) -> str:
         f"{_MEASURES[row['measure']]}; found: {found} %, {row['seeds']} seed{'s' * (row['seeds'] != 1)}"
     )
     if row["verdict"] == "inconclusive":
+        if row["seeds"] == 1:
+            return f"{sentence}: evaluation noise only."
         wanted = row["seeds_to_decide"]
         more = "more windows are needed" if pd.isna(wanted) else f"about {number(wanted, 0)} seeds would decide it"
         return f"{sentence}; {more}."
