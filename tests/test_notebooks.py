@@ -49,8 +49,8 @@ def test_executes_on_shipped_records(path: Path, tmp_path: Path, monkeypatch: py
     assert study.manifest["question"] in told
     for sentence in [*claims_in_words(study), *components_in_words(study)]:
         assert f"- {sentence}" in told
-    named = {name for name, _ in study_figures(study, summarize(study)) if f'figures["{name}"]' in path.read_text()}
-    drawn = sum("figure(" in cell.source or "figures[" in cell.source for cell in cells)
-    assert len(_shown(cells, "image/png")) == drawn >= len(named) >= 3
+    drawn = [cell.source for cell in cells if "figure(" in cell.source or "figures[" in cell.source]
+    named = [name for name, _ in study_figures(study, summarize(study)) if f'figures["{name}"]' in drawn]
+    assert len(_shown(cells, "image/png")) == len(drawn) >= len(named) >= 3
     assert not [output for cell in cells for output in cell.outputs if output.output_type == "stream"]  # no warnings
     assert sorted(records.rglob("*")) == before
