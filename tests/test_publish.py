@@ -1,5 +1,6 @@
 """Published records: complete, without weights or paths of a machine, and enough for the same report."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 from launch import train
 from recorded import SIZE, write_recorded_study
 
-from hylo.publish import main
+from hylo.publish import main, overview
 from hylo.records import ADAPTER, CONFIG, LOCK, RESULT, read_study
 from hylo.report import write_report
+from hylo.study_file import EXPERIMENTS
 
 
 def test_a_run_study_is_published(tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,3 +39,17 @@ def test_an_unfinished_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([str(folder), str(tmp_path / "shared")]) == 2
     assert "some-seed1" in capsys.readouterr().err
     assert not (tmp_path / "shared").exists()
+
+
+def test_the_table_of_claims_is_that_of_the_results() -> None:
+    assert overview(EXPERIMENTS) in (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.parent.parent.name for path in EXPERIMENTS.glob("*/records/study.json")))
+def test_shipped_results_are_those_of_the_records(name: str, tmp_path: Path) -> None:
+    """Tables are compared byte for byte; figures and pages follow from them."""
+    records = Path(shutil.copytree(EXPERIMENTS / name / "records", tmp_path / name))
+    write_report(records)
+    for path in (EXPERIMENTS / name / "results").glob("*.csv"):
+        assert (records / path.name).read_bytes() == path.read_bytes()
