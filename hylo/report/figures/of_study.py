@@ -31,7 +31,7 @@ def study_figures(study: StudyRecord, summary: pd.DataFrame) -> Iterator[tuple[s
         yield "claims", forest_figure(f"{study.name}: published claims", lines, claims)
     if len(contrasts := _contrasts(study)):
         yield "contrasts", forest_figure(f"{study.name}: contrasts", lines, contrasts)
-    if (summary["reference"] != "").any():
+    if set(summary["reference"]) - {""}:
         yield "improvement", improvement_figure(study, summary)
     attribution = attribution_table(study).rename(columns={"effect_pct": "effect"})
     if len(attribution):
@@ -39,7 +39,7 @@ def study_figures(study: StudyRecord, summary: pd.DataFrame) -> Iterator[tuple[s
         yield "attribution", attribution_figure(f"{study.name}: attribution", lines, attribution)
     yield "ppl_by_position", position_figure(study, summary)
     front = _front(study, summary)
-    if (front["trainable_params"] > 0).sum() >= FEWEST_ON_A_FRONT:
+    if sum(count > 0 for count in front["trainable_params"]) >= FEWEST_ON_A_FRONT:
         yield "pareto", pareto_figure(f"{study.name}: quality against parameters", lines, front)
     retrieval = retrieval_table(study)
     if len(retrieval):
@@ -64,8 +64,8 @@ def _claims(study: StudyRecord) -> pd.DataFrame:
 
 def _front(study: StudyRecord, summary: pd.DataFrame) -> pd.DataFrame:
     """Cells that share the first untuned model's windows: perplexities on other windows cannot be compared."""
-    against = summary["reference"].isin(["", study.untuned]) & summary["ppl"].notna()
-    same = summary["cell"].map(lambda cell: study.untuned_of(cell) == study.untuned)
-    cells: Any = summary[against & same.astype(bool)].drop_duplicates("cell")
+    rows: Any = summary[summary["reference"].isin(["", study.untuned]) & summary["ppl"].notna()]
+    same = [study.untuned_of(cell) == study.untuned for cell in rows["cell"]]
+    cells = rows[same].drop_duplicates("cell")
     params = cells["trainable_params"].to_numpy(dtype=float)
     return cells.assign(front=pareto_front(params, cells["ppl"].to_numpy(dtype=float)))
