@@ -76,7 +76,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory):
             resolved={"method": {"rank": 8}, "model": {"path": str(home / "model")}}, job_type="cell", tags=["a", "b"],
         )  # fmt: skip
         log_run(tracker, curve, RESULT)
-        log_report(tracker, summary, [folder / "forest.svg", figure])
+        log_report(tracker, summary, [folder / "forest.svg", figure], {"claims": summary[["cell", "ppl"]]})
         tracker.finish()
         assert dict(os.environ) == before, "tracking changed the environment of the process"
         (file,) = folder.glob("wandb/offline-run-*/run-f00d.wandb")
@@ -119,13 +119,14 @@ def test_summary_has_the_flat_numbers_of_the_result(recorded: Recorded):
 
 
 def test_table_and_png_are_files_that_the_history_refers_to(recorded: Recorded):
-    logged = recorded.run.history[-1] | recorded.run.history[-2]
+    logged = recorded.run.history[-1] | recorded.run.history[-2] | recorded.run.history[-3]
     table = recorded.file.parent / "files" / logged["summary.path"]
     assert (logged["summary._type"], logged["summary.nrows"]) == ("table-file", 2)
     assert json.loads(table.read_text()) == {
         "columns": ["cell", "ppl", "gain", "params"],
         "data": [["untuned", 38.8, None, "none"], ["lora", 30.0, 22.7, "811008"]],
     }
+    assert (logged["claims._type"], logged["claims.ncols"]) == ("table-file", 2)
     image = recorded.file.parent / "files" / logged["forest.path"]
     assert logged["forest._type"] == "image-file"
     assert image.read_bytes() == recorded.figure.read_bytes()
