@@ -132,7 +132,7 @@ def test_table_and_png_are_files_that_the_history_refers_to(recorded: Recorded):
     assert image.read_bytes() == recorded.figure.read_bytes()
     assert recorded.run.summary["forest.path"] == logged["forest.path"]
     # Nothing else is uploaded: no code, git state, package list, console output, or description of the machine.
-    assert sorted(recorded.run.files) == sorted([logged["summary.path"], logged["forest.path"]])
+    assert sorted(recorded.run.files) == sorted(logged[f"{name}.path"] for name in ("summary", "claims", "forest"))
 
 
 def test_no_key_and_no_private_path_is_written_and_the_home_folder_stays_empty(recorded: Recorded):
