@@ -12,6 +12,7 @@ import json
 import pkgutil
 import sys
 from collections.abc import Iterable
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -86,13 +87,19 @@ def source_hash(modules: Iterable[ModuleType]) -> str:
     """Hash of modules' code; comments, docstrings and layout are no part of it."""
     trees = []
     for module in sorted(modules, key=lambda module: module.__name__):
-        tree = ast.parse(inspect.getsource(module))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [line for line in body if not _is_text(line)]  # pyright: ignore[reportAttributeAccessIssue]
-        trees += [module.__name__, ast.dump(tree)]
+        trees += [module.__name__, _code(inspect.getsource(module))]
     return text_hash(*trees)
+
+
+@cache
+def _code(source: str) -> str:
+    """The syntax tree of a source as text, without docstrings. A study asks for the same modules for every cell."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [line for line in body if not _is_text(line)]  # pyright: ignore[reportAttributeAccessIssue]
+    return ast.dump(tree)
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -19,7 +19,7 @@ from hylo.run import taken_up
 from hylo.runtime import is_main_process
 from hylo.session import Session
 from hylo.side_by_side import run_cells
-from hylo.study_file import StudyConfig, read_study_file
+from hylo.study_file import StudyConfig, key_of, read_study_file
 from hylo.study_report import report_plan
 
 Compose = Callable[[Sequence[str]], tuple[Config, str]]
@@ -124,6 +124,11 @@ def run_plan(plan: Plan, session: Session) -> bool:
         Whether all cells are complete.
     """
     check_plan(plan, session)
+    return run_checked(plan, session)
+
+
+def run_checked(plan: Plan, session: Session) -> bool:
+    """`run_plan` of a plan that was checked already."""
     plan = with_untuned(plan, session)
     run_pending(plan, session)
     return report_plan(plan, session) if is_main_process() else True
@@ -132,11 +137,6 @@ def run_plan(plan: Plan, session: Session) -> bool:
 def run_pending(plan: Plan, session: Session) -> None:
     """Run the cells that are not complete, several at once where that is better."""
     run_cells([cell for cell in plan.cells if not taken_up(cell, session)], session)
-
-
-def key_of(override: str) -> str:
-    """The key that an override sets."""
-    return override.partition("=")[0].lstrip("+~")
 
 
 def _merged(earlier: Sequence[str], later: Sequence[str]) -> list[str]:

@@ -159,7 +159,7 @@ def _problems(study: StudyConfig) -> Iterator[str]:
         yield from _unknown("tuning.cells", {str(place): name for place, name in enumerate(tuning.cells)}, cells)
         if not tuning.values or not tuning.cells:
             yield "tuning: needs at least one value and one cell"
-        for name in (name for name in tuning.cells if any(_sets(text, tuning.key) for text in cells.get(name, []))):
+        for name in (name for name in tuning.cells if tuning.key in map(key_of, cells.get(name, []))):
             yield f"tuning: the cell {name} sets {tuning.key} itself; remove it there, or from tuning.cells"
 
 
@@ -169,5 +169,6 @@ def _unknown(key: str, named: Mapping[str, str], cells: Mapping[str, list[str]])
             yield problem(f"{key}.{part}", name, f"a cell of the study: {', '.join(cells)}", "correct the name")
 
 
-def _sets(override: str, key: str) -> bool:
-    return override.partition("=")[0].lstrip("+~") == key
+def key_of(override: str) -> str:
+    """The key that an override sets."""
+    return override.partition("=")[0].lstrip("+~")

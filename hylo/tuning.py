@@ -11,12 +11,12 @@ from typing import Any
 
 from hylo.cell import Cell
 from hylo.config import Config
-from hylo.errors import HyloError
+from hylo.errors import ConfigError, HyloError, problem
 from hylo.fingerprint import fingerprint
 from hylo.records import file_name, read_run
 from hylo.runtime import is_main_process
 from hylo.session import Session
-from hylo.study import Compose, Plan, plan_study, run_pending
+from hylo.study import Compose, Plan, check_plan, plan_study, run_pending
 from hylo.study_file import TuningConfig
 
 VALIDATION = "data.eval_split=validation"
@@ -35,19 +35,24 @@ def tune(
         tunes nothing.
 
     Raises:
-        ConfigError: a trial cannot be composed.
+        ConfigError: a trial cannot work, or has the seed of a reported run.
         HyloError: a cell has no trial that ended with a perplexity.
     """
     tuning = plan.study.tuning if plan.study else None
     if tuning is None:
         return {}, {}
+    if tuning.seed in {cell.config.seed for cell in plan.cells if cell.config.components}:
+        allowed = "a seed that no reported run has: the choice would favour that run"
+        raise ConfigError(problem("tuning.seed", tuning.seed, allowed, "other seeds, or tuning.seed in study.yaml"))
     group = file_name(f"tuning-of-{plan.group}")
     trials = {}
     for value in tuning.values:
         for cell in _cells(tuning, value, config, overrides, compose):
             name = file_name(f"{cell.name},{tuning.key}={value:g}")
             trials[cell.name, value] = dataclasses.replace(cell, group=group, name=name)
-    run_pending(Plan(group, plan.outputs, list(trials.values())), session)
+    tried = Plan(group, plan.outputs, list(trials.values()))
+    check_plan(tried, session)
+    run_pending(tried, session)
     told = [_choice(name, tuning, trials, session) for name in tuning.cells]
     return {each["cell"]: [f"{tuning.key}={each['chosen']!r}"] for each in told}, {"tuning": told}
 

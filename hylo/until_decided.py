@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 
 from hylo import stats
 from hylo.config import UNTIL_DECIDED, Config
+from hylo.errors import ConfigError, problem
 from hylo.records import StudyRecord, study_of
 from hylo.runtime import is_main_process
 from hylo.session import Session
-from hylo.study import Compose, Plan, check_plan, plan_study, run_pending, run_plan, with_untuned
+from hylo.study import Compose, Plan, check_plan, plan_study, run_checked, run_pending, with_untuned
 from hylo.study_report import manifest, report_plan
 from hylo.tuning import tune
 from hylo.verdicts import DROP, claim_threshold
@@ -32,12 +33,15 @@ def run_study(config: Config, overrides: Sequence[str], compose: Compose, sessio
     Raises:
         ConfigError: as `plan_study` and `check_plan`; nothing has run then.
     """
-    first = plan_study(config, overrides, compose, seeds=_first_seeds(config))
-    check_plan(first, session)
-    chosen, notes = tune(first, config, overrides, compose, session)
+    plan = plan_study(config, overrides, compose, seeds=_first_seeds(config))
+    check_plan(plan, session)
+    if config.seeds == UNTIL_DECIDED and plan.study and not (plan.study.contrasts or plan.study.claims):
+        allowed = "seeds by number: this study names no contrast and no claim that could be decided"
+        raise ConfigError(problem("seeds", UNTIL_DECIDED, allowed, "'seeds=[0,1,2]', or contrasts in its study.yaml"))
+    chosen, notes = tune(plan, config, overrides, compose, session)
     if config.seeds != UNTIL_DECIDED:
-        plan = plan_study(config, overrides, compose, chosen=chosen)
-        return run_plan(dataclasses.replace(plan, notes=notes), session)
+        plan = plan_study(config, overrides, compose, chosen=chosen) if chosen else plan
+        return run_checked(dataclasses.replace(plan, notes=notes), session)
     looks = stats.looks(config.most_seeds)
     for look, level in stats.levels(looks).items():
         plan = plan_study(config, overrides, compose, seeds=range(look), chosen=chosen)

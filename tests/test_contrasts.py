@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from recorded import SIZE, UNTUNED, write_recorded_study
 
 from hylo.records import PROBE, PROBE_COLUMNS, RESULT, STUDY, StudyRecord, read_study, write_json
-from hylo.report import summarize
+from hylo.report import summarize, write_report
 from hylo.report.contrasts import SHAPLEY, attribution_table, claim_table, contrast_table, criteria_table
 from hylo.report.retrieval_contrasts import retrieval_cells, retrieval_contrasts
 from hylo.until_decided import undecided
@@ -119,6 +120,10 @@ def test_flags_of_any_seed_reach_the_verdict(tmp_path: Path) -> None:
     criteria: Any = criteria_table(read_study(folder))
     assert criteria["no non-finite loss"].tolist() == ["yes", "no"]
     assert criteria["PPL > 2 %"].tolist() == ["yes", "no"]
+    write_report(folder)
+    shown = [line for line in (folder / "summary.md").read_text().splitlines() if line.startswith("| ")]
+    assert not [line for line in shown if re.search(r"\| large \|", line)], "its audit failed, and every table says so"
+    assert "[!]" not in (folder / "contrasts.csv").read_text()
 
 
 def test_shapley_values_share_out_the_gain(tmp_path: Path) -> None:

@@ -141,8 +141,8 @@ def test_sort_keys_and_exact_values():
     assert [row[1]["data-value"] for row in rows] == [repr(1 / 3), "10.0", "1.0", ""]
     assert [row[1]["title"] for row in rows] == [
         f"{1 / 3!r} nats",
-        "10.0 nats, 95 % interval from 9.5 to 10.5",
-        "1.0 nats, 95 % interval from 0.5 to 1.5",
+        "10.0 nats, interval from 9.5 to 10.5",
+        "1.0 nats, interval from 0.5 to 1.5",
         "no value",
     ]
     assert (rows[2][2]["data-value"], rows[2][2]["title"]) == ("12345678", "12,345,678 bytes")
@@ -187,7 +187,7 @@ def test_the_study_on_one_page(study: Path):
     assert len(read.all("svg")) == len(report.figures)
     row = row_of(report.summary, "high", "low")
     value, low, high = (float(row[f"improvement_{end}"]) for end in ("pct", "low", "high"))
-    assert f"{value!r} %, 95 % interval from {low!r} to {high!r}" in [cell.get("title") for cell in read.all("td")]
+    assert f"{value!r} %, interval from {low!r} to {high!r}" in [cell.get("title") for cell in read.all("td")]
     for words in ("Does it help?", "Protocol: packed windows, equal steps", "Against the previous row"):
         assert words in source
     # An address is text to read, or names a vocabulary of SVG.
@@ -308,7 +308,7 @@ def test_in_a_browser(tmp_path: Path, width: int):
     assert steps["filtered"] == [["r10", "r100", "r1000"], "3 of 12 rows"]
     assert (steps["both"], steps["stop"]) == (["r2"], "r2")
     assert steps["unfiltered"] == steps["words"][0]
-    assert steps["focus"] == [False, "1.0 nats, 95 % interval from 0.5 to 1.5"]
+    assert steps["focus"] == [False, "1.0 nats, interval from 0.5 to 1.5"]
     assert steps["right"] == [2, False, "1,000 bytes"]
     assert steps["down"] == 2
     assert steps["escaped"]

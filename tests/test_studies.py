@@ -142,3 +142,18 @@ def test_one_failing_cell_costs_no_other(tiny: tuple[str, ...]) -> None:
     assert set(pd.read_csv(folder / "summary.csv")["cell"]) == {"base", "small"}
     assert train("study=mine", *tiny) == 0
     assert set(pd.read_csv(folder / "summary.csv")["cell"]) == {"base", "small", "large"}
+
+
+def test_nothing_to_decide_is_refused(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """Without contrasts every look would be "all decided", after three seeds that decide nothing."""
+    write_study(CELLS)
+    assert train("study=mine", *tiny, "seeds=until_decided") == 2
+    assert "names no contrast and no claim" in capsys.readouterr().err
+    assert not Path("outputs").exists()
+
+
+def test_a_trial_has_no_seed_of_a_reported_run(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(CELLS + CONTRASTS + "tuning: {key: trainer.learning_rate, values: [1.0e-3], cells: [large]}\n")
+    assert train("study=mine", *tiny, "seeds=[0,100]") == 2
+    assert "tuning.seed = 100" in capsys.readouterr().err
+    assert not Path("outputs").exists()

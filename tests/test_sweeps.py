@@ -9,8 +9,7 @@ from launch import ROOT, composed, train
 
 import hylo.run
 from hylo.records import read_study
-from hylo.study import key_of
-from hylo.study_file import read_study_file, study_names
+from hylo.study_file import key_of, read_study_file, study_names
 
 CONF = ROOT / "conf"
 

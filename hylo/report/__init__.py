@@ -15,14 +15,14 @@ import pandas as pd
 from rich.console import Console
 
 from hylo.records import StudyRecord, read_study
-from hylo.report.decisions import Decision, decisions
-from hylo.report.figures import improvement_figure, loss_figure, position_figure, study_figures
+from hylo.report.decisions import Decision, decisions, marked
+from hylo.report.figures import loss_figure, study_figures
 from hylo.report.files import save, write
 from hylo.report.html import page
 from hylo.report.render import console_table, markdown_section
 from hylo.report.sections import figure_block, lead, sections, summary_tex
 from hylo.report.summary import COLUMNS, incomplete, summarize
-from hylo.report.tables import conclusions, console_tables, markdown, print_tables, split_by_reference
+from hylo.report.tables import console_tables, markdown, print_tables
 from hylo.report.words import claims_in_words, claims_overview, components_in_words
 
 __all__ = [
@@ -33,16 +33,12 @@ __all__ = [
     "claims_in_words",
     "claims_overview",
     "components_in_words",
-    "conclusions",
     "decisions",
-    "improvement_figure",
     "incomplete",
     "loss_figure",
     "markdown",
     "markdown_section",
-    "position_figure",
     "print_report",
-    "split_by_reference",
     "study_figures",
     "summarize",
     "write_report",
@@ -84,10 +80,11 @@ def write_report(folder: Path) -> Report:
     write(folder / SUMMARY, summary.to_csv(index=False, lineterminator="\n").encode())
     for decision in decided:
         write(folder / f"{decision.name}.csv", decision.frame.to_csv(index=False, lineterminator="\n").encode())
-    told = [markdown_section(each.title, each.about, each.frame, each.columns) for each in decided]
+    shown = marked(decided, summary)
+    told = [markdown_section(each.title, each.about, each.frame, each.columns) for each in shown]
     write(folder / "summary.md", markdown(study, summary, failed, figures, told).encode())
-    write(folder / "summary.tex", summary_tex(study, summary, decided).encode())
-    write(folder / PAGE, page(study.name, lead(study), sections(study, summary, decided, failed, blocks)).encode())
+    write(folder / "summary.tex", summary_tex(study, summary, shown).encode())
+    write(folder / PAGE, page(study.name, lead(study), sections(study, summary, shown, failed, blocks)).encode())
     return Report(study, summary, decided, failed, figures)
 
 
@@ -95,7 +92,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """Print the tables, the runs without a result, and where the files are."""
     console = console or Console()
     print_tables(console_tables(report.study, report.summary), console)
-    name, printed = report.study.name, [each for each in report.decisions if each.console]
+    name, printed = report.study.name, [each for each in marked(report.decisions, report.summary) if each.console]
     tables = [console_table(f"{name}: {each.title}", each.frame, each.console, each.about) for each in printed]
     print_tables(tables, console)
     for line in report.failed:

@@ -63,7 +63,7 @@ class Column:
         ends = [row[end] for end in self.ends or ()]
         if not ends or any(pd.isna(end) for end in ends):
             return said
-        return f"{said}, 95 % interval from {_full(ends[0])} to {_full(ends[1])}"
+        return f"{said}, interval from {_full(ends[0])} to {_full(ends[1])}"
 
 
 def text(header: str, key: str, about: str) -> Column:

@@ -1,7 +1,7 @@
 """What a study decides, as tables for a reader: claims, contrasts, attribution, criteria, chosen settings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,7 @@ from hylo.report.columns import Column, verdict
 from hylo.report.contrasts import attribution_table, claim_table, contrast_table, criteria_table, level
 from hylo.report.pairs import LIM_PPL, PPL
 from hylo.report.retrieval_contrasts import retrieval_cells, retrieval_contrasts
+from hylo.report.tables import marked_rows
 from hylo.verdicts import ClaimVerdict
 
 
@@ -34,6 +35,11 @@ def decisions(study: StudyRecord) -> list[Decision]:
     """The tables that have rows."""
     made = (_claims, _contrasts, _retrieval_contrasts, _retrieval, _attribution, _criteria, _tuning)
     return [decision for make in made if (decision := make(study)) is not None and len(decision.frame)]
+
+
+def marked(decided: Sequence[Decision], summary: pd.DataFrame) -> list[Decision]:
+    """The same for a reader: cells whose audit failed are marked, as in the tables of the summary."""
+    return [replace(each, frame=pd.DataFrame(marked_rows(each.frame, summary))) for each in decided]
 
 
 def wide_contrasts(study: StudyRecord) -> pd.DataFrame:

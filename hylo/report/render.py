@@ -1,6 +1,5 @@
 """Tables made of columns (hylo/report/columns.py) as markdown and for the console."""
 
-import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -9,16 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from hylo.report.columns import Column
-from hylo.report.tables import Row
-
-_NAME_WIDTH = 12  # a name on the console is folded no further
+from hylo.report.tables import NAME_WIDTH, Row, escape
 
 
 def markdown_table(frame: pd.DataFrame, columns: Sequence[Column]) -> str:
     """A GitHub table: words left, numbers right."""
     rows: list[Row] = frame.to_dict("records")
     lines = [[column.header for column in columns], ["---:" if column.numeric else "---" for column in columns]]
-    lines += [[_escape(column.show(row)) for column in columns] for row in rows]
+    lines += [[escape(column.show(row)) for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -33,7 +30,7 @@ def console_table(title: str, frame: pd.DataFrame, columns: Sequence[Column], ab
         if column.numeric:
             table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
         else:
-            table.add_column(header, overflow="fold", min_width=_NAME_WIDTH, vertical="bottom")
+            table.add_column(header, overflow="fold", min_width=NAME_WIDTH, vertical="bottom")
     for row in frame.to_dict("records"):
         table.add_row(*(Text(column.show(row)) for column in columns))
     return table
@@ -41,8 +38,4 @@ def console_table(title: str, frame: pd.DataFrame, columns: Sequence[Column], ab
 
 def markdown_section(title: str, about: str, frame: pd.DataFrame, columns: Sequence[Column]) -> str:
     """A heading, a paragraph and a table."""
-    return f"## {title}\n\n{_escape(about)}\n\n{markdown_table(frame, columns)}"
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"([\\|*<`])", r"\\\1", text)
+    return f"## {title}\n\n{escape(about)}\n\n{markdown_table(frame, columns)}"

@@ -1,4 +1,4 @@
-"""The summary as text: two tables on the console, the same as GitHub markdown, and conclusions in words."""
+"""The summary as text: two tables on the console, and the same as GitHub markdown."""
 
 import math
 import re
@@ -27,7 +27,7 @@ MARK = " [!]"
 SEVERAL_SEEDS = "95 % intervals cover new seeds and new windows; where seeds is 1, evaluation noise only"
 
 _CONSOLE_WIDTH = 120
-_NAME_WIDTH = 12  # a name is folded no further, whatever the console
+NAME_WIDTH = 12  # a name is folded no further, whatever the console
 _MEAN_WINDOW = "mean_\nwindow\n_ppl"
 _LIM = "lim_improvement_pct\n[low, high]"
 _UNTUNED, _PREVIOUS, _NAMED = "Against the untuned model", "Against the previous row", "Contrasts"
@@ -112,7 +112,7 @@ def marked_rows(part: pd.DataFrame, summary: pd.DataFrame) -> list[Row]:
     """The rows of a table, with the cells marked whose audit failed."""
     failed = set(summary.loc[summary["audit"] != PASSED, "cell"])
     return [
-        row | {key: f"{row[key]}{MARK}" for key in ("cell", "reference") if row[key] in failed}
+        row | {key: f"{row[key]}{MARK}" for key in ("cell", "reference") if row.get(key) in failed}
         for row in part.to_dict("records")
     ]
 
@@ -154,7 +154,7 @@ def markdown(
     if study.manifest.get("question"):
         blocks.append(str(study.manifest["question"]))
     blocks += decided
-    notes = [f"**{_escape(line)}**" if warns(line) else line for line in caption(study, summary)]
+    notes = [f"**{escape(line)}**" if warns(line) else line for line in caption(study, summary)]
     for title, part in shown_parts(summary, study).items():
         if len(part):
             blocks += [
@@ -163,29 +163,9 @@ def markdown(
                 "\n".join(f"- {note}" for note in notes),
             ]
     if failed:
-        blocks += ["## Not in the tables", "\n".join(f"- {_escape(line)}" for line in failed)]
+        blocks += ["## Not in the tables", "\n".join(f"- {escape(line)}" for line in failed)]
     blocks += [f"![{path.stem.replace('_', ' ')}]({path.relative_to(study.folder).as_posix()})" for path in figures]
     return "\n\n".join(blocks) + "\n"
-
-
-def conclusions(summary: pd.DataFrame) -> list[str]:
-    """One sentence a contrast, from its interval alone. Nothing corrects for the number of contrasts."""
-    return [_sentence(row) for row in summary.to_dict("records") if row["reference"]]
-
-
-def _sentence(row: Row) -> str:
-    contrast = f"{row['cell']} against {row['reference']}"
-    if pd.isna(row["improvement_pct"]):
-        return f"{contrast}: no complete pair of runs, so nothing can be said."
-    size = interval(row["improvement_pct"], row["improvement_low"], row["improvement_high"])
-    if row["improvement_low"] <= 0 <= row["improvement_high"]:
-        return f"{contrast}: {size} % of perplexity; the interval holds 0, so neither better nor worse is shown."
-    sentence = f"{contrast}: perplexity is {'lower' if row['improvement_low'] > 0 else 'higher'}, improvement {size} %"
-    if pd.notna(row["params_per_pct"]):
-        sentence += f", at {number(row['params_per_pct'], 0)} added parameters for each percent"
-    if row["audit"] != PASSED:
-        sentence += f"; but its audit failed ({row['audit'].replace('_', ' ')}), so the number may mean something else"
-    return sentence + (" (evaluation noise only: one seed)." if row["seeds"] == 1 else ".")
 
 
 def _console_table(title: str, rows: list[Row], columns: dict[str, Column], lines: list[str]) -> Table:
@@ -195,7 +175,7 @@ def _console_table(title: str, rows: list[Row], columns: dict[str, Column], line
     table.caption = Text("\n").join(Text(line, style="bold red" if warns(line) else "dim") for line in lines)
     for header in columns:
         if header in ("cell", "reference"):
-            table.add_column(header, overflow="fold", min_width=_NAME_WIDTH, vertical="bottom")
+            table.add_column(header, overflow="fold", min_width=NAME_WIDTH, vertical="bottom")
         else:
             table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
     for row in rows:
@@ -206,13 +186,13 @@ def _console_table(title: str, rows: list[Row], columns: dict[str, Column], line
 def _foldable(table: Table) -> int:
     """Columns of the console that folding names can save; in a narrower table rich would cut numbers."""
     names = [column for column in table.columns if column.overflow == "fold"]
-    return sum(max(0, max(len(str(cell)) for cell in column.cells) - _NAME_WIDTH) for column in names)
+    return sum(max(0, max(len(str(cell)) for cell in column.cells) - NAME_WIDTH) for column in names)
 
 
 def _markdown_table(rows: list[Row]) -> str:
     headers = [header.replace("\n", "") if "[" not in header else header.replace("\n", " ") for header in _ALL_COLUMNS]
     lines = [headers, ["---" if header in ("cell", "reference", "audit") else "---:" for header in headers]]
-    lines += [[_escape(show(row)) for show in _ALL_COLUMNS.values()] for row in rows]
+    lines += [[escape(show(row)) for show in _ALL_COLUMNS.values()] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -221,7 +201,8 @@ def warns(line: str) -> bool:
     return line == RANDOM_WEIGHTS or line.startswith(AUDIT_FAILED)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Text as markdown that shows it."""
     return re.sub(r"([\\|*<`])", r"\\\1", text)
 
 
