@@ -90,7 +90,7 @@ def test_loss_on_padding_is_a_switch_of_training_alone(
 
 
 def shows_published_measure(printed: str) -> bool:
-    """Whether the console's first table has the column of the published measure: its header is on three lines."""
+    """Whether the console's first table has the column of the published measure: its header is on several lines."""
     header = printed[printed.index("Against the untuned model") :].partition("─")[0]
     return "window" in header
 

@@ -20,7 +20,8 @@ from hylo.report import PAGE, write_report
 from hylo.report import html as html_module
 from hylo.report.columns import VERDICTS, estimate, quantity, text, verdict
 from hylo.report.hover import hover, svg
-from hylo.report.html import FigureBlock, HtmlTable, Section, inline_svg, page
+from hylo.report.html import FigureBlock, Section, inline_svg, page
+from hylo.report.table import Table
 
 HOSTILE = """</script><img src=x onerror=alert(1)>&"'<b>"""
 VOID = {"meta", "link", "input", "wbr", "br", "img"}
@@ -86,7 +87,7 @@ def _frame(count: int = 12) -> pd.DataFrame:
 
 
 def _page(frame: pd.DataFrame | None = None, figures: tuple[FigureBlock, ...] = ()) -> str:
-    table = HtmlTable(caption=f"A table {HOSTILE}", frame=_frame() if frame is None else frame, columns=COLUMNS)
+    table = Table(title=f"A table {HOSTILE}", frame=_frame() if frame is None else frame, columns=COLUMNS)
     return page(
         f"Study {HOSTILE}",
         [f"Lead {HOSTILE}"],

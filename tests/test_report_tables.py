@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from recorded import CELLS, SIZE, printed, row_of, write_recorded_study
 
-from hylo.records import read_study
-from hylo.report import COLUMNS, summarize, write_report
-from hylo.report.tables import RANDOM_WEIGHTS, console_tables, interval, number
+from hylo.report import COLUMNS, write_report
+from hylo.report.caption import RANDOM_WEIGHTS
+from hylo.report.numbers import interval, number
+from hylo.report.summary_columns import CONTRASTS
 
 
 def test_console_at_120_columns(recorded: Path, table: pd.DataFrame):
@@ -20,7 +21,7 @@ def test_console_at_120_columns(recorded: Path, table: pd.DataFrame):
     text = "\n".join(lines)
     row = row_of(table, "high", "low")
     assert f"{row['improvement_pct']:.1f} [{row['improvement_low']:.1f}, {row['improvement_high']:.1f}]" in text
-    for words in ("Against the untuned model", "Against the previous row", "params_per_pct", "12 evaluation windows"):
+    for words in ("Against the untuned model", "Against the previous row", "1 % ", "12 evaluation windows"):
         assert words in text
     assert "nan" not in text.lower()
     assert "…" not in text
@@ -41,8 +42,6 @@ def test_nothing_is_cut_off(tmp_path: Path):
 def test_random_weights_are_marked_in_every_table(tmp_path: Path):
     folder = write_recorded_study(tmp_path / "random", CELLS, [0], np.random.default_rng(8), pretrained=False, **SIZE)
     write_report(folder)
-    for table in console_tables(read_study(folder), summarize(read_study(folder))):
-        assert RANDOM_WEIGHTS in str(table.caption)
     assert printed(folder).count(RANDOM_WEIGHTS) == 2
     assert (folder / "summary.md").read_text().count(f"**{RANDOM_WEIGHTS}**") == 2
 
@@ -74,13 +73,15 @@ def test_what_intervals_mean_is_said(recorded: Path, tmp_path: Path):
 def test_markdown_has_every_column_and_no_nan(study: Path):
     report = write_report(study)
     text = (study / "summary.md").read_text()
-    headers = [line for line in text.splitlines() if line.startswith("| cell")]
-    assert len(headers) == 2
-    shown = set(re.findall(r"\w+", headers[0]))
-    ends = {f"{name}_{end}" for name in ("ppl", "improvement", "lim_improvement") for end in ("low", "high")}
-    assert shown - {"low", "high"} == set(COLUMNS) - ends
-    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
-    assert len(widths) == 1
+    headers = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| Cell")]
+    every = [column.header for column in CONTRASTS]
+    assert headers == [[header for header in every if header not in ("Reference", "Added params")], every]
+    assert {column.key for column in CONTRASTS} == set(COLUMNS) - {
+        name for name in COLUMNS if name.endswith(("_low", "_high"))
+    }
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.count("|") - 1 in map(len, headers)
     assert "nan" not in text.lower()
     assert "<NA>" not in text
     for path in report.figures:
@@ -91,7 +92,9 @@ def test_markdown_has_every_column_and_no_nan(study: Path):
     ("values", "expected"),
     [
         ((30.04, 28.06, 32.12), "30.0 [28.1, 32.1]"),
-        ((0.004, -0.03, 0.04), "0.00 [-0.03, 0.04]"),
+        ((0.004, -0.03, 0.04), "0.004 [-0.030, 0.040]"),
+        ((0.017, 0.004, 0.030), "0.017 [0.004, 0.030]"),
+        ((1e-6, -1e-6, 3e-6), "0.0000 [0.0000, 0.0000]"),
         ((np.nan, np.nan, np.nan), "–"),
         ((-0.01, -2, 2), "0.0 [-2.0, 2.0]"),
         ((49_152.4, 48_000.0, 50_300.0), "49,152 [48,000, 50,300]"),

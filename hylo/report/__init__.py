@@ -15,14 +15,14 @@ import pandas as pd
 from rich.console import Console
 
 from hylo.records import StudyRecord, read_study
-from hylo.report.decisions import Decision, decisions, marked
+from hylo.report.decisions import Decision, decisions, for_readers
 from hylo.report.figures import loss_figure, study_figures
 from hylo.report.files import save, write
 from hylo.report.html import page
-from hylo.report.render import console_table, markdown_section
-from hylo.report.sections import figure_block, lead, sections, summary_tex
+from hylo.report.render import markdown_section, print_tables
+from hylo.report.sections import figure_block, lead, sections, summary_markdown, summary_tex
 from hylo.report.summary import COLUMNS, incomplete, summarize
-from hylo.report.tables import console_tables, markdown, print_tables
+from hylo.report.summary_tables import summary_tables
 from hylo.report.words import claims_in_words, claims_overview, components_in_words
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "decisions",
     "incomplete",
     "loss_figure",
-    "markdown",
     "markdown_section",
     "print_report",
     "study_figures",
@@ -74,27 +73,24 @@ def write_report(folder: Path) -> Report:
     figures, blocks = [], []
     if len(summary):
         for name, figure in study_figures(study, summary):
-            image, _ = save(figure, folder / "figures", name)
+            image, drawing = save(figure, folder / "figures", name)
             figures.append(image)
-            blocks.append(figure_block(figure, name))
+            blocks.append(figure_block(figure, image, drawing))
     write(folder / SUMMARY, summary.to_csv(index=False, lineterminator="\n").encode())
     for decision in decided:
         write(folder / f"{decision.name}.csv", decision.frame.to_csv(index=False, lineterminator="\n").encode())
-    shown = marked(decided, summary)
-    told = [markdown_section(each.title, each.about, each.frame, each.columns) for each in shown]
-    write(folder / "summary.md", markdown(study, summary, failed, figures, told).encode())
-    write(folder / "summary.tex", summary_tex(study, summary, shown).encode())
-    write(folder / PAGE, page(study.name, lead(study), sections(study, summary, shown, failed, blocks)).encode())
+    tables = [*for_readers(decided, summary), *summary_tables(study, summary)]
+    write(folder / "summary.md", summary_markdown(study, tables, failed, figures).encode())
+    write(folder / "summary.tex", summary_tex(study, tables).encode())
+    write(folder / PAGE, page(study.name, lead(study), sections(study, tables, failed, blocks)).encode())
     return Report(study, summary, decided, failed, figures)
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
     """Print the tables, the runs without a result, and where the files are."""
     console = console or Console()
-    print_tables(console_tables(report.study, report.summary), console)
-    name, printed = report.study.name, [each for each in marked(report.decisions, report.summary) if each.console]
-    tables = [console_table(f"{name}: {each.title}", each.frame, each.console, each.about) for each in printed]
-    print_tables(tables, console)
+    decided = [each for each in for_readers(report.decisions, report.summary) if each.printed]
+    print_tables(report.study.name, [*summary_tables(report.study, report.summary), *decided], console)
     for line in report.failed:
         console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
     for name in ("summary.md", PAGE):

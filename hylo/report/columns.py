@@ -1,4 +1,4 @@
-"""Columns of a table that is shown to a reader: one description for HTML and LaTeX, and those of the summary."""
+"""Columns of a table that is shown to a reader: one description for the console, markdown, HTML and LaTeX."""
 
 import math
 from collections.abc import Callable
@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from hylo.report.numbers import MISSING, interval, number
 from hylo.report.summary import PASSED
-from hylo.report.tables import MISSING, Row, interval, number
 
+Row = dict[Any, Any]
+"""A row of a frame, by its columns."""
 VERDICTS = {
     "reproduced": "good",
     "core": "good",
@@ -114,93 +116,3 @@ def _full(value: Any) -> str:
     if isinstance(value, Integral):
         return f"{int(value):,}"
     return f"{float(value)!r}" if math.isfinite(value) else str(value)
-
-
-SUMMARY_COLUMNS = [
-    text("Cell", "cell", "What was trained. [!] behind a name: its audit failed. Column cell of summary.csv."),
-    text("Reference", "reference", "The cell that this row is compared with. Column reference."),
-    quantity("Seeds", "seeds", "Seeds that the cell and its reference both have. Column seeds.", decimals=0),
-    estimate(
-        "PPL [95 %]",
-        "ppl",
-        "ppl_low",
-        "ppl_high",
-        "Perplexity: exp of the mean negative log-likelihood (nats) of a token; of seeds, the geometric mean. "
-        "Lower is better. Column ppl.",
-    ),
-    quantity("LIM-PPL", "lim_ppl", "Perplexity over the middle third of positions. Lower is better. Column lim_ppl."),
-    quantity(
-        "Mean window PPL",
-        "mean_window_ppl",
-        "Arithmetic mean of each window's own perplexity, as some papers publish it; no estimate of PPL. "
-        "Column mean_window_ppl.",
-    ),
-    estimate(
-        "Improvement (%) [95 %]",
-        "improvement_pct",
-        "improvement_low",
-        "improvement_high",
-        "100 (1 - PPL / PPL of the reference), paired by seed and window. Higher is better. Column improvement_pct.",
-        unit="%",
-    ),
-    estimate(
-        "LIM improvement (%) [95 %]",
-        "lim_improvement_pct",
-        "lim_improvement_low",
-        "lim_improvement_high",
-        "The same improvement over the middle third of positions. Higher is better. Column lim_improvement_pct.",
-        unit="%",
-    ),
-    quantity(
-        "Trainable parameters",
-        "trainable_params",
-        "Parameters that training changes. Column trainable_params.",
-        decimals=0,
-        unit="parameters",
-    ),
-    quantity(
-        "Added parameters",
-        "added_params",
-        "Trainable parameters beyond the reference's. Column added_params.",
-        decimals=0,
-        unit="parameters",
-    ),
-    quantity(
-        "Parameters per 1 %",
-        "params_per_pct",
-        "Added parameters divided by the improvement in percent, both against the same reference; no number where the "
-        "interval of the improvement reaches 0. Column params_per_pct.",
-        decimals=0,
-        unit="parameters",
-    ),
-    quantity("Training (s)", "train_seconds", "Seconds of training, mean over seeds. Column train_seconds.", unit="s"),
-    quantity(
-        "Tokens/s",
-        "tokens_per_second",
-        "Tokens trained on in a second, mean over seeds. Column tokens_per_second.",
-        decimals=0,
-        unit="tokens/s",
-    ),
-    quantity(
-        "Peak memory (MiB)",
-        "peak_memory_bytes",
-        "The most memory in use during training, the largest over seeds. Column peak_memory_bytes.",
-        decimals=0,
-        unit="bytes",
-        scale=2**20,
-    ),
-    verdict(
-        "Audit",
-        "audit",
-        "Checks before the first step: passed, or those that failed in any run of the cell. Column audit.",
-        tone=lambda words: "good" if words == PASSED else "bad",
-    ),
-]
-"""What summary.md shows, in the same order."""
-
-UNTUNED_COLUMNS = [column for column in SUMMARY_COLUMNS if column.key not in ("reference", "added_params")]
-"""Against the untuned model, which trains nothing: every reference is the same, and added parameters are trainable."""
-
-_CONTRAST = ("cell", "reference", "seeds", "improvement_pct", "lim_improvement_pct", "added_params", "params_per_pct")
-CONTRAST_COLUMNS = [column for column in SUMMARY_COLUMNS if column.key in (*_CONTRAST, "audit")]
-"""What a contrast says beyond the table against the untuned model: all that has room on paper."""

@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from hylo.report.columns import Column, estimate, quantity, text, verdict
-from hylo.report.tables import MISSING, Row
+from hylo.report.columns import Column, Row, estimate, quantity, text, verdict
+from hylo.report.numbers import MISSING
 from hylo.verdicts import ClaimVerdict
 
 
@@ -30,7 +30,7 @@ EFFECT = estimate(
     "Improvement (%)", "effect_pct", "low", "high", "100 (1 - PPL / PPL of the reference). Higher is better.", unit="%"
 )
 ADDED = quantity(
-    "Added parameters", "added_params", "Trainable parameters beyond the reference's.", decimals=0, unit="parameters"
+    "Added params", "added_params", "Trainable parameters beyond the reference's.", decimals=0, unit="parameters"
 )
 
 LIM = estimate(
@@ -39,7 +39,7 @@ LIM = estimate(
 P = _significant("p", "p_holm", "Of no effect on PPL; two-sided, Holm over the contrasts of the study.")
 DETECTABLE = _significant("Detectable (%)", "detectable_pct", "Shown in four of five such studies.", "%")
 PER_PCT = quantity(
-    "Parameters per 1 %",
+    "Params per 1 %",
     "params_per_pct",
     "Added parameters over the improvement; no number where its interval reaches 0.",
     decimals=0,

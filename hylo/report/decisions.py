@@ -8,27 +8,23 @@ import pandas as pd
 
 from hylo.records import StudyRecord
 from hylo.report import decision_columns as show
-from hylo.report.columns import Column, verdict
+from hylo.report.caption import marked
+from hylo.report.columns import verdict
 from hylo.report.contrasts import attribution_table, claim_table, contrast_table, criteria_table, level
 from hylo.report.pairs import LIM_PPL, PPL
 from hylo.report.retrieval_contrasts import retrieval_cells, retrieval_contrasts
-from hylo.report.tables import marked_rows
+from hylo.report.table import Table
 from hylo.verdicts import ClaimVerdict
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
-    """A table with what it means."""
+class Decision(Table):
+    """A table of what a study decides."""
 
     name: str
     """Of its file, without .csv."""
-    title: str
-    about: str
-    """A sentence or two that stand above the table."""
-    frame: pd.DataFrame
-    columns: Sequence[Column]
-    console: Sequence[Column] = ()
-    """Those that have room on a console; none: it is not printed."""
+    printed: bool = False
+    """Whether it is shown on the console, too."""
 
 
 def decisions(study: StudyRecord) -> list[Decision]:
@@ -37,9 +33,9 @@ def decisions(study: StudyRecord) -> list[Decision]:
     return [decision for make in made if (decision := make(study)) is not None and len(decision.frame)]
 
 
-def marked(decided: Sequence[Decision], summary: pd.DataFrame) -> list[Decision]:
-    """The same for a reader: cells whose audit failed are marked, as in the tables of the summary."""
-    return [replace(each, frame=pd.DataFrame(marked_rows(each.frame, summary))) for each in decided]
+def for_readers(decided: Sequence[Decision], summary: pd.DataFrame) -> list[Decision]:
+    """The same with the cells marked whose audit failed, as in the tables of the summary."""
+    return [replace(each, frame=marked(each.frame, summary)) for each in decided]
 
 
 def wide_contrasts(study: StudyRecord) -> pd.DataFrame:
@@ -63,17 +59,8 @@ def _contrasts(study: StudyRecord) -> Decision:
         f"covers evaluation noise only, and decides nothing.",
         frame=wide_contrasts(study),
         columns=show.CONTRASTS,
-        console=[
-            show.CELL,
-            show.REFERENCE,
-            show.SEEDS,
-            show.EFFECT,
-            show.LIM,
-            show.P,
-            show.DETECTABLE,
-            show.PER_PCT,
-            show.VERDICT,
-        ],
+        brief=show.CONTRASTS_IN_BRIEF,
+        printed=True,
     )
 
 
@@ -86,7 +73,8 @@ def _claims(study: StudyRecord) -> Decision:
         f"and never by one seed. Where nothing is measured the claim names another model or text.",
         frame=claim_table(study),
         columns=show.CLAIMS,
-        console=show.CLAIMS_IN_BRIEF,
+        brief=show.CLAIMS_IN_BRIEF,
+        printed=True,
     )
 
 
@@ -99,7 +87,8 @@ def _retrieval_contrasts(study: StudyRecord) -> Decision:
         "stands beside it. Agrees: whether LIM-PPL and flattening have the same sign, where both are shown.",
         frame=retrieval_contrasts(study),
         columns=show.RETRIEVAL_CONTRASTS,
-        console=show.RETRIEVAL_CONTRASTS_IN_BRIEF,
+        brief=show.RETRIEVAL_CONTRASTS_IN_BRIEF,
+        printed=True,
     )
 
 
@@ -157,5 +146,5 @@ def _tuning(study: StudyRecord) -> Decision:
         about="The value with the lowest perplexity on validation documents, with a seed that no reported run has.",
         frame=pd.DataFrame(rows),
         columns=show.TUNING,
-        console=show.TUNING,
+        printed=True,
     )

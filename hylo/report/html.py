@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-import pandas as pd
-
-from hylo.report.columns import Column
-from hylo.report.tables import MISSING, Row
+from hylo.report.columns import Column, Row
+from hylo.report.numbers import MISSING
+from hylo.report.table import Table
 
 FILTER_FROM = 9
 """Rows from which a table has a filter."""
@@ -27,16 +26,6 @@ _ASSETS = Path(__file__).with_name("assets")
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 ElementTree.register_namespace("", _SVG)
 ElementTree.register_namespace("xlink", _XLINK)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HtmlTable:
-    """A table of a section: rows of a frame, shown by columns."""
-
-    caption: str
-    frame: pd.DataFrame
-    columns: Sequence[Column]
-    """The first names the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +47,8 @@ class Section:
     warnings: Sequence[str] = ()
     text: Sequence[str] = ()
     """Paragraphs."""
-    table: HtmlTable | None = None
+    table: Table | None = None
+    """Its title is the caption; its own texts are not shown."""
     notes: Sequence[str] = ()
     figures: Sequence[FigureBlock] = ()
 
@@ -156,7 +146,7 @@ def _figure(name: str, figure: FigureBlock) -> str:
     return f"<figure>\n<div>{inline_svg(figure.svg, name, figure.title)}</div>\n{caption}</figure>"
 
 
-def _table(name: str, table: HtmlTable) -> str:
+def _table(name: str, table: Table) -> str:
     rows: list[Row] = table.frame.to_dict("records")
     lines = ['<div class="table">']
     if len(rows) >= FILTER_FROM:
@@ -165,7 +155,7 @@ def _table(name: str, table: HtmlTable) -> str:
             f'<input type="search" id="{name}-filter" autocomplete="off"><output></output></div>'
         )
     lines += [
-        f'<div class="scroll">\n<table>\n<caption>{_text(table.caption)}</caption>',
+        f'<div class="scroll">\n<table>\n<caption>{_text(table.title)}</caption>',
         f"<thead>\n<tr>{''.join(_header(column) for column in table.columns)}</tr>\n</thead>",
         "<tbody>",
         *(f"<tr>{_cells(row, table.columns)}</tr>" for row in rows),

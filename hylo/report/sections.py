@@ -1,20 +1,20 @@
-"""What the page and the LaTeX tables of a study hold, in order: the place to add a section."""
+"""What each form of a report holds, in order: the page, markdown and LaTeX. The place to add a section."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from hylo.records import StudyRecord
-from hylo.report.columns import CONTRAST_COLUMNS, SUMMARY_COLUMNS, UNTUNED_COLUMNS, Column
-from hylo.report.decisions import Decision
-from hylo.report.hover import svg
-from hylo.report.html import FigureBlock, HtmlTable, Section
-from hylo.report.tables import PROTOCOL, caption, marked_rows, shown_parts, warns
+from hylo.report.caption import PROTOCOL, warns
+from hylo.report.html import FigureBlock, Section
+from hylo.report.render import escape, markdown_section
+from hylo.report.table import Table
 from hylo.report.tex import booktabs
 
 TEX_HEAD = r"""% Needs \usepackage{booktabs}. Rebuilt from the records: do not edit.
-% The first table needs a landscape page, or \resizebox{\textwidth}{!}{...} of graphicx around its tabular.
+% A wide table needs a landscape page, or \resizebox{\textwidth}{!}{...} of graphicx around its tabular.
 """
 
 
@@ -25,16 +25,10 @@ def lead(study: StudyRecord) -> list[str]:
 
 
 def sections(
-    study: StudyRecord,
-    summary: pd.DataFrame,
-    decided: Sequence[Decision],
-    failed: list[str],
-    figures: list[FigureBlock],
+    study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: list[FigureBlock]
 ) -> list[Section]:
-    """The page's sections; one without content is left out."""
-    lines = caption(study, summary)
-    found = [_decision_section(study, decision) for decision in decided]
-    found += [_summary_section(table, lines) for table in _tables(study, summary, SUMMARY_COLUMNS)]
+    """The page's sections: tables, figures, runs without a result; one without content is left out."""
+    found = [_table_section(study, table) for table in tables]
     if figures:
         found.append(Section(title="Figures", figures=figures))
     if failed:
@@ -43,42 +37,40 @@ def sections(
     return found
 
 
-def figure_block(figure: Figure, name: str) -> FigureBlock:
-    """A figure for the page; its own caption is drawn in it, the page says in which file it is."""
-    return FigureBlock(title=figure.get_suptitle() or name, svg=svg(figure), caption=f"figures/{name}.png")
+def figure_block(figure: Figure, image: Path, drawing: Path) -> FigureBlock:
+    """A saved figure for the page; its own caption is drawn in it, the page says in which file it is."""
+    title, caption = figure.get_suptitle() or image.stem, f"{image.parent.name}/{image.name}"
+    return FigureBlock(title=title, svg=drawing.read_text(encoding="utf-8"), caption=caption)
 
 
-def summary_tex(study: StudyRecord, summary: pd.DataFrame, decided: Sequence[Decision]) -> str:
-    """summary.tex: the tables of summary.md; of the second of the summary what the first does not show already."""
-    said = " ".join(f"{line[:1].upper()}{line[1:].rstrip('.')}." for line in caption(study, summary))
+def summary_markdown(study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: list[Path]) -> str:
+    """summary.md: the question, the tables with every column, the runs that are missing, and the figures."""
+    blocks = [f"# {study.name}"]
+    if study.manifest.get("question"):
+        blocks.append(str(study.manifest["question"]))
+    blocks += [markdown_section(table) for table in tables]
+    if failed:
+        blocks += ["## Not in the tables", "\n".join(f"- {escape(line)}" for line in failed)]
+    blocks += [f"![{path.stem.replace('_', ' ')}]({path.relative_to(study.folder).as_posix()})" for path in figures]
+    return "\n\n".join(blocks) + "\n"
+
+
+def summary_tex(study: StudyRecord, tables: Sequence[Table]) -> str:
+    """summary.tex: the same tables, each with the columns that have room on paper."""
     blocks = [TEX_HEAD]
-    for table in _tables(study, summary, CONTRAST_COLUMNS):
-        blocks.append(booktabs(table.frame, table.columns, f"{table.caption}. {said}", table.caption))
-    for each in decided:
-        title = f"{study.name}: {each.title}"
-        blocks.append(booktabs(each.frame, each.console or each.columns, f"{title}. {each.about}", title))
+    for table in tables:
+        title = f"{study.name}: {table.title}"
+        said = [title, *([table.about] if table.about else []), *table.notes]
+        caption = " ".join(f"{line[:1].upper()}{line[1:].rstrip('.')}." for line in said)
+        blocks.append(booktabs(table.frame, table.brief or table.columns, caption, title))
     return "\n".join(blocks)
 
 
-def _decision_section(study: StudyRecord, decision: Decision) -> Section:
-    table = HtmlTable(caption=f"{study.name}: {decision.title}", frame=decision.frame, columns=decision.columns)
-    return Section(title=decision.title, text=[decision.about], table=table)
-
-
-def _tables(study: StudyRecord, summary: pd.DataFrame, contrasts: list[Column]) -> list[HtmlTable]:
-    """The tables that have rows, with the cells marked whose audit failed."""
-    parts = zip(shown_parts(summary, study).items(), (UNTUNED_COLUMNS, contrasts), strict=False)
-    return [
-        HtmlTable(caption=f"{study.name}: {title}", frame=pd.DataFrame(marked_rows(part, summary)), columns=columns)
-        for (title, part), columns in parts
-        if len(part)
-    ]
-
-
-def _summary_section(table: HtmlTable, lines: list[str]) -> Section:
+def _table_section(study: StudyRecord, table: Table) -> Section:
     return Section(
-        title=table.caption.rpartition(": ")[2],
-        warnings=[line for line in lines if warns(line)],
-        table=table,
-        notes=[line for line in lines if not warns(line) and not line.startswith(PROTOCOL)],  # the lead has it
+        title=table.title,
+        warnings=[line for line in table.notes if warns(line)],
+        text=[table.about] if table.about else [],
+        table=replace(table, title=f"{study.name}: {table.title}"),
+        notes=[line for line in table.notes if not warns(line) and not line.startswith(PROTOCOL)],  # the lead has it
     )

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from hylo.report.columns import Column
-from hylo.report.tables import MISSING, Row
+from hylo.report.columns import Column, Row
+from hylo.report.numbers import MISSING
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

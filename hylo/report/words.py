@@ -8,8 +8,8 @@ import pandas as pd
 from hylo.claims import Claim
 from hylo.records import StudyRecord
 from hylo.report.contrasts import claim_table, contrast_table
+from hylo.report.numbers import MISSING, interval, number
 from hylo.report.pairs import PPL
-from hylo.report.tables import MISSING, interval, number
 
 _MEASURES = {"ppl": "perplexity", "lim_ppl": "perplexity of the middle third"}
 

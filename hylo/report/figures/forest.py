@@ -21,8 +21,8 @@ from hylo.report.figures.marks import (
     with_seeds,
 )
 from hylo.report.hover import hover
+from hylo.report.numbers import MISSING, number
 from hylo.report.style import COLOURS, MARKERS, SMALL, fold, framed, legend, legend_columns, text_size
-from hylo.report.tables import MISSING, number
 
 COLUMNS = [
     "cell", "reference", "component", "measure", "effect", "low", "high", "seeds", "p_holm", "detectable", "published",

@@ -15,8 +15,8 @@ from hylo.report.figures.marks import checked, with_seeds
 from hylo.report.figures.multiples import grid, label_outer, panels
 from hylo.report.figures.retrieval import COLUMNS, as_percent
 from hylo.report.hover import hover
+from hylo.report.numbers import interval, number
 from hylo.report.style import framed
-from hylo.report.tables import interval, number
 
 _COLOURS = colormaps["cividis"]  # sequential, and the same to readers with and without a colour blindness
 _SCALE = Normalize(0, 100)

@@ -7,10 +7,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hylo.records import StudyRecord
+from hylo.report.caption import caption
 from hylo.report.figures.marks import ends, row_axis, rows
 from hylo.report.hover import hover
+from hylo.report.numbers import MISSING, interval
 from hylo.report.style import COLOURS, GRID, fold, framed
-from hylo.report.tables import MISSING, caption, interval, split_by_reference
+from hylo.report.summary_tables import split_by_reference
 
 
 def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hylo.records import StudyRecord
+from hylo.report.caption import caption
 from hylo.report.contrasts import attribution_table, claim_table, contrast_table
 from hylo.report.figures.attribution import attribution_figure
 from hylo.report.figures.forest import forest_figure
@@ -18,7 +19,6 @@ from hylo.report.figures.positions import position_figure
 from hylo.report.figures.retrieval import retrieval_figure
 from hylo.report.figures.trajectories import trajectory_figure
 from hylo.report.retrieval import retrieval_table
-from hylo.report.tables import caption
 
 FEWEST_ON_A_FRONT = 3
 """Trained cells from which quality against parameters is worth a figure."""

@@ -9,12 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from hylo.records import StudyRecord
+from hylo.report.caption import caption
 from hylo.report.figures.marks import checked, curve, perplexity_axis, with_seeds
 from hylo.report.figures.multiples import TOGETHER, grid, label_outer, panels, same_scale
+from hylo.report.numbers import interval
 from hylo.report.pairs import complete_runs
 from hylo.report.positions import COLUMNS, ppl_by_bin
 from hylo.report.style import FAINT, GRID, SMALL, cell_style, framed, legend, legend_columns
-from hylo.report.tables import caption, interval
 
 BINS = 10
 _IMPROVEMENT = "improvement_pct"

@@ -1,0 +1,24 @@
+"""Numbers and intervals as a reader sees them."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+MISSING = "\N{EN DASH}"
+
+
+def number(value: Any, decimals: int = 1) -> str:
+    """With thousands separators; an en dash where there is no number."""
+    if pd.isna(value):
+        return MISSING
+    return f"{round(float(value), decimals) + 0.0:,.{decimals}f}"  # + 0.0 turns -0.0 into 0.0
+
+
+def interval(value: Any, low: Any, high: Any) -> str:
+    """For example `30.0 [28.1, 32.1]`, with two digits of a narrower half width; without ends, the value alone."""
+    if pd.isna(low) or pd.isna(high):
+        return number(value)
+    half = (high - low) / 2
+    decimals = 1 if half == 0 else min(4, max(0 if half >= 100 else 1, 1 - math.floor(math.log10(half))))
+    return f"{number(value, decimals)} [{number(low, decimals)}, {number(high, decimals)}]"
