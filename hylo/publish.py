@@ -48,7 +48,7 @@ def publish(folder: Path, to: Path) -> Path:
 
     Arguments:
         folder: of the study, with study.json.
-        to: gets `records/` and `results/`, which are replaced.
+        to: gets `records/` and `results/`, which are replaced; its name is that of the study in tables.
 
     Returns:
         The folder of the report.
@@ -64,7 +64,8 @@ def publish(folder: Path, to: Path) -> Path:
     if unfinished := [str(run.folder) for run in runs if not run.complete]:
         raise HyloError(f"{folder} is not complete: {', '.join(unfinished)}\n    fix:     run the study again")
     with replacing_folder(to / "records") as records, replacing_folder(to / "results") as results:
-        write_json(records / STUDY, study.manifest)
+        # In outputs/ a study is named by its overrides, too; the manifest and every caption say them.
+        write_json(records / STUDY, study.manifest | {"study": to.name})
         for run in runs:
             _copy(run, records / run.folder.name)
         recorded = {path.name for path in records.iterdir()}

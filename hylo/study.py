@@ -38,6 +38,8 @@ class Plan:
     outputs: Path
     cells: list[Cell]
     study: StudyConfig | None = None
+    overrides: Sequence[str] = ()
+    """Those of the command line by which the study differs from its file."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What the manifest says besides: of the choice of settings, and of the rule that chose the number of seeds."""
 
@@ -86,7 +88,7 @@ def plan_study(
             if not own_config.components:
                 break  # nothing trains, so seeds make no difference
     group = file_name(",".join([config.study, *named, *(f"+{method}" for method in config.add or [])]))
-    return Plan(group, Path(config.outputs), [dataclasses.replace(cell, group=group) for cell in cells], study)
+    return Plan(group, Path(config.outputs), [dataclasses.replace(cell, group=group) for cell in cells], study, named)
 
 
 def with_untuned(plan: Plan, session: Session) -> Plan:

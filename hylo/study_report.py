@@ -50,6 +50,7 @@ def manifest(plan: "Plan", session: Session) -> dict[str, Any]:
         "study": plan.group,
         "question": study.question if study else None,
         "protocol": study.protocol if study else None,
+        "overrides": list(plan.overrides),
         "untuned": next(iter(untuned.values())),
         "cells": list(rows.values()),
         "contrasts": [plain(contrast) for contrast in study.contrasts] if study else [],

@@ -19,16 +19,19 @@ def test_a_run_study_is_published(tiny: tuple[str, ...], tmp_path: Path, monkeyp
     secret = tmp_path / "where_i_work"
     assert train("-m", "method=lora,rslora", *tiny, f"outputs={secret}", "workers=1") == 0
     (folder,) = secret.glob("sweep-*")
-    assert main([str(folder), "shared"]) == 0
-    records = read_study(Path("shared/records"))
+    to = Path("shared") / folder.name
+    assert main([str(folder), str(to)]) == 0
+    records = read_study(to / "records")
     assert list(records.cells) == list(read_study(folder).cells)
-    files = [path for path in Path("shared/records").rglob("*") if path.is_file()]
+    files = [path for path in (to / "records").rglob("*") if path.is_file()]
     assert not [path for path in files if ADAPTER in path.parts or path.name == LOCK]
     for path in (path for path in files if path.name in (RESULT, CONFIG, "study.json")):
         assert "where_i_work" not in path.read_text()
     for name in ("summary.csv", "summary.md", "summary.tex"):
-        assert (Path("shared/results") / name).read_bytes() == (folder / name).read_bytes()
-    rebuilt = write_report(Path("shared/records"))
+        assert (to / "results" / name).read_bytes() == (folder / name).read_bytes()
+    assert main([str(to / "records"), "shared/another_name"]) == 0
+    assert Path("shared/another_name/results/summary.md").read_text().startswith("# another_name\n")
+    rebuilt = write_report(to / "records")
     assert len(rebuilt.summary) == 4
 
 

@@ -57,7 +57,10 @@ def test_a_setting_is_chosen_on_validation_and_nowhere_else(tiny: tuple[str, ...
     assert f"trainer.learning_rate={told['chosen']!r}" in overrides["large"]
     assert not [text for text in overrides["small"] if text.startswith("trainer.learning_rate")]
     assert {run.result["data"]["eval_split"] for runs in study.cells.values() for run in runs} == {"test"}
-    assert "Chosen on the validation split" in (folder / "summary.md").read_text()
+    text = (folder / "summary.md").read_text()
+    assert "Chosen on the validation split" in text
+    assert set(manifest()["overrides"]) <= set(tiny)  # pyright: ignore[reportArgumentType]
+    assert "run with model=" in text
     with mock.patch.object(hylo.run, "execute", side_effect=AssertionError("ran again")):
         assert train("study=mine", *tiny, "seeds=[0,1]") == 0
 

@@ -32,6 +32,8 @@ def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
         lines += _lines_protocol(runs)
         lines.append(ONE_SEED if max(summary["seeds"], default=1) <= 1 else SEVERAL_SEEDS)
     lines += _audit_failures(summary)
+    if study.manifest.get("overrides"):
+        lines.append(f"run with {' '.join(study.manifest['overrides'])}")
     if study.manifest.get("protocol"):
         lines.append(f"{PROTOCOL}{study.manifest['protocol']}")
     return lines
