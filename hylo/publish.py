@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from omegaconf import OmegaConf
@@ -54,7 +55,7 @@ def publish(folder: Path, to: Path) -> Path:
         The folder of the report.
 
     Raises:
-        HyloError: a run is not complete.
+        HyloError: a run is not complete, or its config names a folder of this machine.
         RecordError: the manifest or a record is missing or damaged.
     """
     from hylo.report import write_report
@@ -63,6 +64,11 @@ def publish(folder: Path, to: Path) -> Path:
     runs = [run for cell in study.cells.values() for run in cell]
     if unfinished := [str(run.folder) for run in runs if not run.complete]:
         raise HyloError(f"{folder} is not complete: {', '.join(unfinished)}\n    fix:     run the study again")
+    if private := dict.fromkeys(said for run in runs for said in _absolute_paths(_config(run))):
+        raise HyloError(
+            f"records for others must name no folder of this machine: {'; '.join(private)}\n"
+            f"    fix:     run the study with paths relative to the working folder"
+        )
     with replacing_folder(to / "records") as records, replacing_folder(to / "results") as results:
         # In outputs/ a study is named by its overrides, too; the manifest and every caption say them.
         write_json(records / STUDY, study.manifest | {"study": to.name})
@@ -98,9 +104,24 @@ def _copy(run: RunRecord, to: Path) -> None:
             shutil.copyfile(run.folder / name, to / name)
     overrides = [text for text in run.result.get("overrides", []) if re.split("[.=]", text)[0] not in LOCAL]
     write_json(to / RESULT, run.result | {"overrides": overrides})
-    if (run.folder / CONFIG).exists():
-        config = OmegaConf.merge(OmegaConf.load(run.folder / CONFIG), OmegaConf.create(LOCAL))
-        (to / CONFIG).write_text(OmegaConf.to_yaml(config))
+    (to / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(_config(run))))
+
+
+def _config(run: RunRecord) -> Any:
+    """A run's config without what it says of the machine; empty where there is none."""
+    path = run.folder / CONFIG
+    config = OmegaConf.merge(OmegaConf.load(path), OmegaConf.create(LOCAL)) if path.exists() else OmegaConf.create()
+    return OmegaConf.to_container(config)
+
+
+def _absolute_paths(config: Any, key: str = "") -> list[str]:
+    """Each value of a config that is an absolute path, with its key."""
+    if isinstance(config, dict):
+        return [said for name, value in config.items() for said in _absolute_paths(value, f"{key}.{name}".strip("."))]
+    if isinstance(config, list):
+        return [said for value in config for said in _absolute_paths(value, key)]
+    absolute = isinstance(config, str) and (Path(config).is_absolute() or config.startswith("~"))
+    return [f"{key} = {config}"] if absolute else []
 
 
 def main(arguments: list[str] | None = None) -> int:

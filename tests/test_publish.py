@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launch import train
+from launch import TINY, train, write_text
 from recorded import SIZE, write_recorded_study
 
 from hylo.publish import main, overview
@@ -14,10 +14,11 @@ from hylo.report import write_report
 from hylo.study_file import EXPERIMENTS
 
 
-def test_a_run_study_is_published(tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_study_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     secret = tmp_path / "where_i_work"
-    assert train("-m", "method=lora,rslora", *tiny, f"outputs={secret}", "workers=1") == 0
+    given = (*TINY, *write_text(Path()), f"outputs={secret}", "workers=1")
+    assert train("-m", "method=lora,rslora", *given) == 0
     (folder,) = secret.glob("sweep-*")
     to = Path("shared") / folder.name
     assert main([str(folder), str(to)]) == 0
@@ -42,6 +43,21 @@ def test_an_unfinished_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([str(folder), str(tmp_path / "shared")]) == 2
     assert "some-seed1" in capsys.readouterr().err
     assert not (tmp_path / "shared").exists()
+
+
+def test_a_folder_of_this_machine_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = write_text(Path())[:-1]
+    secret = tmp_path / "where_i_work.txt"
+    Path("test.txt").rename(secret)
+    assert train(*TINY, *given, f"data.test_files=[{secret}]", "method=none") == 0
+    assert main(["outputs/runs", "shared/runs"]) == 2
+    message = capsys.readouterr().err
+    assert f"data.test_files = {secret}" in message
+    assert "data.train_files" not in message
+    assert not Path("shared").exists()
 
 
 def test_the_table_of_claims_is_that_of_the_results() -> None:
