@@ -10,7 +10,7 @@ from hylo.records import StudyRecord
 from hylo.report import decision_columns as show
 from hylo.report.caption import marked
 from hylo.report.columns import verdict
-from hylo.report.contrasts import attribution_table, claim_table, contrast_table, criteria_table, level
+from hylo.report.contrasts import SHAPLEY, attribution_table, claim_table, contrast_table, criteria_table, level
 from hylo.report.pairs import LIM_PPL, PPL
 from hylo.report.retrieval_contrasts import retrieval_cells, retrieval_contrasts
 from hylo.report.table import Table
@@ -104,11 +104,12 @@ def _retrieval(study: StudyRecord) -> Decision:
 
 def _attribution(study: StudyRecord) -> Decision:
     frame = attribution_table(study).assign(way=lambda table: table["way"].str.replace("_", " "))
+    shapley = " Shapley: the mean over all orders of adding the components one after the other."
     return Decision(
         name="attribution",
         title="Attribution",
-        about="What each component earns, by every way in which the study asks. Shapley: the mean over all orders of "
-        "adding the components one after the other.",
+        about="What each component earns, by every way in which the study asks."
+        + shapley * (SHAPLEY in set(frame["way"])),
         frame=frame,
         columns=show.ATTRIBUTION,
     )
