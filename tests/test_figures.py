@@ -80,10 +80,10 @@ def attribution(count: int = 3, *, long: bool = False, seeds: int = 3) -> pd.Dat
 
 def retrieval(count: int = 2, *, long: bool = False, seeds: int = 3) -> pd.DataFrame:
     rows = [
-        (name, facts, depth, "middle", 0.5, 0.4, 0.6, -1.5, -1.7, -1.3, seeds)
+        (name, facts, depth, place, 0.5, 0.4, 0.6, -1.5, -1.7, -1.3, seeds)
         for name in _names(count, long=long)
         for facts in (10, 20)
-        for depth in np.linspace(0, facts - 1, DEPTHS).round().astype(int)
+        for depth, place in enumerate(np.linspace(0, facts - 1, DEPTHS).round().astype(int))
     ]
     columns = "cell facts depth place accuracy accuracy_low accuracy_high logprob logprob_low logprob_high seeds"
     return pd.DataFrame(rows, columns=pd.Index(columns.split()))
@@ -222,7 +222,7 @@ def test_pareto_shows_the_untuned_model_at_zero():
     assert axes.get_xscale() == "log"
     figure.draw_without_rendering()
     assert axes.get_xticklabels()[0].get_text() == "0"
-    assert "cell1: PPL 29.0 [28.5, 29.5], 1,000 trainable parameters" in _titles(figure)
+    assert "cell1: PPL 29.00 [28.50, 29.50], 1,000 trainable parameters" in _titles(figure)
     assert axes.get_ylabel() == "perplexity (log scale), lower is better"
 
 
@@ -257,8 +257,8 @@ def test_retrieval_has_a_panel_a_number_of_facts():
     )
     shown = _titles(figure)
     assert len(shown) == 2 * 2 * 2 * (DEPTHS + 2), "points, a line and a band"
-    assert "cell1, fact 10 of 10 (middle): accuracy 50.0 [40.0, 60.0] %" in shown
-    assert "cell1, fact 1 of 20 (middle): logprob -1.5 [-1.7, -1.3] nats" in shown
+    assert "cell1, fact 10 of 10: accuracy 50.0 [40.0, 60.0] %" in shown
+    assert "cell1, fact 1 of 20: logprob -1.50 [-1.70, -1.30] nats" in shown
 
 
 def test_heatmap_writes_accuracy_in_every_square():

@@ -1,5 +1,6 @@
 """The report of retrieval probes: accuracy by depth, and contrasts paired by seed and list."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from hylo.errors import RecordError
 from hylo.probe.kv import depth_places
 from hylo.probe.score import ends_minus_middle
 from hylo.records import PROBE, PROBE_COLUMNS, RunRecord, add_probe, read_run, read_study
+from hylo.report.figures.heatmap import retrieval_heatmap
+from hylo.report.figures.retrieval import retrieval_figure
+from hylo.report.hover import svg
 from hylo.report.retrieval import ends_minus_middle as difference_table
 from hylo.report.retrieval import interval, retrieval_contrast, retrieval_table
 
@@ -49,6 +53,18 @@ def test_the_table_of_retrieval(answered: Path) -> None:
     assert (table["accuracy_high"] <= 1).all()
     assert high["logprob"].tolist() == [-1, -2, -3, -4, -5]
     pd.testing.assert_frame_equal(table, retrieval_table(read_study(answered)))
+
+
+def test_figures_of_the_table_go_from_the_first_fact_to_the_last(answered: Path) -> None:
+    table = retrieval_table(read_study(answered))
+    panel: Any = retrieval_figure("Title", [], table).get_axes()[0]
+    curves = [line for line in panel.lines if len(line.get_xdata()) == 5]
+    assert len(curves) == 3
+    for line in curves:
+        assert line.get_xdata() == pytest.approx([0, 100 * 15 / 59, 100 * 30 / 59, 100 * 44 / 59, 100])
+    texts = re.findall(r"<title>([^<]*)</title>", svg(retrieval_heatmap("Title", [], table)))
+    assert len(texts) == len(table)
+    assert texts[-1].startswith("high, fact 60 of 60: ")
 
 
 def test_ends_minus_middle_of_cells(answered: Path) -> None:

@@ -69,7 +69,7 @@ def _draw(axes: Any, table: Any, counts: list[int]) -> None:
                 )
             )
             value = interval(accuracy, record["accuracy_low"], record["accuracy_high"])
-            where = f"fact {record['depth'] + 1} of {facts} ({record['place']})"
+            where = f"fact {record['place'] + 1:.0f} of {facts}"
             hover(square, f"{record['cell']}, {where}: accuracy {value} %")
             axes.text(
                 start + width / 2,

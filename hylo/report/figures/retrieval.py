@@ -40,8 +40,8 @@ def retrieval_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> F
 
     Args:
         title, lines: above the figure, and what its caption says besides what is drawn.
-        table: cell, facts (in the list), depth (of the fact that is asked for, from 0), place (its name), accuracy (0
-            to 1), logprob (of the answer, nats), both with _low and _high, seeds.
+        table: cell, facts (in the list), depth (0 is the first that is asked for), place (index in the list of the fact
+            asked for), accuracy (0 to 1), logprob (of the answer, nats), both with _low and _high, seeds.
 
     Raises:
         ValueError: a column is missing, or there is no row.
@@ -60,9 +60,9 @@ def retrieval_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> F
 
 
 def as_percent(table: Any) -> Any:
-    """A table with accuracies in percent and `position`, the depth in percent of the list; by cell, facts and depth."""
+    """A table with accuracies in percent and `position`, the place in percent of the list; by cell, facts and depth."""
     accuracies = {name: 100 * table[name].astype(float) for name in ("accuracy", "accuracy_low", "accuracy_high")}
-    position = 100 * table["depth"] / np.maximum(table["facts"] - 1, 1)
+    position = 100 * table["place"] / np.maximum(table["facts"] - 1, 1)
     return table.assign(**accuracies, position=position).sort_values(["facts", "depth"], kind="stable")
 
 
@@ -112,7 +112,7 @@ def _line(axes: Any, measure: _Measure, part: Any, style: dict[str, Any]) -> Any
     cell, facts, texts = part["cell"].iloc[0], part["facts"].iloc[0], []
     for row in part.to_dict("records"):
         value = interval(*(row[measure.name + end] for end in ("", "_low", "_high")))
-        where = f"fact {row['depth'] + 1} of {facts} ({row['place']})"
+        where = f"fact {row['place'] + 1:.0f} of {facts}"
         texts.append(f"{cell}, {where}: {measure.name} {value} {measure.unit}")
     return curve(axes, part["position"], part, measure.name, texts, f"{cell}, {facts} facts", **style)
 
