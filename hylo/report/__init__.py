@@ -40,6 +40,7 @@ __all__ = [
     "print_report",
     "study_figures",
     "summarize",
+    "summary_tables",
     "write_report",
 ]
 
