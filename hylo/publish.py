@@ -64,7 +64,8 @@ def publish(folder: Path, to: Path) -> Path:
     runs = [run for cell in study.cells.values() for run in cell]
     if unfinished := [str(run.folder) for run in runs if not run.complete]:
         raise HyloError(f"{folder} is not complete: {', '.join(unfinished)}\n    fix:     run the study again")
-    if private := dict.fromkeys(said for run in runs for said in _absolute_paths(_config(run))):
+    configs = [_config(run) for run in runs]
+    if private := dict.fromkeys(said for config in configs for said in _absolute_paths(config)):
         raise HyloError(
             f"records for others must name no folder of this machine: {'; '.join(private)}\n"
             f"    fix:     run the study with paths relative to the working folder"
@@ -72,8 +73,8 @@ def publish(folder: Path, to: Path) -> Path:
     with replacing_folder(to / "records") as records, replacing_folder(to / "results") as results:
         # In outputs/ a study is named by its overrides, too; the manifest and every caption say them.
         write_json(records / STUDY, study.manifest | {"study": to.name})
-        for run in runs:
-            _copy(run, records / run.folder.name)
+        for run, config in zip(runs, configs, strict=True):
+            _copy(run, config, records / run.folder.name)
         recorded = {path.name for path in records.iterdir()}
         write_report(records)
         for path in [path for path in records.iterdir() if path.name not in recorded]:
@@ -97,14 +98,14 @@ def overview(experiments: Path) -> str:
     return claims_overview(read_claims(experiments), pd.concat(found) if found else pd.DataFrame({"id": []}))
 
 
-def _copy(run: RunRecord, to: Path) -> None:
+def _copy(run: RunRecord, config: Any, to: Path) -> None:
     to.mkdir()
     for name in KEPT:
         if (run.folder / name).exists():
             shutil.copyfile(run.folder / name, to / name)
     overrides = [text for text in run.result.get("overrides", []) if re.split("[.=]", text)[0] not in LOCAL]
     write_json(to / RESULT, run.result | {"overrides": overrides})
-    (to / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(_config(run))))
+    (to / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
 def _config(run: RunRecord) -> Any:

@@ -261,6 +261,19 @@ def test_retrieval_has_a_panel_a_number_of_facts():
     assert "cell1, fact 1 of 20: logprob -1.50 [-1.70, -1.30] nats" in shown
 
 
+def test_layout_is_settled_where_no_last_bit_can_differ():
+    """The solver's own result differs from process to process; drawing again must not ask it again."""
+    figure = retrieval_figure("Title", LINES, retrieval(12))
+    axes, parts = figure.get_axes(), figure.subfigs
+    assert parts
+    sides = [side for each in axes for side in each.get_position(original=True).bounds]
+    sides += [side for part in parts for side in part.bbox_relative.extents]
+    assert sides == pytest.approx([round(side, 6) for side in sides], rel=0, abs=1e-12)
+    svg(figure)
+    again = [side for each in axes for side in each.get_position(original=True).bounds]
+    assert again == sides[: len(again)]
+
+
 def test_heatmap_writes_accuracy_in_every_square():
     table = retrieval()
     table.loc[0, "accuracy"] = 0.07

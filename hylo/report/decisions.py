@@ -30,7 +30,7 @@ class Decision(Table):
 def decisions(study: StudyRecord) -> list[Decision]:
     """The tables that have rows."""
     made = (_claims, _contrasts, _retrieval_contrasts, _retrieval, _attribution, _criteria, _tuning)
-    return [decision for make in made if (decision := make(study)) is not None and len(decision.frame)]
+    return [decision for make in made if len((decision := make(study)).frame)]
 
 
 def for_readers(decided: Sequence[Decision], summary: pd.DataFrame) -> list[Decision]:

@@ -56,16 +56,16 @@ def _drawn(title: str, table: Table) -> ConsoleTable:
     )
     lines = [table.about] * bool(table.about) + list(table.notes)
     drawn.caption = Text("\n").join(Text(line, style="bold red" if warns(line) else "dim") for line in lines)
-    rows = table.frame.to_dict("records")
-    for column in table.brief or table.columns:
-        shown = [column.show(row) for row in rows]
+    columns = table.brief or table.columns
+    shown = [[column.show(row) for column in columns] for row in table.frame.to_dict("records")]
+    for place, column in enumerate(columns):
         if column.numeric:
-            header = _narrow(column.header, max(map(len, shown), default=0))
+            header = _narrow(column.header, max((len(row[place]) for row in shown), default=0))
             drawn.add_column(header, justify="right", no_wrap=True, vertical="bottom")
         else:
             drawn.add_column(column.header, overflow="fold", min_width=NAME_WIDTH, vertical="bottom")
-    for row in rows:
-        drawn.add_row(*(Text(column.show(row)) for column in table.brief or table.columns))
+    for row in shown:
+        drawn.add_row(*map(Text, row))
     return drawn
 
 

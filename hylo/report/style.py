@@ -52,7 +52,23 @@ def framed(title: str, lines: list[str], height: float, draw: Callable[[Figure],
         for axes in figure.get_axes():
             for axis in (axes.xaxis, axes.yaxis):
                 axis.get_major_ticks(1)  # made now: left to the drawing, they would not be of this style
+        _settle(figure)
     return figure
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out once and for all.
+
+    The solver's result differs in its last bits from process to process, and every drawing would ask it again.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for part in figure.subfigs:
+        box: Any = part.bbox_relative
+        box.p0, box.p1 = box.p0.round(6), box.p1.round(6)
+    for axes in figure.get_axes():
+        left, bottom, width, height = (round(float(side), 6) for side in axes.get_position(original=True).bounds)
+        axes.set_position((left, bottom, width, height))
 
 
 def fold(name: str, width: int = _NAME_WIDTH) -> str:

@@ -26,11 +26,10 @@ def summary_tables(study: StudyRecord, summary: pd.DataFrame) -> list[Table]:
     """
     lines = caption(study, summary)
     runs = [run for cell in study.cells for run in complete_runs(study, cell)]
-    brief = [column for column in show.UNTUNED_IN_BRIEF if by_lines(runs) or column is not show.MEAN_WINDOW_PPL]
-    shown = {UNTUNED: (show.UNTUNED, brief), PREVIOUS: (show.CONTRASTS, show.CONTRASTS_IN_BRIEF)}
-    tables = []
-    for title, part in split_by_reference(summary, study).items():
-        if len(part) and title in shown:
-            columns, brief = shown[title]
-            tables.append(Table(title=title, frame=marked(part, summary), columns=columns, brief=brief, notes=lines))
-    return tables
+    untuned_brief = [each for each in show.UNTUNED_IN_BRIEF if by_lines(runs) or each is not show.MEAN_WINDOW_PPL]
+    shown = {UNTUNED: (show.UNTUNED, untuned_brief), PREVIOUS: (show.CONTRASTS, show.CONTRASTS_IN_BRIEF)}
+    return [
+        Table(title=title, frame=marked(part, summary), columns=shown[title][0], brief=shown[title][1], notes=lines)
+        for title, part in split_by_reference(summary, study).items()
+        if len(part) and title in shown
+    ]
