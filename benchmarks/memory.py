@@ -1,17 +1,11 @@
-"""Peak memory of two training steps above the loaded weights, each side, method and shape in a process of its own.
+"""Peak memory of two training steps above the loaded weights, each side, method and shape in a process of its own."""
 
-`python -m benchmarks.memory --side hylo --method lora --shape 4x256 --model smollm2_135m` prints one line of JSON.
-"""
-
-import argparse
 import gc
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 
+from benchmarks.alone import alone
 from benchmarks.results import Row, measured
-from benchmarks.settings import METHODS, ROOT, Settings, Shape, adapted_everywhere
+from benchmarks.settings import METHODS, Settings, Shape, adapted_everywhere
 from benchmarks.sides import SIDES, accelerator, base_model, text_windows
 from hylo.progress import Progress
 from hylo.runtime import peak_memory_bytes, reset_peak_memory, resident_bytes
@@ -30,18 +24,10 @@ def rows(settings: Settings) -> Iterator[Row]:
             for method in METHODS:
                 peaks = []
                 for side in SIDES:
-                    peaks.append([in_child(settings.model, side, method, shape)])
+                    peaks.append([alone(peak_above_weights, settings.model, side, method, shape)])
                     done += 1
                     progress.update(done)
                 yield measured(PART, f"{method} {shape}", "peak_bytes_above_weights", *peaks)
-
-
-def in_child(model: str, side: str, method: str, shape: Shape) -> int:
-    """Bytes, from a process of its own."""
-    options = ("--model", model, "--side", side, "--method", method, "--shape", str(shape))
-    command = [sys.executable, "-m", "benchmarks.memory", *options]
-    lines = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    return json.loads(lines[-1])["peak_bytes_above_weights"]
 
 
 def peak_above_weights(model: str, side: str, method: str, shape: Shape) -> int:
@@ -59,19 +45,3 @@ def peak_above_weights(model: str, side: str, method: str, shape: Shape) -> int:
     for _ in range(STEPS):
         trained.step(windows)
     return peak_memory_bytes() - loaded
-
-
-def main() -> None:
-    """Measure one side and print it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--side", required=True, choices=SIDES)
-    parser.add_argument("--method", required=True, choices=METHODS)
-    parser.add_argument("--shape", required=True, type=Shape.parse)
-    options = parser.parse_args()
-    peak = peak_above_weights(options.model, options.side, options.method, options.shape)
-    print(json.dumps({**vars(options), "shape": str(options.shape), "peak_bytes_above_weights": peak}))
-
-
-if __name__ == "__main__":
-    main()

@@ -15,10 +15,10 @@ HEADERS = ("work", "metric", "hylo / peft", "hylo / floor", "spread", "hylo", "p
 TITLES = {
     "step": (
         "A training step",
-        "Forward, backward, clipping, AdamW on one batch; a low-rank update of rank 8 in all linear layers. Every "
-        "method of a shape, on both sides, in the same rounds. peft has no counterpart of `hylorada`: beside it stands "
-        "peft's rsLoRA, which is its low-rank part without position bias and landmarks; `time over hylo's LoRA` says "
-        "what these cost.",
+        "Forward, backward, clipping, AdamW on one batch; a low-rank update of rank 8 in all linear layers. A method "
+        "and a shape at a time, both sides in the same rounds of a process of their own. peft has no counterpart of "
+        "`hylorada`: beside it stands peft's rsLoRA, which is its low-rank part without position bias and landmarks; "
+        "`time over hylo's LoRA` is of the same rounds, and says what a method costs on top.",
     ),
     "memory": (
         "Peak memory",
@@ -33,7 +33,8 @@ TITLES = {
     ),
     "scaling": (
         "How the cost grows",
-        "LoRA. `context`: a step of 2,048 tokens in windows of that length. `rank`: a step of 4x256. `cells`: wall "
+        "LoRA. `context`: a step of 2,048 tokens in windows of that length. `rank`: a step of 4x256. Each in a process "
+        "of its own. `cells`: wall "
         "time of one `train.py -m` with that many cells of 2 steps, divided by their number, the untuned model's "
         "evaluation, audits and report included; beside it one peft script a cell.",
     ),

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
+from benchmarks.alone import alone
 from benchmarks.results import Row, measured
 from benchmarks.scripts import Inputs, hylo_seconds, peft_seconds, prepared
-from benchmarks.settings import Settings, Shape, adapted_everywhere
+from benchmarks.settings import Settings, Shape, composed
 from benchmarks.sides import base_model
-from benchmarks.steps import step_seconds
+from benchmarks.steps import LORA, step_seconds
 from hylo.models.architecture import hidden_size, model_context_length
 
 PART = "scaling"
@@ -28,25 +29,18 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 def contexts(settings: Settings) -> Iterator[Row]:
     """Seconds of a step of always the same number of tokens, in longer and fewer windows."""
-    longest = model_context_length(base_model(adapted_everywhere(settings.model, "lora", LENGTHS[0])))
+    longest = model_context_length(base_model(composed(settings.model, LORA)))
     for length in (each for each in LENGTHS if each <= longest):
-        config = adapted_everywhere(settings.model, "lora", length)
-        shape = Shape(TOKENS // length, length)
-        seconds, _ = step_seconds({"lora": config}, shape, settings.rounds, f"context of {length}")
+        seconds, _ = alone(step_seconds, settings.model, LORA, Shape(TOKENS // length, length), settings.rounds)
         yield measured(PART, f"context {length}", "seconds_per_step", *seconds.values())
 
 
 def ranks(settings: Settings) -> Iterator[Row]:
-    """Seconds of a step of one shape: all ranks in the same rounds."""
-    length = RANK_SHAPE.length
-    width = hidden_size(base_model(adapted_everywhere(settings.model, "lora", length)))
-    fitting = [rank for rank in RANKS if rank <= width // 4]
-    configs = {f"rank {rank}": adapted_everywhere(settings.model, "lora", length, rank=rank) for rank in fitting}
-    seconds, _ = step_seconds(configs, RANK_SHAPE, settings.rounds, "ranks")
-    for name in configs:
-        yield measured(
-            PART, name, "seconds_per_step", seconds[f"hylo {name}"], seconds[f"peft {name}"], seconds["floor"]
-        )
+    """Seconds of a step of one shape."""
+    width = hidden_size(base_model(composed(settings.model, LORA)))
+    for rank in (each for each in RANKS if each <= width // 4):
+        seconds, _ = alone(step_seconds, settings.model, LORA, RANK_SHAPE, settings.rounds, rank=rank)
+        yield measured(PART, f"rank {rank}", "seconds_per_step", *seconds.values())
 
 
 def cells(inputs: Inputs) -> Iterator[Row]:

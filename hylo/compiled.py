@@ -1,15 +1,17 @@
 """torch.compile as a switch: each decoder layer through it, for the length of a block.
 
-Layers share their code, so torch can serve the others with what it compiled for the first one. On a CPU it needs a C++
-compiler. Whether it pays was not measured here.
+Layers share their code, so torch serves the others with what it compiled for the first one. On a CPU it needs a C++
+compiler.
 """
 
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from hylo.models.architecture import decoder_layers
@@ -20,13 +22,24 @@ def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
     """The model's layers compiled, and as they were afterwards."""
     layers = decoder_layers(model)
     for layer in layers:
-        layer.compile()
+        _compile(layer)
     try:
         yield
     finally:
         for layer in layers:
             layer._compiled_call_impl = None
         torch.compiler.reset()
+
+
+def _compile(layer: nn.Module) -> None:
+    """As layer.compile(), but for calls with a cache of keys: what is compiled for these holds for one layer and one
+    state of its cache, and torch gives a function up, for all layers and calls, after eight such cases."""
+    compiled = torch.compile(layer._call_impl)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if kwargs.get("past_key_values") is None else layer._call_impl)(*args, **kwargs)
+
+    layer._compiled_call_impl = call
 
 
 def can_compile() -> bool:

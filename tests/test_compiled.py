@@ -1,5 +1,8 @@
 """torch.compile as a switch."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from adapters import adapt, logits, method, perturb, tiny, tokens
@@ -32,6 +35,26 @@ def test_compiled_layers_are_the_plain_ones():
         torch.testing.assert_close(model.flat()[name].grad, gradient, rtol=1e-3, atol=1e-4)
     assert all(layer._compiled_call_impl is None for layer in base.model.layers)
     assert torch.isfinite(logits(model, tokens(1, 8))).all()
+
+
+def test_calls_with_a_cache_are_not_compiled(monkeypatch: pytest.MonkeyPatch):
+    """Each layer's cache would be a case of its own, and after eight of them torch compiles no call at all: an audit
+    before training was enough."""
+    compiled_calls: list[int] = []
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: (compiled_calls.append(1), function(*args, **kwargs))[1]
+
+    base, ids = tiny("llama"), tokens(2, 12)
+    expected = base(input_ids=ids, use_cache=False).logits
+    monkeypatch.setattr("hylo.compiled.torch.compile", counting)
+    with compiled_layers(base):
+        cached = base(input_ids=ids, use_cache=True).logits
+        assert not compiled_calls
+        uncached = base(input_ids=ids, use_cache=False).logits
+        assert len(compiled_calls) == len(base.model.layers)
+    torch.testing.assert_close(cached, expected)
+    torch.testing.assert_close(uncached, expected)
 
 
 def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch):
