@@ -123,14 +123,15 @@ class Results:
         return results
 
     def add(self, row: Row) -> None:
-        """Take a row in, in the place of the one with its work and metric."""
+        """Take a row in, in the place of the one with its work and metric, or after the others of its work."""
         key = (row.work, row.metric)
         self.parts[row.part] = {"date": datetime.date.today().isoformat(), "git_revision": git_revision()}
         places = [place for place, other in enumerate(self.rows) if (other.work, other.metric) == key]
+        beside = [place for place, other in enumerate(self.rows) if (other.part, other.work) == (row.part, row.work)]
         if places:
             self.rows[places[0]] = row
         else:
-            self.rows.append(row)
+            self.rows.insert(beside[-1] + 1 if beside else len(self.rows), row)
 
     def write(self, folder: Path) -> None:
         """Write results.json."""

@@ -1,8 +1,5 @@
-"""Seconds of a training step and tokens a second: a method and a shape at a time, in a process of its own.
-
-As a researcher's script has it: beside other methods peft's steps would be faster, because the logits and gradients of
-one leave the allocator memory for those of the next.
-"""
+"""Seconds of a training step and tokens a second: a method and a shape at a time, in a process of its own, as a
+researcher's script has it."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -39,15 +39,21 @@ def test_benchmarks_of_a_tiny_model(tmp_path: Path) -> None:
         assert (tmp_path / "figures" / f"ratios.{kind}").stat().st_size > 1_000
 
 
-def test_a_row_replaces_its_own_alone(tmp_path: Path) -> None:
+def test_a_row_replaces_its_own_alone_and_stands_beside_its_work(tmp_path: Path) -> None:
     results = Results.of("tiny_llama", tmp_path)
     for value in (1.0, 2.0):
         results.add(Row(part="step", work="lora 1x16", metric="seconds_per_step", hylo=value))
         results.add(Row(part="step", work=f"dora {value}", metric="seconds_per_step", hylo=value))
+    results.add(Row(part="step", work="lora 1x16", metric="tokens_per_second", hylo=3.0))
     results.write(tmp_path)
     again = Results.read(tmp_path)
     assert again is not None
-    assert [(row.work, row.hylo) for row in again.rows] == [("lora 1x16", 2.0), ("dora 1.0", 1.0), ("dora 2.0", 2.0)]
+    assert [(row.work, row.hylo) for row in again.rows] == [
+        ("lora 1x16", 2.0),
+        ("lora 1x16", 3.0),
+        ("dora 1.0", 1.0),
+        ("dora 2.0", 2.0),
+    ]
     with pytest.raises(ConfigError, match="another --out"):
         Results.of("gpt2", tmp_path)
 
