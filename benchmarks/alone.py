@@ -10,6 +10,6 @@ T = TypeVar("T")
 
 
 def alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What a function returns in a new process, which starts without the memory that others left to the allocator."""
+    """What a function returns in a new process, where no earlier measurement has left memory to the allocator."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args, **kwargs).result()

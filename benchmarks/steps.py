@@ -35,7 +35,7 @@ def step_seconds(
     model: str, method: str, shape: Shape, rounds: int, *, rank: int = RANK
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Seconds by round of `hylo`, `peft`, `floor` and, for other methods, hylo's `lora`; operations a second."""
-    configs = {name: adapted_everywhere(model, name, shape.length, rank=rank) for name in (method, LORA)}
+    configs = {name: adapted_everywhere(model, name, shape.length, rank=rank) for name in {method, LORA}}
     windows, base = text_windows(configs[method], shape.batch), base_model(configs[method])
     floor = Floor(base, shape)
     trained = {side: make(configs[method], shared_copy(base)) for side, make in SIDES.items()}

@@ -45,7 +45,9 @@ def _unknown_choice(error: MissingConfigException) -> str:
     asked = error.missing_cfg_file or ""
     group, _, name = asked.partition("/") if ".." in asked else asked.rpartition("/")
     options = list(error.options or [])
-    return f"{group} = {name!r}\n    allowed: {', '.join(options)}\n    fix:     {group}={_closest(name, options)}"
+    meant = _closest(name, options)
+    fix = f"{group}={meant}" if meant else "one of these"
+    return f"{group} = {name!r}\n    allowed: {', '.join(options)}\n    fix:     {fix}"
 
 
 def _unknown_key(cause: OmegaConfBaseException) -> str:
@@ -55,8 +57,9 @@ def _unknown_key(cause: OmegaConfBaseException) -> str:
     if not known:
         return f"{full_key} is not a key of the configuration\n    fix:     remove it"
     home = next((name for name in known if key in _fields_below(cause, name)), None)
-    fix = ".".join(part for part in (section, *([home, key] if home else [_closest(key, known)])) if part)
-    return f"{full_key} is not a key of the configuration\n    allowed: {', '.join(known)}\n    fix:     {fix}=..."
+    meant = f"{home}.{key}" if home else _closest(key, known)
+    fix = f"{section}.{meant}=...".removeprefix(".") if meant else "one of these, or remove it"
+    return f"{full_key} is not a key of the configuration\n    allowed: {', '.join(known)}\n    fix:     {fix}"
 
 
 def _wrong_value(cause: OmegaConfBaseException, context: str) -> str:
@@ -105,5 +108,7 @@ def _schema_of(cause: OmegaConfBaseException) -> Any:
     return OmegaConf.get_type(parent) if parent is not None else None
 
 
-def _closest(word: str, options: list[str]) -> str:
-    return next(iter(difflib.get_close_matches(word, options, n=1, cutoff=0.4)), options[0] if options else "")
+def _closest(word: str, options: list[str]) -> str | None:
+    """The option that was meant: the one that the word abbreviates (lr: learning_rate), or one spelt like it."""
+    abbreviated = [option for option in options if "".join(part[0] for part in option.split("_") if part) == word]
+    return next(iter(abbreviated or difflib.get_close_matches(word, options, n=1, cutoff=0.4)), None)
