@@ -31,7 +31,7 @@ from hylo.until_decided import run_study
 SESSION = Session()
 """Shared by all jobs that this process runs: a sweep in one process loads weights and text once."""
 
-UNNAMED = {"seed", "seeds", "most_seeds", "tracking", "outputs", "cell", "add", "workers", "probe"}
+UNNAMED = {"seed", "seeds", "most_seeds", "tracking", "outputs", "cell", "add", "workers", "probe", "tune"}
 """Keys that are never part of a cell's name: a row has all seeds, a probe is added to the record that there is, and the
 others change no number."""
 FIXED = "hydra.job.config.override_dirname.exclude_keys"

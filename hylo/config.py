@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -27,6 +28,14 @@ for package in (hylo.adapters, hylo.data, hylo.models, hylo.probe):
 
 UNTIL_DECIDED = "until_decided"
 """A value of `seeds`."""
+
+
+class Tune(Enum):
+    """Where the settings that a study chooses for each cell come from."""
+
+    recorded = "the published study, for cells that it chose under the same conditions; trials for all others"
+    again = "trials, whatever the published study chose; finished ones are found again"
+    off = "nowhere: cells keep what their files say, and verdicts say so"
 
 
 @register_root
@@ -55,6 +64,8 @@ class Config:
     rule of hylo/stats/sequential.py."""
     most_seeds: int = bounded(12, ge=3)
     """With seeds=until_decided: where it stops, decided or not."""
+    tune: Tune = Tune.recorded
+    """recorded, again or off: where the settings that a study chooses for each cell come from."""
     add: list[str] | None = None
     """Methods that the study runs besides its cells, each in a row of its own; None: its cells alone."""
     workers: int | None = bounded(None, ge=1)

@@ -29,6 +29,7 @@ from hylo.records import (
     STUDY,
     THIRDS,
     TRAJECTORY,
+    TRIALS,
     WINDOWS,
     RunRecord,
     read_study,
@@ -73,6 +74,8 @@ def publish(folder: Path, to: Path) -> Path:
     with replacing_folder(to / "records") as records, replacing_folder(to / "results") as results:
         # In outputs/ a study is named by its overrides, too; the manifest and every caption say them.
         write_json(records / STUDY, study.manifest | {"study": to.name})
+        if (folder / TRIALS).exists():
+            shutil.copyfile(folder / TRIALS, records / TRIALS)
         for run, config in zip(runs, configs, strict=True):
             _copy(run, config, records / run.folder.name)
         recorded = {path.name for path in records.iterdir()}

@@ -14,6 +14,9 @@
         adapter/          safetensors + JSON
         traceback.txt     only where it failed
     outputs/<group>/study.json                          the cells in order, with their folders
+    outputs/<group>/trials.parquet                      cell, setting, seed, window, nll_sum, tokens: of the trials
+                                                        behind chosen settings, on validation documents; only where a
+                                                        study chose any
 
 `environment` has overhead_seconds: wall time of the run without training and evaluation; loading, the audit, checksums,
 records and tracking are in it.
@@ -44,6 +47,7 @@ RESULT, EVAL, THIRDS, WINDOWS = "result.json", "eval.parquet", "thirds.parquet",
 CURVE, TRAJECTORY, AUDIT = "curve.jsonl", "trajectory.jsonl", "audit.json"
 PROBE = "probe.parquet"
 CONFIG, ADAPTER, TRACEBACK, STUDY = "config.yaml", "adapter", "traceback.txt", "study.json"
+TRIALS = "trials.parquet"
 
 LOCK = ".lock"
 """Held by the process that works on a run."""
@@ -163,6 +167,16 @@ class StudyRecord:
         """Whether a cell evaluates the untuned model."""
         return cell in {entry.get("untuned", self.untuned) for entry in self.manifest["cells"]}
 
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """NLL sums of the trials behind chosen settings: cell, setting (its place among those tried in the
+        manifest), seed, window, nll_sum (nats), tokens. Empty where nothing was chosen."""
+        columns = ["cell", "setting", "seed", "window", "nll_sum", "tokens"]
+        path = self.folder / TRIALS
+        if not path.exists():
+            return pd.DataFrame(columns=pd.Index(columns))
+        return _read_table(path, columns, keys=4, delete=path)
+
 
 def read_run(folder: Path) -> RunRecord:
     """Read one run's record.
@@ -257,9 +271,7 @@ def add_probe(folder: Path, table: pd.DataFrame, section: dict[str, Any]) -> Run
     """
     result = read_run(folder).result
     write_json(folder / RESULT, {name: value for name, value in result.items() if name != "probe"})
-    draft = folder / f".{PROBE}.{os.getpid()}"
-    table.to_parquet(draft, index=False)
-    draft.replace(folder / PROBE)
+    write_table(folder / PROBE, table)
     write_json(folder / RESULT, result | {"probe": section})
     return read_run(folder)
 
@@ -275,6 +287,13 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text)
+    draft.replace(path)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table so that a reader sees either the old file or the whole new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    table.to_parquet(draft, index=False)
     draft.replace(path)
 
 

@@ -65,6 +65,12 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def say(text: str) -> None:
+    """Print a line, from the first process alone."""
+    if is_main_process():
+        print(text, flush=True)
+
+
 def process_count() -> int:
     """How many processes `accelerate launch` or `torchrun` started for this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -76,6 +76,34 @@ def bound_problems(node: Any, key: str = "") -> Iterator[str]:
         yield problem(key, node, str(Bounds()), "a finite number")
 
 
+def number_bounds(node: Any, key: str) -> Bounds | None:
+    """The bounds of a real number in a tree of config dataclasses and dicts, by its dotted key.
+
+    Returns:
+        None where the tree has no such key, or holds none there.
+    """
+    bounds = Bounds()
+    for part in key.split("."):
+        if dataclasses.is_dataclass(node) and part in (
+            fields := {each.name: each for each in dataclasses.fields(node)}
+        ):
+            bounds, node = fields[part].metadata.get("bounds", Bounds()), getattr(node, part)
+        elif isinstance(node, dict) and part in node:
+            bounds, node = Bounds(), node[part]
+        else:
+            return None
+    return bounds if isinstance(node, float) else None
+
+
+def number_range(bounds: Bounds) -> tuple[float, float]:
+    """The lowest and highest number that bounds allow; an open end counts as allowed."""
+    lows, highs = (bounds.ge, bounds.gt), (bounds.le, bounds.lt)
+    return (
+        max((end for end in lows if end is not None), default=-math.inf),
+        min((end for end in highs if end is not None), default=math.inf),
+    )
+
+
 T = TypeVar("T")
 
 _REGISTERED: dict[str, dict[str, type]] = {}

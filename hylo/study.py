@@ -5,13 +5,15 @@ are run and reported by the same functions.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from hylo.cell import Cell, check
-from hylo.config import Config
+from hylo.config import Config, Tune
 from hylo.errors import ConfigError, HyloError
 from hylo.fingerprint import fingerprint
 from hylo.records import file_name
@@ -25,7 +27,7 @@ from hylo.study_report import report_plan
 Compose = Callable[[Sequence[str]], tuple[Config, str]]
 """Makes a typed configuration of a list of overrides, and tells the name of its method."""
 
-NO_PART_OF_A_CELL = {"study", "seeds", "most_seeds", "seed", "add"}
+NO_PART_OF_A_CELL = {"study", "seeds", "most_seeds", "seed", "add", "tune"}
 NO_PART_OF_A_NAME = {"tracking", "outputs", "workers", "probe"}
 """Sections and keys of a command line that are no part of a study's folder: they change no number of its runs."""
 
@@ -42,6 +44,8 @@ class Plan:
     """Those of the command line by which the study differs from its file."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What the manifest says besides: of the choice of settings, and of the rule that chose the number of seeds."""
+    trials: pd.DataFrame | None = None
+    """NLL sums of the trials behind the choice of settings; None: nothing was chosen."""
 
     @property
     def folder(self) -> Path:
@@ -55,6 +59,7 @@ def plan_study(
     *,
     seeds: Sequence[int] | None = None,
     chosen: Mapping[str, Sequence[str]] | None = None,
+    only: Collection[str] | None = None,
 ) -> Plan:
     """The cells of a study, all composed before any runs.
 
@@ -64,6 +69,7 @@ def plan_study(
         compose: makes the configuration of a cell.
         seeds: of each cell that trains; None: those of the command line, or else of the study's file.
         chosen: further overrides of cells by name: what was chosen on the validation split.
+        only: names of the cells to compose; None: all.
 
     Raises:
         ConfigError: the study's file is wrong, or a cell cannot be composed; the message names the cell.
@@ -72,8 +78,12 @@ def plan_study(
     study = read_study_file(config.study)
     shared = [text for text in overrides if key_of(text) not in NO_PART_OF_A_CELL]
     named = [text for text in shared if key_of(text).partition(".")[0] not in NO_PART_OF_A_NAME]
+    named += ["tune=off"] * (config.tune is Tune.off and study.tuning is not None)
     cells = []
-    for name, own in (study.all_cells() | {method: [f"method={method}"] for method in config.add or []}).items():
+    every = study.all_cells() | {method: [f"method={method}"] for method in config.add or []}
+    for name, own in every.items():
+        if only is not None and name not in only:
+            continue
         if clash := {key_of(text) for text in own} & {key_of(text) for text in named}:
             raise ConfigError(
                 f"study={config.study}: the cell {name} sets {', '.join(sorted(clash))} itself; remove the override"

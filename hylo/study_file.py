@@ -5,10 +5,12 @@ there, claims that nobody made.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,6 +21,8 @@ from hylo.schema import bound_problems, bounded
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 FILE = "study.yaml"
+ALL = "all"
+"""A value of `tuning.cells`."""
 
 
 class Way(Enum):
@@ -74,16 +78,27 @@ class FactorialConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TuningConfig:
-    """A setting chosen for each cell on the validation split, which no reported number touches."""
+    """Settings chosen for each cell on the validation split, which no reported number touches."""
 
-    key: str = MISSING
-    """The key that is chosen, for example trainer.learning_rate."""
-    values: list[float] = MISSING
-    """What is tried."""
-    cells: list[str] = MISSING
-    """The cells that get the best value of their own; the others keep what their overrides say."""
-    seed: int = bounded(100, ge=0)
-    """Seed of the trials; not one of the study's, so that no reported run was chosen by its own luck."""
+    cells: Any = ALL
+    """The cells that get settings of their own: `all` that train, or a list of names."""
+    fixed: list[str] = field(default_factory=list)
+    """Of `all` cells those that keep what their overrides and files say: the published rate, for example."""
+    keys: dict[str, list[Any]] = field(default_factory=dict)
+    """Keys that are chosen for every tuned cell, each with the start of its grid: two values or more, evenly spaced in
+    logarithm. The first key is searched first."""
+    own: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    """Further keys of single cells, by cell: the learning-rate multiplier of a component, for example."""
+    trials: int = bounded(6, ge=2)
+    """Settings that are tried for each cell, each with every seed; the same number for all."""
+    seeds: list[int] = field(default_factory=lambda: [100, 101])
+    """Seeds of the trials; none of the study's, so that no reported run was chosen by its own luck."""
+    overrides: list[str] = field(default_factory=list)
+    """Overrides of the trials alone: faster arithmetic, for example."""
+
+    def grids(self, cell: str) -> dict[str, list[float]]:
+        """The start of the grid of each key of a cell."""
+        return {key: [*map(float, values)] for key, values in (self.keys | self.own.get(cell, {})).items()}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,7 +122,7 @@ class StudyConfig:
     factorial: FactorialConfig | None = None
     """Cells made of all combinations of components, after those of `cells`."""
     tuning: TuningConfig | None = None
-    """A setting chosen before the study runs."""
+    """Settings chosen before the study runs."""
 
     def all_cells(self) -> dict[str, list[str]]:
         """Overrides of each cell, those of the factorial last."""
@@ -134,7 +149,10 @@ def read_study_file(name: str) -> StudyConfig:
     if name not in study_names():
         raise ConfigError(problem("study", name, f"one of {', '.join(study_names())}", "correct the name"))
     try:
-        study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), OmegaConf.load(path)))
+        written = OmegaConf.load(path)
+        if OmegaConf.select(written, "tuning.key") is not None:
+            raise ConfigError(f"{path}: tuning.key, values and seed are now tuning.keys: {{key: [values]}} and seeds")
+        study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), written))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error}") from error
     assert isinstance(study, StudyConfig)
@@ -155,12 +173,45 @@ def _problems(study: StudyConfig) -> Iterator[str]:
         if contrast.cell == contrast.reference:
             yield f"contrasts[{place}]: {contrast.cell} is compared with itself"
     yield from claim_problems(study.claims, cells, EXPERIMENTS)
-    if tuning := study.tuning:
-        yield from _unknown("tuning.cells", {str(place): name for place, name in enumerate(tuning.cells)}, cells)
-        if not tuning.values or not tuning.cells:
-            yield "tuning: needs at least one value and one cell"
-        for name in (name for name in tuning.cells if tuning.key in map(key_of, cells.get(name, []))):
-            yield f"tuning: the cell {name} sets {tuning.key} itself; remove it there, or from tuning.cells"
+    if study.tuning:
+        yield from _tuning_problems(study.tuning, cells)
+
+
+def _tuning_problems(tuning: TuningConfig, cells: Mapping[str, list[str]]) -> Iterator[str]:
+    """What a file alone says of its tuning; the keys themselves are checked where cells are composed."""
+    named = [] if tuning.cells == ALL else tuning.cells
+    if not isinstance(named, list) or (tuning.cells != ALL and not named):
+        yield problem("tuning.cells", tuning.cells, f"{ALL}, or a list of cells", f"tuning.cells={ALL}")
+        return
+    for part, names in (("cells", named), ("fixed", tuning.fixed), ("own", tuning.own)):
+        yield from _unknown(f"tuning.{part}", {str(place): name for place, name in enumerate(names)}, cells)
+    if not tuning.keys:
+        yield problem("tuning.keys", {}, "at least one key with its grid", "keys: {trainer.learning_rate: [...]}")
+    if len(set(tuning.seeds)) < 2:
+        yield problem("tuning.seeds", tuning.seeds, "two seeds or more", "tuning.seeds: [100, 101]")
+    for name, grids in {"": tuning.keys, **tuning.own}.items():
+        where = f"tuning.own.{name}" if name else "tuning.keys"
+        for key, values in grids.items():
+            if len(set(values)) < 2 or not all(map(_positive, values)):
+                allowed = "two different numbers or more, all above 0: the start of a logarithmic grid"
+                yield problem(f"{where}.{key}", values, allowed, "two values or more, a factor of two or so apart")
+    start = len(next(iter(tuning.keys.values()), []))
+    if tuning.trials < start:
+        allowed = f"at least {start}, the start of the first grid"
+        yield problem("tuning.trials", tuning.trials, allowed, f"trials: {start + 2}, or a shorter grid")
+    for name in tuned_cells(tuning, cells):
+        for key in tuning.grids(name).keys() & set(map(key_of, cells.get(name, []))):
+            yield f"tuning: the cell {name} sets {key} itself; remove it there, or name the cell in tuning.fixed"
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def tuned_cells(tuning: TuningConfig, cells: Collection[str]) -> list[str]:
+    """The cells that get settings of their own, in the order of the study."""
+    named = cells if tuning.cells == ALL else tuning.cells
+    return [name for name in cells if name in named and name not in tuning.fixed]
 
 
 def _unknown(key: str, named: Mapping[str, str], cells: Mapping[str, list[str]]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hylo.fingerprint import fingerprint
-from hylo.records import SCHEMA_VERSION, STUDY, read_run, write_json
+from hylo.records import SCHEMA_VERSION, STUDY, TRIALS, read_run, write_json, write_table
 from hylo.run import probed
 from hylo.schema import plain
 from hylo.session import Session
@@ -25,6 +25,8 @@ def report_plan(plan: "Plan", session: Session) -> bool:
 
     content = manifest(plan, session)
     write_json(plan.folder / STUDY, content)
+    if plan.trials is not None:
+        write_table(plan.folder / TRIALS, plan.trials)
     summary = plan.folder / SUMMARY
     before = summary.read_bytes() if summary.exists() else b""
     report = write_report(plan.folder)

@@ -38,15 +38,15 @@ def run_study(config: Config, overrides: Sequence[str], compose: Compose, sessio
     if config.seeds == UNTIL_DECIDED and plan.study and not (plan.study.contrasts or plan.study.claims):
         allowed = "seeds by number: this study names no contrast and no claim that could be decided"
         raise ConfigError(problem("seeds", UNTIL_DECIDED, allowed, "'seeds=[0,1,2]', or contrasts in its study.yaml"))
-    chosen, notes = tune(plan, config, overrides, compose, session)
+    chosen, notes, trials = tune(plan, config, overrides, compose, session)
     if config.seeds != UNTIL_DECIDED:
         plan = plan_study(config, overrides, compose, chosen=chosen) if chosen else plan
-        return run_checked(dataclasses.replace(plan, notes=notes), session)
+        return run_checked(dataclasses.replace(plan, notes=notes, trials=trials), session)
     looks = stats.looks(config.most_seeds)
     for look, level in stats.levels(looks).items():
         plan = plan_study(config, overrides, compose, seeds=range(look), chosen=chosen)
         rule = {"rule": UNTIL_DECIDED, "looks": list(looks), "level": level}
-        plan = with_untuned(dataclasses.replace(plan, notes=notes | rule), session)
+        plan = with_untuned(dataclasses.replace(plan, notes=notes | rule, trials=trials), session)
         run_pending(plan, session)
         open_ = list(undecided(recorded(plan, session)))
         if is_main_process():

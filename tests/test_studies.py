@@ -1,15 +1,21 @@
 """Studies as they run: settings chosen on validation, seeds until decided, a factorial, several contexts."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import pandas as pd
 import pytest
 from launch import train
 
 import hylo.run
 import hylo.study_file
+import hylo.tuning
+from hylo.errors import TrainingDiverged
+from hylo.publish import publish
 from hylo.records import read_run, read_study
 from hylo.study_file import EXPERIMENTS
 
@@ -32,38 +38,129 @@ def write_study(text: str) -> None:
     Path("experiments/mine/study.yaml").write_text(HEAD + text)
 
 
-def manifest() -> dict[str, object]:
+def manifest() -> dict[str, Any]:
     (path,) = Path("outputs").glob("mine*/study.json")
     return json.loads(path.read_text())
 
 
+TUNING = "tuning:\n  cells: [large]\n  keys: {trainer.learning_rate: [1.0e-4, 1.0e-3, 1.0e-2]}\n  trials: 4\n"
+
+
 def test_a_setting_is_chosen_on_validation_and_nowhere_else(tiny: tuple[str, ...]) -> None:
-    tuning = "tuning: {key: trainer.learning_rate, values: [1.0e-5, 1.0e-2], cells: [large]}\n"
-    write_study(CELLS + CONTRASTS + tuning)
+    write_study(CELLS + CONTRASTS + TUNING)
     assert train("study=mine", *tiny, "seeds=[0,1]") == 0
     (trials,) = Path("outputs").glob("tuning-of-*")
     records = [read_run(path) for path in trials.iterdir()]
     assert {record.result["data"]["eval_split"] for record in records} == {"validation"}
-    assert {record.seed for record in records} == {100}, "no reported run may be the one that was chosen by its luck"
-    ppl = {record.cell.partition("=")[2]: record.result["metrics"]["ppl"] for record in records}
-    best = min(ppl, key=lambda value: ppl[value])
-    (told,) = manifest()["tuning"]  # pyright: ignore[reportGeneralTypeIssues]
-    assert told["chosen"] == float(best)
-    assert told["at_an_end_of_the_grid"]
-    assert {float(value): one for value, one in told["validation_ppl"].items()} == {float(v): p for v, p in ppl.items()}
+    assert {record.seed for record in records} == {100, 101}, "no reported run may be one that was chosen by its luck"
+    (told,) = manifest()["tuning"]
+    found = {tuple(each["values"]): each["ppl"] for each in told["tried"]}
+    assert len(found) == 4
+    assert told["trials"] == len(records) == 8
+    best = min(found, key=lambda setting: found[setting][0] * found[setting][1])
+    assert tuple(told["chosen"]) == best
+    assert told["at_an_end"] == ["trainer.learning_rate"] * (best in {min(found), max(found)})
     (folder,) = (path.parent for path in Path("outputs").glob("*/study.json"))
     study = read_study(folder)
+    trials_table: Any = study.trials
+    sums = trials_table.groupby(["setting", "seed"])[["nll_sum", "tokens"]].sum()
+    ppl = np.exp(sums["nll_sum"] / sums["tokens"]).to_numpy().reshape(4, 2)
+    assert ppl == pytest.approx(np.array(list(found.values())))
     overrides = {cell: runs[0].result["overrides"] for cell, runs in study.cells.items()}
-    assert f"trainer.learning_rate={told['chosen']!r}" in overrides["large"]
+    assert f"trainer.learning_rate={best[0]!r}" in overrides["large"]
     assert not [text for text in overrides["small"] if text.startswith("trainer.learning_rate")]
     assert {run.result["data"]["eval_split"] for runs in study.cells.values() for run in runs} == {"test"}
-    text = (folder / "summary.md").read_text()
-    assert "Chosen on the validation split" in text
+    assert "Chosen on the validation split" in (folder / "summary.md").read_text()
     overrides = [text for text in tiny if not text.startswith("tracking=")]
     assert manifest()["overrides"] == overrides
-    assert f"run with {' '.join(overrides)}" in text.replace("\\", "")
+    assert f"run with {' '.join(overrides)}" in (folder / "summary.md").read_text().replace("\\", "")
     with mock.patch.object(hylo.run, "execute", side_effect=AssertionError("ran again")):
         assert train("study=mine", *tiny, "seeds=[0,1]") == 0
+
+
+def test_published_choices_are_taken_over_where_they_hold(
+    tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(CELLS + CONTRASTS + TUNING)
+    assert train("study=mine", *tiny, "seeds=[0,1]") == 0
+    (folder,) = (path.parent for path in Path("outputs").glob("*/study.json"))
+    with mock.patch("hylo.publish._absolute_paths", return_value=[]):  # of the test's own text files
+        publish(folder, Path("experiments/mine"))
+    first = manifest()["tuning"]
+    shutil.rmtree("outputs")
+    assert train("study=mine", *tiny, "seeds=[0]") == 0
+    assert "as published, of 8 trials" in capsys.readouterr().out
+    assert not [*Path("outputs").glob("tuning-of-*")]
+    assert manifest()["tuning"] == [choice | {"recorded": True} for choice in first]
+    assert len(read_study(next(Path("outputs").glob("mine*"))).trials)
+    with mock.patch.object(hylo.tuning, "search", side_effect=AssertionError("searched")):
+        with pytest.raises(AssertionError, match="searched"):
+            train("study=mine", *tiny, "seeds=[0]", "tune=again")
+        with pytest.raises(AssertionError, match="searched"):
+            train("study=mine", *tiny, "seeds=[0]", "trainer.steps=5")
+    assert train("study=mine", *tiny, "seeds=[0]", "tune=off") == 0
+    told = [json.loads(path.read_text()) for path in Path("outputs").glob("mine*/study.json")]
+    assert [
+        [text for text in each["overrides"] if text.startswith("tune")] for each in told if "tuning" not in each
+    ] == [["tune=off"]]
+
+
+def test_every_arm_gets_the_same_number_of_trials_and_its_own_keys(tiny: tuple[str, ...]) -> None:
+    """Diverged trials count as tried, and are not run again."""
+    write_study(
+        "cells:\n  base: [method=none]\n  plain: [method=lora]\n"
+        "  pa: [method=landmark_pa]\n  old: [method=landmark_pa]\n"
+        "contrasts:\n  - {cell: pa, reference: plain, component: landmarks}\n"
+        "tuning:\n  cells: all\n  fixed: [old]\n  trials: 5\n  keys: {trainer.learning_rate: [1.0e-4, 1.0e-3]}\n"
+        "  own: {pa: {method.landmark.learning_rate_multiplier: [1, 8]}}\n"
+    )
+    train_cell = hylo.run.train
+
+    def failing(model: object, *arguments: Any, **options: Any) -> object:
+        if arguments[1].learning_rate < 3e-4:
+            raise TrainingDiverged("step 1: loss nan")
+        return train_cell(model, *arguments, **options)  # pyright: ignore[reportArgumentType]
+
+    with mock.patch.object(hylo.run, "train", failing):
+        assert train("study=mine", *tiny, "seeds=[0,1]", "workers=1") == 0
+        choices = {choice["cell"]: choice for choice in manifest()["tuning"]}
+        assert {name: choice["trials"] for name, choice in choices.items()} == {"plain": 10, "pa": 10}
+        assert [None, None] in [each["ppl"] for each in choices["plain"]["tried"]]
+        assert choices["pa"]["keys"] == ["trainer.learning_rate", "method.landmark.learning_rate_multiplier"]
+        with mock.patch.object(hylo.run, "execute", side_effect=AssertionError("ran again")):
+            assert train("study=mine", *tiny, "seeds=[0,1]", "workers=1") == 0
+
+
+@pytest.mark.parametrize(
+    ("tuning", "said"),
+    [
+        ("keys: {trainer.learning_rate: [1.0e-3]}", "trainer.learning_rate = [0.001]"),
+        ("keys: {trainer.learning_rate: [1.0e-3, 0.0]}", "above 0"),
+        ("keys: {trainer.lr: [1.0e-3, 1.0e-2]}", "tuning of small: trainer.lr"),
+        ("keys: {trainer.decay: [1.0e-3, 1.0e-2]}", "tuning of small: trainer.decay"),
+        ("keys: {trainer.learning_rate: [1.0, 100.0]}", "tuning of small: trainer.learning_rate = 100.0"),
+        ("keys: {method.low_rank.rank: [4, 8]}", "the cell large sets method.low_rank.rank itself"),
+        ("cells: [smal]\n  keys: {trainer.learning_rate: [1.0e-3, 1.0e-2]}", "tuning.cells.0 = 'smal'"),
+        ("cells: [base]\n  keys: {trainer.learning_rate: [1.0e-3, 1.0e-2]}", "tuning = 'base'"),
+        ("keys: {trainer.learning_rate: [1.0e-3, 1.0e-2]}\n  seeds: [100]", "tuning.seeds = [100]"),
+        ("keys: {trainer.learning_rate: [1.0e-3, 1.0e-2]}\n  seeds: [1, 100]", "tuning.seeds = [1]"),
+        ("keys: {trainer.learning_rate: [1.0e-4, 1.0e-3, 1.0e-2]}\n  trials: 2", "tuning.trials = 2"),
+        (
+            "keys: {trainer.learning_rate: [1.0e-3, 1.0e-2]}\n"
+            "  own: {small: {method.landmark.learning_rate_multiplier: [1, 8]}}",
+            "tuning of small: method.landmark.learning_rate_multiplier",
+        ),
+        ("key: trainer.learning_rate\n  values: [1.0e-3, 1.0e-2]", "tuning.keys"),
+    ],
+)
+def test_tuning_that_cannot_work_is_refused(
+    tuning: str, said: str, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message names the cell and the key, and nothing has run."""
+    write_study(f"{CELLS}{CONTRASTS}tuning:\n  {tuning}\n")
+    assert train("study=mine", *tiny, "seeds=[0,1]") == 2
+    assert said in capsys.readouterr().err
+    assert not Path("outputs").exists()
 
 
 def test_seeds_are_added_until_the_cap(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,11 +250,4 @@ def test_nothing_to_decide_is_refused(tiny: tuple[str, ...], capsys: pytest.Capt
     write_study(CELLS)
     assert train("study=mine", *tiny, "seeds=until_decided") == 2
     assert "names no contrast and no claim" in capsys.readouterr().err
-    assert not Path("outputs").exists()
-
-
-def test_a_trial_has_no_seed_of_a_reported_run(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    write_study(CELLS + CONTRASTS + "tuning: {key: trainer.learning_rate, values: [1.0e-3], cells: [large]}\n")
-    assert train("study=mine", *tiny, "seeds=[0,100]") == 2
-    assert "tuning.seed = 100" in capsys.readouterr().err
     assert not Path("outputs").exists()

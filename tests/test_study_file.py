@@ -71,9 +71,9 @@ def test_a_right_file_is_read(folder: Path) -> None:
         ("seeds: []\n", ["at least one cell and one seed"]),
         ("sedes: [0]\n", ["sedes"]),
         ("seeds: [a]\n", ["seeds"]),
-        ("tuning: {key: trainer.learning_rate, values: [1e-3], cells: [lage]}\n", ["tuning.cells", "lage"]),
-        ("tuning: {key: method, values: [1e-3], cells: [large]}\n", ["large sets method itself"]),
-        ("tuning: {key: trainer.learning_rate, values: [], cells: [large]}\n", ["at least one value"]),
+        ("tuning: {keys: {trainer.learning_rate: [1e-3, 1e-2]}, cells: [lage]}\n", ["tuning.cells", "lage"]),
+        ("tuning: {keys: {method: [1e-3, 1e-2]}, cells: [large]}\n", ["large sets method itself"]),
+        ("tuning: {keys: {trainer.learning_rate: []}, cells: [large]}\n", ["two different numbers or more"]),
         ("factorial: {stack: [method=dora], without: {a: [], b: []}, nothing: base}\n", ["base", "name them once"]),
     ],
 )

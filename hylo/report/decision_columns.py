@@ -73,10 +73,12 @@ CLAIMS_IN_BRIEF = [
 ATTRIBUTION = [COMPONENT, WAY, CELL, REFERENCE, SEEDS, EFFECT, ADDED]
 TUNING = [
     CELL,
-    text("Key", "key", "The setting."),
-    quantity("Chosen", "chosen", "Lowest validation perplexity.", decimals=5),
-    text("Tried", "tried", "Validation perplexity of every value."),
-    text("At an end of the grid", "end", "Then a better value may lie beyond it."),
+    text("Chosen", "chosen", "Lowest validation perplexity."),
+    quantity("Trials", "trials", "Settings that were tried, times seeds.", decimals=0),
+    text("Tried", "tried", "Validation perplexity of every setting, the geometric mean over seeds."),
+    text(
+        "At an end of the grid", "end", "Keys whose best value has no worse one beyond it: a better one may be there."
+    ),
 ]
 
 FACTS = quantity("Facts", "facts", "Facts in a list.", decimals=0)

@@ -12,6 +12,7 @@ from hylo.report.caption import marked
 from hylo.report.columns import verdict
 from hylo.report.contrasts import SHAPLEY, attribution_table, claim_table, contrast_table, criteria_table, level
 from hylo.report.pairs import LIM_PPL, PPL
+from hylo.report.rates import choice_table
 from hylo.report.retrieval_contrasts import retrieval_cells, retrieval_contrasts
 from hylo.report.table import Table
 from hylo.verdicts import ClaimVerdict
@@ -130,22 +131,12 @@ def _criteria(study: StudyRecord) -> Decision:
 
 
 def _tuning(study: StudyRecord) -> Decision:
-    rows = [
-        {name: choice[name] for name in ("cell", "key", "chosen")}
-        | {
-            "tried": "; ".join(
-                f"{value}: {'failed' if ppl is None else format(ppl, '.2f')}"
-                for value, ppl in choice["validation_ppl"].items()
-            ),
-            "end": "yes" if choice["at_an_end_of_the_grid"] else "no",
-        }
-        for choice in study.manifest.get("tuning", [])
-    ]
     return Decision(
         name="tuning",
         title="Chosen on the validation split",
-        about="The value with the lowest perplexity on validation documents, with a seed that no reported run has.",
-        frame=pd.DataFrame(rows),
+        about="The setting with the lowest perplexity on validation documents, mean over trial seeds that no reported "
+        "run has. Every cell had as many trials as the others.",
+        frame=choice_table(study),
         columns=show.TUNING,
         printed=True,
     )
