@@ -30,8 +30,8 @@ class Choice:
     seeds: list[int]
     condition: str
     """Hash of everything that the choice holds for, see `condition`."""
-    recorded: bool = False
-    """Taken over from the study as it was published."""
+    recorded: int = 0
+    """Of the settings tried, those that the study was published with: they were not run again."""
 
     @property
     def scores(self) -> dict[Setting, float]:
@@ -59,9 +59,12 @@ class Choice:
 
     def __str__(self) -> str:
         said = " ".join(f"{key}={value:g}" for key, value in zip(self.keys, self.best, strict=True))
-        whence = "as published, of" if self.recorded else "the lowest validation perplexity of"
+        published = f", {self.recorded * len(self.seeds)} of them published with the study" * bool(self.recorded)
         end = f"; {', '.join(self.at_an_end)} at an end of the grid: a better value may lie beyond it"
-        return f"{self.cell}: {said} ({whence} {self.trials} trials{end * bool(self.at_an_end)})"
+        return (
+            f"{self.cell}: {said} has the lowest validation perplexity of {self.trials} trials"
+            f"{published}{end * bool(self.at_an_end)}"
+        )
 
     def note(self) -> dict[str, Any]:
         """The choice as a study's manifest holds it."""
@@ -85,20 +88,23 @@ def score(found: Sequence[float | None]) -> float:
 
 
 def published_choices(study: Path) -> tuple[dict[str, Choice], pd.DataFrame]:
-    """The choices of a published study by cell, and the NLL sums of their trials; none where it has no such.
+    """What a study was published with: trials and choices by cell, and the NLL sums of the trials; empty without any.
 
     Arguments:
-        study: its folder in experiments/.
+        study: its folder in experiments/: `records/` holds those of a complete study, `trials/` those of one that is
+            still under way.
     """
-    manifest, trials = study / "records" / STUDY, study / "records" / TRIALS
-    if not manifest.exists() or not trials.exists():
-        return {}, no_sums()
-    found = {}
-    for note in json.loads(manifest.read_text()).get("tuning", []):
-        tried = {tuple(each["values"]): each["ppl"] for each in note["tried"]}
-        fixed = {name: note[name] for name in ("cell", "keys", "seeds", "condition")}
-        found[note["cell"]] = Choice(**fixed, tried=tried, recorded=True)
-    return found, pd.read_parquet(trials)
+    for folder in (study / "records", study / "trials"):
+        if (folder / STUDY).exists() and (folder / TRIALS).exists():
+            notes = json.loads((folder / STUDY).read_text())["tuning"]
+            return {note["cell"]: of_note(note) for note in notes}, pd.read_parquet(folder / TRIALS)
+    return {}, no_sums()
+
+
+def of_note(note: dict[str, Any]) -> Choice:
+    """The choice that a manifest holds."""
+    tried = {tuple(each["values"]): each["ppl"] for each in note["tried"]}
+    return Choice(note["cell"], note["keys"], tried, note["seeds"], note["condition"])
 
 
 def no_sums() -> pd.DataFrame:

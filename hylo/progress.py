@@ -2,6 +2,7 @@
 
 import time
 from types import TracebackType
+from typing import ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,14 +13,19 @@ LOG_SECONDS = 15.0
 
 
 class Progress:
-    """Counts steps towards a total, with the latest loss, tokens a second, and the time left."""
+    """Counts steps towards a total, with the latest loss, tokens a second, and the time left.
+
+    While one bar is on a terminal, what is counted inside of it shows none: two would draw over each other.
+    """
+
+    _shown: ClassVar[int] = 0
 
     def __init__(self, label: str, total: int, done: int = 0, visible: bool = True) -> None:
         self.label, self.total, self.visible = label, total, visible
         self._console = Console()
         self._bar: Bar | None = None
         self._first, self._began, self._logged = done, time.monotonic(), time.monotonic()
-        if visible and self._console.is_terminal:
+        if visible and self._console.is_terminal and not Progress._shown:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -34,6 +40,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if self._bar:
+            Progress._shown += 1
             self._bar.start()
         return self
 
@@ -42,6 +49,7 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
+            Progress._shown -= 1
 
     def update(self, done: int, *, loss: float | None = None, tokens_per_second: float | None = None) -> None:
         """Show that `done` of the total are finished."""
@@ -56,7 +64,9 @@ class Progress:
         now = time.monotonic()
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)
-        elif self.visible and (now - self._logged >= LOG_SECONDS or done == self.total):
+        elif (
+            self.visible and not self._console.is_terminal and (now - self._logged >= LOG_SECONDS or done == self.total)
+        ):
             left = (now - self._began) / max(done - self._first, 1) * (self.total - done)
             print(f"{self.label}: {done}/{self.total}  {note}  {now - self._began:.0f} s, ETA {left:.0f} s", flush=True)
             self._logged = now

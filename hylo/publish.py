@@ -24,6 +24,7 @@ from hylo.records import (
     CONFIG,
     CURVE,
     EVAL,
+    HALF,
     PROBE,
     RESULT,
     STUDY,
@@ -37,7 +38,7 @@ from hylo.records import (
     write_json,
 )
 
-KEPT = (EVAL, THIRDS, WINDOWS, CURVE, TRAJECTORY, AUDIT, PROBE)
+KEPT = (EVAL, HALF, THIRDS, WINDOWS, CURVE, TRAJECTORY, AUDIT, PROBE)
 """Files of a run that are copied as they are."""
 README = "README.md"
 BEGIN, END = "<!-- claims: written by python -m hylo.publish -->", "<!-- end of claims -->"

@@ -4,6 +4,7 @@
         result.json       status, parameters, metrics, training, environment (see `new_result`)
         eval.parquet      window, bin (0-9), nll_sum, tokens, bytes         one row a window and position bin
         thirds.parquet    window, third (0-2), nll_sum, tokens, bytes       the same by thirds: 1 is the middle
+        half.parquet      as eval.parquet, after half of the optimizer steps; only where something was trained
         probe.parquet     facts, list, depth, place, exact, answer_logprob, answer_tokens     one row a question;
                           only where a probe was asked (`RunRecord.probe`): result.json then has a section `probe`
         windows.parquet   window, document, first_token, length             where each window was cut
@@ -44,6 +45,7 @@ from hylo.errors import RecordError
 SCHEMA_VERSION = 2
 RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
 RESULT, EVAL, THIRDS, WINDOWS = "result.json", "eval.parquet", "thirds.parquet", "windows.parquet"
+HALF = "half.parquet"
 CURVE, TRAJECTORY, AUDIT = "curve.jsonl", "trajectory.jsonl", "audit.json"
 PROBE = "probe.parquet"
 CONFIG, ADAPTER, TRACEBACK, STUDY = "config.yaml", "adapter", "traceback.txt", "study.json"
@@ -87,6 +89,12 @@ class RunRecord:
     def thirds(self) -> pd.DataFrame:
         """Columns window, third, nll_sum (nats), tokens, bytes; sorted by window and third."""
         return _read_table(self.folder / THIRDS, ["window", "third", "nll_sum", "tokens", "bytes"])
+
+    @cached_property
+    def half(self) -> pd.DataFrame | None:
+        """`eval` after half of the optimizer steps; None where nothing was trained, and in older records."""
+        path = self.folder / HALF
+        return _read_table(path, ["window", "bin", "nll_sum", "tokens", "bytes"]) if path.exists() else None
 
     @cached_property
     def windows(self) -> pd.DataFrame:

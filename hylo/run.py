@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hylo.adapters.model import AdaptedModel, adapted
-from hylo.audit import Audit, Finding, print_findings
+from hylo.audit import Audit, Contributions, Finding, print_findings
 from hylo.cell import Cell
 from hylo.clock import Clock
 from hylo.compiled import compiled_layers
@@ -27,6 +27,7 @@ from hylo.records import (
     ADAPTER,
     AUDIT,
     EVAL,
+    HALF,
     THIRDS,
     WINDOWS,
     RunRecord,
@@ -35,6 +36,7 @@ from hylo.records import (
     find_complete,
     read_run,
     write_json,
+    write_table,
 )
 from hylo.runtime import (
     accelerator_for,
@@ -49,7 +51,7 @@ from hylo.schema import plain
 from hylo.session import Session, weights_checksum
 from hylo.tracking import NullTracker, Tracker, log_run, log_step, open_tracker
 from hylo.trainer import Kernels
-from hylo.training import UNTRAINED, train
+from hylo.training import UNTRAINED, prepare_for_training, train
 
 
 def run_cell(cell: Cell, session: Session) -> RunRecord:
@@ -122,10 +124,12 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
     eval_windows = session.eval_windows(config.data, config.model)
     untouched = weights_checksum(base)
     probe, base_logits = session.probe(config.data, config.model, accelerator.device)
+    read = session.contribution(config.data, config.model, accelerator.device) if config.components else None
     with tracked(cell) as tracker:
         with prepared(base, config) as model:
             audit = Audit(model, probe, base_logits, seed=config.seed)
             findings = audit.before_training()
+            contributions = Contributions(model, *read) if read else None
             reset_peak_memory()
             memory = estimate(
                 model,
@@ -136,6 +140,20 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
                 processes=accelerator.num_processes,
             )
             announce(label, model, findings, memory)
+            size = evaluation_batch_size(model, config.trainer, config.data.context_length)
+
+            def measured(name: str) -> Evaluation:
+                with clock.working():
+                    return evaluate(model, eval_windows, accelerator, batch_size=size, label=f"{label}, {name}")
+
+            def on_step(line: dict[str, Any]) -> None:
+                log_step(tracker, line)
+                if line["step"] == config.trainer.steps // 2:
+                    half = measured("evaluation half-way")
+                    prepare_for_training(model, config.trainer)
+                    if accelerator.is_main_process:
+                        write_table(folder / HALF, half.bins)
+
             training = UNTRAINED
             if config.components:
                 windows = session.windows(config.data, config.model, Split.train)
@@ -149,16 +167,15 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
                         folder=folder,
                         label=label,
                         loss_on_padding=config.data.loss_on_padding,
-                        on_step=lambda line: log_step(tracker, line),
+                        on_step=on_step,
                     )
-            size = evaluation_batch_size(model, config.trainer, config.data.context_length)
-            with clock.working():
-                evaluation = evaluate(model, eval_windows, accelerator, batch_size=size, label=f"{label}, evaluation")
-            audit.after_training()
+            evaluation = measured("evaluation")
+            audit.after_training(contributions)
             peak = peak_memory_bytes()
             if accelerator.is_main_process:
                 print(f"{label}: memory: peak {gib(peak)}, estimated {gib(memory.peak)}", flush=True)
             result["audit"] = {"failed": audit.failed}
+            result["contribution"] = contributions.section if contributions else {}
             result["params"] = model.parameter_counts()
             result["metrics"] = evaluation.metrics()
             result["training"] = training | memory.beside(peak)

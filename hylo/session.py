@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hylo.audit import probe_ids, untouched_logits
+from hylo.audit.contribution import Reading, chosen_windows, read
 from hylo.data.base import DataConfig, Document, Protocol, Split
 from hylo.data.lines import cut_lines, predicting
 from hylo.data.tokens import documents_identity, tokenize
@@ -55,6 +56,16 @@ class Session:
             return ids, untouched_logits(self.base(model, device), ids)
 
         return self._once("probe", data, model, device, make=make)
+
+    def contribution(self, data: DataConfig, model: ModelConfig, device: torch.device) -> tuple[Windows, Reading]:
+        """The training windows on which contributions are measured, and what the base model makes of them."""
+
+        def make() -> tuple[Windows, Reading]:
+            windows = chosen_windows(predicting(self.windows(data, model, Split.train)))
+            base = self.base(model, device)
+            return windows, read(base, base, windows)
+
+        return self._once("probe contribution", data, model, device, make=make)
 
     def documents(self, data: DataConfig, split: Split) -> list[Document]:
         """The documents of a split."""

@@ -20,8 +20,8 @@ from hylo.choices import Choice, condition, no_sums, published_choices, score
 from hylo.config import Config, Tune
 from hylo.errors import ConfigError, HyloError, problem
 from hylo.fingerprint import fingerprint
-from hylo.records import FAILED, RESULT, RunRecord, file_name, read_run
-from hylo.runtime import say
+from hylo.records import FAILED, RESULT, STUDY, TRIALS, RunRecord, file_name, read_run, write_json, write_table
+from hylo.runtime import is_main_process, say
 from hylo.schema import number_bounds, number_range
 from hylo.search import Setting, next_setting, start_settings
 from hylo.session import Session
@@ -45,7 +45,10 @@ class Arm:
     """The start of each key's grid."""
     ranges: list[tuple[float, float]]
     """The lowest and highest value that each key may have."""
+    published: dict[Setting, list[float | None]] = field(default_factory=dict)
+    """Validation perplexities by seed that hold here as well: they are not run again."""
     trials: dict[Setting, list[Cell]] = field(default_factory=dict)
+    """What was tried, in order; no cells where it was published."""
 
     def overrides(self, setting: Setting) -> list[str]:
         """A setting as overrides."""
@@ -53,12 +56,21 @@ class Arm:
 
     def tried(self, session: Session) -> dict[Setting, list[float | None]]:
         """Validation perplexity of each setting by seed."""
-        return {setting: [_perplexity(cell, session) for cell in cells] for setting, cells in self.trials.items()}
+        return {
+            setting: [_perplexity(cell, session) for cell in cells] if cells else self.published[setting]
+            for setting, cells in self.trials.items()
+        }
 
     def wanted(self, trials: int, session: Session) -> list[Setting]:
-        """What comes next; nothing where the arm has had its trials."""
-        if not self.trials:
-            return start_settings([*self.grids.values()])
+        """What must run next, after all that was published has been taken over; nothing where the arm has had its
+        trials."""
+        settings = start_settings([*self.grids.values()]) if not self.trials else self._next(trials, session)
+        while settings and all(setting in self.published for setting in settings):
+            self.trials |= {setting: [] for setting in settings}
+            settings = self._next(trials, session)
+        return settings
+
+    def _next(self, trials: int, session: Session) -> list[Setting]:
         if len(self.trials) >= trials:
             return []
         scores = {setting: score(found) for setting, found in self.tried(session).items()}
@@ -69,7 +81,7 @@ class Arm:
 def tune(
     plan: Plan, config: Config, overrides: Sequence[str], compose: Compose, session: Session
 ) -> tuple[Chosen, dict[str, Any], pd.DataFrame | None]:
-    """Choose the settings of each tuned cell: those that the published study has, or by trials that are run now.
+    """Choose the settings of each tuned cell by trials. Those that the study was published with are not run again.
 
     Returns:
         The chosen overrides of each tuned cell, what the manifest says of the choices, and the trials' sums by window;
@@ -95,26 +107,42 @@ def tune(
 
     arms = arms_of(plan, tuning)
     first = make_trials({arm.cell: arm.overrides(start_settings([*arm.grids.values()])[0]) for arm in arms})
+    trials = Plan(group, plan.outputs, first)
+    check_plan(trials, session)
     conditions = {cell.name: condition(cell, [*tuning.grids(cell.name)], session) for cell in first}
-    known, sums = {}, no_sums()
+    sums = no_sums()
     if config.tune is Tune.recorded:
         published, sums = published_choices(hylo.study_file.EXPERIMENTS / str(config.study))
-        known = {
-            name: choice
-            for name, choice in published.items()
-            if choice.condition == conditions.get(name) and choice.keys == [*tuning.grids(name)]
-        }
-    searched = [arm for arm in arms if arm.cell not in known]
-    if searched:
-        count = len(searched) * tuning.trials * len(tuning.seeds)
-        say(f"{plan.group}: {count} trials on validation text choose {', '.join(tuning.keys)} of {len(searched)} cells")
-        search(searched, tuning.trials, Plan(group, plan.outputs, first), make_trials, session)
-    choices = [known.get(arm.cell) or _choice(arm, tuning.seeds, conditions[arm.cell], session) for arm in arms]
+        for arm in arms:
+            known = published.get(arm.cell)
+            if known and (known.condition, known.keys, known.seeds) == (
+                conditions[arm.cell],
+                [*arm.grids],
+                tuning.seeds,
+            ):
+                arm.published = known.tried
+
+    def found() -> tuple[list[Choice], pd.DataFrame]:
+        choices = [_choice(arm, tuning.seeds, conditions[arm.cell], session) for arm in arms]
+        return choices, pd.concat([_sums(arm, sums, session) for arm in arms], ignore_index=True)
+
+    def keep() -> None:
+        """Write what is known so far beside the trials."""
+        choices, table = found()
+        if is_main_process():
+            write_json(trials.folder / STUDY, {"tuning": [choice.note() for choice in choices]})
+            write_table(trials.folder / TRIALS, table)
+
+    search(arms, tuning.trials, trials, make_trials, session, after=keep)
+    choices, table = found()
     for choice in choices:
+        if not any(map(math.isfinite, choice.scores.values())):
+            raise HyloError(
+                f"cell {choice.cell}: no trial ended with a perplexity; its runs in {trials.folder} say why"
+            )
         say(str(choice))
-    table: Any = pd.concat([sums[sums["cell"].isin([*known])], *(_sums(arm, session) for arm in searched)])
     chosen = {choice.cell: choice.overrides() for choice in choices}
-    return chosen, {"tuning": [choice.note() for choice in choices]}, table.reset_index(drop=True)
+    return chosen, {"tuning": [choice.note() for choice in choices]}, table
 
 
 def arms_of(plan: Plan, tuning: TuningConfig) -> list[Arm]:
@@ -149,23 +177,37 @@ def arms_of(plan: Plan, tuning: TuningConfig) -> list[Arm]:
     return arms
 
 
-def search(arms: Sequence[Arm], trials: int, first: Plan, make_trials: MakeTrials, session: Session) -> None:
+def search(
+    arms: Sequence[Arm],
+    trials: int,
+    plan: Plan,
+    make_trials: MakeTrials,
+    session: Session,
+    *,
+    after: Callable[[], object] = lambda: None,
+) -> None:
     """Run the trials of all arms: the start of each grid, then one setting more of each arm at a time.
 
     Arguments:
         trials: settings of each arm.
-        first: a trial of each arm; all are checked before any runs.
+        plan: of the trials; its cells are replaced.
+        after: called after every wave of trials.
     """
-    check_plan(first, session)
-    while wave := {arm.cell: settings for arm in arms if (settings := arm.wanted(trials, session))}:
+    while wave := {arm: settings for arm in arms if (settings := arm.wanted(trials, session))}:
         cells: list[Cell] = []
         for place in range(max(map(len, wave.values()))):
-            settings = {arm: wave[arm.cell][place] for arm in arms if place < len(wave.get(arm.cell, []))}
+            settings = {arm: each[place] for arm, each in wave.items() if place < len(each)}
             made = make_trials({arm.cell: arm.overrides(setting) for arm, setting in settings.items()})
             for arm, setting in settings.items():
                 arm.trials[setting] = [_named(cell, setting, arm) for cell in made if cell.name == arm.cell]
                 cells += arm.trials[setting]
-        run_pending(dataclasses.replace(first, cells=[cell for cell in cells if not _diverged(cell, session)]), session)
+        open_ = [cell for cell in cells if not _diverged(cell, session)]
+        done = sum(len(arm.trials) for arm in arms) - sum(map(len, wave.values()))
+        say(
+            f"{plan.group}: {done} of {trials * len(arms)} settings tried; now {len(cells)} trials of {len(wave)} cells"
+        )
+        run_pending(dataclasses.replace(plan, cells=open_), session)
+        after()
 
 
 def _named(cell: Cell, setting: Setting, arm: Arm) -> Cell:
@@ -174,12 +216,8 @@ def _named(cell: Cell, setting: Setting, arm: Arm) -> Cell:
 
 
 def _choice(arm: Arm, seeds: list[int], condition: str, session: Session) -> Choice:
-    choice = Choice(arm.cell, [*arm.grids], arm.tried(session), seeds, condition)
-    if not any(map(math.isfinite, choice.scores.values())):
-        raise HyloError(
-            f"cell {arm.cell}: no trial of {', '.join(arm.grids)} ended with a perplexity; its runs say why"
-        )
-    return choice
+    recorded = sum(not cells for cells in arm.trials.values())
+    return Choice(arm.cell, [*arm.grids], arm.tried(session), seeds, condition, recorded)
 
 
 def _record(cell: Cell, session: Session) -> RunRecord | None:
@@ -199,13 +237,17 @@ def _perplexity(cell: Cell, session: Session) -> float | None:
     return record.result["metrics"]["ppl"] if record is not None and record.complete else None
 
 
-def _sums(arm: Arm, session: Session) -> pd.DataFrame:
+def _sums(arm: Arm, published: pd.DataFrame, session: Session) -> pd.DataFrame:
     """NLL sums of an arm's trials: cell, setting (its place among those tried), seed, window, nll_sum, tokens."""
-    return pd.concat([no_sums(), *_tables(arm, session)])
+    return pd.concat([no_sums(), *_tables(arm, published, session)])
 
 
-def _tables(arm: Arm, session: Session) -> Iterator[pd.DataFrame]:
-    for place, cells in enumerate(arm.trials.values()):
+def _tables(arm: Arm, published: Any, session: Session) -> Iterator[pd.DataFrame]:
+    places = {setting: place for place, setting in enumerate(arm.published)}
+    for place, (setting, cells) in enumerate(arm.trials.items()):
+        if not cells:
+            mine = (published["cell"] == arm.cell) & (published["setting"] == places[setting])
+            yield published[mine].assign(setting=place)
         for cell in cells:
             record = _record(cell, session)
             if record is not None and record.complete:

@@ -50,7 +50,7 @@ def test_a_setting_is_chosen_on_validation_and_nowhere_else(tiny: tuple[str, ...
     write_study(CELLS + CONTRASTS + TUNING)
     assert train("study=mine", *tiny, "seeds=[0,1]") == 0
     (trials,) = Path("outputs").glob("tuning-of-*")
-    records = [read_run(path) for path in trials.iterdir()]
+    records = [read_run(path.parent) for path in trials.glob("*/result.json")]
     assert {record.result["data"]["eval_split"] for record in records} == {"validation"}
     assert {record.seed for record in records} == {100, 101}, "no reported run may be one that was chosen by its luck"
     (told,) = manifest()["tuning"]
@@ -78,31 +78,42 @@ def test_a_setting_is_chosen_on_validation_and_nowhere_else(tiny: tuple[str, ...
         assert train("study=mine", *tiny, "seeds=[0,1]") == 0
 
 
-def test_published_choices_are_taken_over_where_they_hold(
+def test_published_trials_are_not_run_again_where_they_hold(
     tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_study(CELLS + CONTRASTS + TUNING)
     assert train("study=mine", *tiny, "seeds=[0,1]") == 0
-    (folder,) = (path.parent for path in Path("outputs").glob("*/study.json"))
+    (folder,) = (path.parent for path in Path("outputs").glob("mine*/study.json"))
+    (trials,) = Path("outputs").glob("tuning-of-*")
+    kept = shutil.copytree(trials, "trials")
     with mock.patch("hylo.publish._absolute_paths", return_value=[]):  # of the test's own text files
         publish(folder, Path("experiments/mine"))
-    first = manifest()["tuning"]
+    (first,) = manifest()["tuning"]
     shutil.rmtree("outputs")
     assert train("study=mine", *tiny, "seeds=[0]") == 0
-    assert "as published, of 8 trials" in capsys.readouterr().out
+    assert "8 trials, 8 of them published with the study" in capsys.readouterr().out
     assert not [*Path("outputs").glob("tuning-of-*")]
-    assert manifest()["tuning"] == [choice | {"recorded": True} for choice in first]
-    assert len(read_study(next(Path("outputs").glob("mine*"))).trials)
-    with mock.patch.object(hylo.tuning, "search", side_effect=AssertionError("searched")):
-        with pytest.raises(AssertionError, match="searched"):
-            train("study=mine", *tiny, "seeds=[0]", "tune=again")
-        with pytest.raises(AssertionError, match="searched"):
-            train("study=mine", *tiny, "seeds=[0]", "trainer.steps=5")
+    assert manifest()["tuning"] == [first | {"recorded": 4}]
+    assert len(read_study(next(Path("outputs").glob("mine*"))).trials) == 4 * 2 * 6
+    for change in ("tune=again", "trainer.steps=5"):
+        ran = mock.patch.object(hylo.tuning, "run_pending", side_effect=RuntimeError("ran"))
+        with ran, pytest.raises(RuntimeError, match="ran"):
+            train("study=mine", *tiny, "seeds=[0]", change)
     assert train("study=mine", *tiny, "seeds=[0]", "tune=off") == 0
     told = [json.loads(path.read_text()) for path in Path("outputs").glob("mine*/study.json")]
-    assert [
-        [text for text in each["overrides"] if text.startswith("tune")] for each in told if "tuning" not in each
-    ] == [["tune=off"]]
+    untuned = [[text for text in each["overrides"] if text.startswith("tune")] for each in told if "tuning" not in each]
+    assert untuned == [["tune=off"]]
+
+    notes = json.loads((Path(kept) / "study.json").read_text())
+    notes["tuning"][0]["tried"] = notes["tuning"][0]["tried"][:3]  # as when a search was interrupted and committed
+    shutil.rmtree("experiments/mine/records")
+    Path("experiments/mine/trials").mkdir()
+    Path("experiments/mine/trials/study.json").write_text(json.dumps(notes))
+    shutil.copy("trials/trials.parquet", "experiments/mine/trials/trials.parquet")
+    shutil.rmtree("outputs")
+    assert train("study=mine", *tiny, "seeds=[0]") == 0
+    assert "8 trials, 6 of them published with the study" in capsys.readouterr().out
+    assert manifest()["tuning"] == [first | {"recorded": 3}]
 
 
 def test_every_arm_gets_the_same_number_of_trials_and_its_own_keys(tiny: tuple[str, ...]) -> None:

@@ -1,8 +1,9 @@
 """The audit: properties without which a run's numbers mean something else than they say.
 
 Before the first step: identity at start, causality, cached decoding, padding, dead and frozen tensors, parameter count,
-bucket occupancy. After training: tensors that never moved, deterministic evaluation. It takes a few short windows and
-no training. A failed check does not stop a run: it is recorded (audit.json) and marks the run's row in every table.
+bucket occupancy. After training: tensors that never moved, deterministic evaluation, contributions. It takes a few
+short windows and no training. A failed check does not stop a run: it is recorded (audit.json) and marks the run's row
+in every table.
 The properties are the specification of an adapter for causal language models; the checks are own design.
 """
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from hylo.adapters.model import AdaptedModel
 from hylo.audit.behaviour import cached_decoding, causality, deterministic_evaluation, identity_at_start, padding
+from hylo.audit.contribution import Contributions
 from hylo.audit.finding import Finding, Status, failed_checks, print_findings
 from hylo.audit.occupancy import bucket_occupancy
 from hylo.audit.probe import Probe
@@ -29,7 +31,7 @@ from hylo.audit.tensors import (
 )
 from hylo.data.windows import Windows
 
-__all__ = ["Audit", "Finding", "Status", "print_findings", "probe_ids", "untouched_logits"]
+__all__ = ["Audit", "Contributions", "Finding", "Status", "print_findings", "probe_ids", "untouched_logits"]
 
 WINDOWS, LENGTH = 2, 16
 """Windows of the probe and tokens of each, at most: more would check the same again, in every run."""
@@ -68,10 +70,12 @@ class Audit:
         self.findings += found
         return found
 
-    def after_training(self) -> list[Finding]:
-        """The checks of the trained model."""
+    def after_training(self, contributions: Contributions | None = None) -> list[Finding]:
+        """The checks of the trained model; what its components contribute where that was measured at its start, too."""
         with self._probe.evaluating():
             found = [unmoved_tensors(self._probe, self._start), deterministic_evaluation(self._probe)]
+        if contributions is not None:
+            found.append(contributions.after_training())
         self.findings += found
         return found
 
