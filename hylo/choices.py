@@ -28,6 +28,8 @@ class Choice:
     tried: dict[Setting, list[float | None]]
     """Validation perplexity of each setting by seed; None where the trial failed."""
     seeds: list[int]
+    defaults: list[float]
+    """The value of each key without a choice."""
     condition: str
     """Hash of everything that the choice holds for, see `condition`."""
     recorded: int = 0
@@ -75,6 +77,7 @@ class Choice:
             "at_an_end": self.at_an_end,
             "trials": self.trials,
             "seeds": self.seeds,
+            "defaults": self.defaults,
             "tried": [{"values": list(values), "ppl": found} for values, found in self.tried.items()],
             "condition": self.condition,
             "recorded": self.recorded,
@@ -104,7 +107,7 @@ def published_choices(study: Path) -> tuple[dict[str, Choice], pd.DataFrame]:
 def of_note(note: dict[str, Any]) -> Choice:
     """The choice that a manifest holds."""
     tried = {tuple(each["values"]): each["ppl"] for each in note["tried"]}
-    return Choice(note["cell"], note["keys"], tried, note["seeds"], note["condition"])
+    return Choice(note["cell"], note["keys"], tried, note["seeds"], note["defaults"], note["condition"])
 
 
 def no_sums() -> pd.DataFrame:

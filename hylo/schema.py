@@ -76,11 +76,11 @@ def bound_problems(node: Any, key: str = "") -> Iterator[str]:
         yield problem(key, node, str(Bounds()), "a finite number")
 
 
-def number_bounds(node: Any, key: str) -> Bounds | None:
-    """The bounds of a real number in a tree of config dataclasses and dicts, by its dotted key.
+def number_at(node: Any, key: str) -> tuple[float, Bounds] | None:
+    """A real number in a tree of config dataclasses and dicts, by its dotted key, and its bounds.
 
     Returns:
-        None where the tree has no such key, or holds none there.
+        None where the tree has no such key, or holds no real number there.
     """
     bounds = Bounds()
     for part in key.split("."):
@@ -92,7 +92,7 @@ def number_bounds(node: Any, key: str) -> Bounds | None:
             bounds, node = Bounds(), node[part]
         else:
             return None
-    return bounds if isinstance(node, float) else None
+    return (node, bounds) if isinstance(node, float) else None
 
 
 def number_range(bounds: Bounds) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from hylo.errors import ConfigError, HyloError, problem
 from hylo.fingerprint import fingerprint
 from hylo.records import FAILED, RESULT, STUDY, TRIALS, RunRecord, file_name, read_run, write_json, write_table
 from hylo.runtime import is_main_process, say
-from hylo.schema import number_bounds, number_range
+from hylo.schema import number_at, number_range
 from hylo.search import Setting, next_setting, start_settings
 from hylo.session import Session
 from hylo.study import Compose, Plan, check_plan, plan_study, run_pending
@@ -45,6 +45,8 @@ class Arm:
     """The start of each key's grid."""
     ranges: list[tuple[float, float]]
     """The lowest and highest value that each key may have."""
+    defaults: list[float]
+    """What the cell's files and overrides say of each key."""
     published: dict[Setting, list[float | None]] = field(default_factory=dict)
     """Validation perplexities by seed that hold here as well: they are not run again."""
     trials: dict[Setting, list[Cell]] = field(default_factory=dict)
@@ -162,16 +164,17 @@ def arms_of(plan: Plan, tuning: TuningConfig) -> list[Arm]:
     ]
     arms = []
     for name in trained:
-        ranges = []
+        ranges, defaults = [], []
         for key, grid in tuning.grids(name).items():
-            bounds = number_bounds(cells[name].config, key)
-            where = f"tuning of {name}: {key}"
-            if bounds is None:
+            found, where = number_at(cells[name].config, key), f"tuning of {name}: {key}"
+            if found is None:
                 problems.append(problem(where, grid, "a key of this cell that holds a real number", "correct the key"))
                 continue
+            default, bounds = found
             problems += [problem(where, value, str(bounds), "correct it") for value in grid if not bounds.allows(value)]
             ranges.append(number_range(bounds))
-        arms.append(Arm(name, tuning.grids(name), ranges))
+            defaults.append(default)
+        arms.append(Arm(name, tuning.grids(name), ranges, defaults))
     if problems:
         raise ConfigError(*problems)
     return arms
@@ -217,7 +220,7 @@ def _named(cell: Cell, setting: Setting, arm: Arm) -> Cell:
 
 def _choice(arm: Arm, seeds: list[int], condition: str, session: Session) -> Choice:
     recorded = sum(not cells for cells in arm.trials.values())
-    return Choice(arm.cell, [*arm.grids], arm.tried(session), seeds, condition, recorded)
+    return Choice(arm.cell, [*arm.grids], arm.tried(session), seeds, arm.defaults, condition, recorded)
 
 
 def _record(cell: Cell, session: Session) -> RunRecord | None:

@@ -5,6 +5,7 @@ import pandas as pd
 from hylo.records import RunRecord, StudyRecord
 from hylo.report.numbers import MISSING, number
 from hylo.report.pairs import complete_runs, value_of
+from hylo.report.rates import rates_in_words
 from hylo.report.summary import PASSED
 
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: these numbers say nothing about methods"
@@ -30,6 +31,7 @@ def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
             f"{_span(windows)} evaluation windows, {_span(tokens)} predicted tokens; seeds a cell: {_span(seeds)}"
         )
         lines += _lines_protocol(runs)
+        lines += [said] if (said := rates_in_words(study)) else []
         lines.append(ONE_SEED if max(summary["seeds"], default=1) <= 1 else SEVERAL_SEEDS)
     lines += _audit_failures(summary)
     if study.manifest.get("overrides"):

@@ -14,6 +14,7 @@ import pandas as pd
 
 from hylo import stats
 from hylo.records import StudyRecord
+from hylo.report.basis import basis_of
 from hylo.report.pairs import (
     LIM_PPL,
     PPL,
@@ -28,11 +29,11 @@ from hylo.verdicts import RedFlags, claim_threshold, claim_verdict, component_ve
 
 CONTRASTS = [
     "cell", "reference", "component", "way", "measure", "seeds", "effect_pct", "low", "high", "p_holm",
-    "detectable_pct", "added_params", "params_per_pct", "verdict",
+    "detectable_pct", "added_params", "params_per_pct", "verdict", "rests_on",
 ]  # fmt: skip
 CLAIMS = [
     "id", "cell", "reference", "measure", "published_pct", "seeds", "effect_pct", "low", "high", "p_holm", "verdict",
-    "seeds_to_decide", "source", "note",
+    "rests_on", "seeds_to_decide", "source", "note",
 ]  # fmt: skip
 ATTRIBUTION = ["component", "way", "cell", "reference", "seeds", "effect_pct", "low", "high", "added_params"]
 SHAPLEY = "Shapley"
@@ -72,7 +73,9 @@ def claim_table(study: StudyRecord) -> pd.DataFrame:
     for row in rows:
         if pd.notna(row["effect_pct"]):
             decided = row["seeds"] > 1 and row["p_holm"] < 1 - stats.LEVEL
-            row["verdict"] = claim_verdict(row["published_pct"], row["low"], row["high"], decided=decided).name
+            basis = basis_of(study, row["cell"], row["reference"], direction=math.copysign(1, row["published_pct"]))
+            row["verdict"] = claim_verdict(row["published_pct"], row["low"], row["high"], basis, decided=decided).name
+            row["rests_on"] = str(basis)
     order = {claim["id"]: place for place, claim in enumerate(claims)}
     return pd.DataFrame(sorted(rows, key=lambda row: order[row["id"]]), columns=pd.Index(CLAIMS))
 
@@ -152,10 +155,11 @@ def _contrast_row(study: StudyRecord, contrast: dict[str, Any], measure: str) ->
     row["added_params"] = _trainable(study, cell) - _trainable(study, reference)
     ends = row["effect_pct"], row["low"], row["high"]
     row["params_per_pct"] = stats.params_per_pct(row["added_params"], *ends) if np.isfinite(ends).all() else None
-    row["verdict"] = ""
+    basis = basis_of(study, cell, reference, direction=math.copysign(1, row["effect_pct"]), measure=measure)
+    row["verdict"], row["rests_on"] = "", str(basis)
     if contrast["component"] and measure == PPL:
         several = effect.seeds > 1
-        row["verdict"] = component_verdict(row["low"], row["high"], _flags(study, cell)) if several else ONE_SEED
+        row["verdict"] = component_verdict(row["low"], row["high"], basis, _flags(study, cell)) if several else ONE_SEED
     return row
 
 
@@ -163,6 +167,7 @@ def _claim_row(study: StudyRecord, claim: dict[str, Any], measure: str | None) -
     row = {name: claim[name] for name in ("id", "cell", "reference", "source", "note")}
     row |= {"measure": measure or claim["metric"], "published_pct": claim["value"] if measure else math.nan}
     row |= {"effect_pct": math.nan, "low": math.nan, "high": math.nan, "p": math.nan, "verdict": "inconclusive"}
+    row["rests_on"] = ""
     found = _difference(study, claim["cell"], claim["reference"], measure) if measure else None
     if found is None:
         return row | {"seeds": 0, "seeds_to_decide": None}

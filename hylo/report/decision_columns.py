@@ -7,9 +7,14 @@ from hylo.report.numbers import MISSING
 from hylo.verdicts import ClaimVerdict
 
 
-def yes_or_no(word: str) -> str:
+def yes_or_no(said: str) -> str:
     """The tone of a badge."""
-    return "good" if word == "yes" else "bad"
+    return "good" if said == "yes" else "bad"
+
+
+def word(verdict: ClaimVerdict) -> str:
+    """A verdict as a reader sees it."""
+    return verdict.name.replace("_", " ")
 
 
 def _significant(header: str, key: str, about: str, unit: str = "") -> Column:
@@ -45,8 +50,13 @@ PER_PCT = quantity(
     decimals=0,
     unit="parameters",
 )
-VERDICT = verdict("Verdict", "verdict", "core: above 5 %; optional: 2 to 5 %; drop: below 2 %; or a red flag.")
-CONTRASTS = [CELL, REFERENCE, COMPONENT, WAY, SEEDS, EFFECT, LIM, P, DETECTABLE, ADDED, PER_PCT, VERDICT]
+VERDICT = verdict(
+    "Verdict",
+    "verdict",
+    "core: above 5 %; optional: 2 to 5 %; drop: below 2 %; or a red flag. Untuned, undertrained: a lead, no verdict.",
+)
+RESTS_ON = text("Rests on", "rests_on", "Rates and budget of the two arms, and what shows that one could go further.")
+CONTRASTS = [CELL, REFERENCE, COMPONENT, WAY, SEEDS, EFFECT, LIM, P, DETECTABLE, ADDED, PER_PCT, VERDICT, RESTS_ON]
 CONTRASTS_IN_BRIEF = [CELL, REFERENCE, SEEDS, EFFECT, LIM, P, DETECTABLE, PER_PCT, VERDICT]
 """What has room on a console or on paper."""
 
@@ -54,7 +64,7 @@ CLAIM = text("Claim", "id", "Its row in experiments/claims.csv.")
 MEASURE = text("Measure", "measure", "ppl, or lim_ppl: the middle third of positions.")
 PUBLISHED = quantity("Published (%)", "published_pct", "The published improvement.", decimals=2, unit="%")
 CLAIM_P = _significant("p", "p_holm", "Of half the published effect; two-sided, Holm over the claims of the study.")
-CLAIM_VERDICT = verdict("Verdict", "verdict", "; ".join(f"{each.name}: {each.value}" for each in ClaimVerdict))
+CLAIM_VERDICT = verdict("Verdict", "verdict", "; ".join(f"{word(each)}: {each.value}" for each in ClaimVerdict))
 SEEDS_TO_DECIDE = quantity(
     "Seeds to decide",
     "seeds_to_decide",
@@ -64,7 +74,8 @@ SEEDS_TO_DECIDE = quantity(
 SOURCE = text("Source", "source", "Where the number was published.")
 NOTE = text("Note", "note", "What was said with it.")
 CLAIMS = [
-    CLAIM, CELL, REFERENCE, MEASURE, PUBLISHED, EFFECT, SEEDS, CLAIM_P, CLAIM_VERDICT, SEEDS_TO_DECIDE, SOURCE, NOTE
+    CLAIM, CELL, REFERENCE, MEASURE, PUBLISHED, EFFECT, SEEDS, CLAIM_P, CLAIM_VERDICT, RESTS_ON, SEEDS_TO_DECIDE,
+    SOURCE, NOTE,
 ]  # fmt: skip
 CLAIMS_IN_BRIEF = [
     CLAIM, CELL, REFERENCE, MEASURE, PUBLISHED, EFFECT, SEEDS, CLAIM_P, CLAIM_VERDICT, SEEDS_TO_DECIDE

@@ -57,7 +57,8 @@ def _contrasts(study: StudyRecord) -> Decision:
         about=f"Improvement of perplexity by the cell over its reference, paired by seed and window, with intervals of "
         f"{100 * level(study):.4g} %. p: of no effect, two-sided, by Holm over the contrasts of the study. Detectable: "
         f"the smallest improvement that this many seeds and windows would show in four of five studies. One seed "
-        f"covers evaluation noise only, and decides nothing.",
+        f"covers evaluation noise only, and decides nothing. Untuned: cells kept the learning rates of their files. "
+        f"Undertrained: too few tokens, or a component could go further (see Rests on). Both are leads, no verdicts.",
         frame=wide_contrasts(study),
         columns=show.CONTRASTS,
         brief=show.CONTRASTS_IN_BRIEF,
@@ -66,7 +67,7 @@ def _contrasts(study: StudyRecord) -> Decision:
 
 
 def _claims(study: StudyRecord) -> Decision:
-    meaning = "; ".join(f"{each.name}: {each.value}" for each in ClaimVerdict)
+    meaning = "; ".join(f"{show.word(each)}: {each.value}" for each in ClaimVerdict)
     return Decision(
         name="claims",
         title="Published claims",

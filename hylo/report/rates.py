@@ -63,6 +63,32 @@ def rate_of(run: RunRecord) -> str:
     return ", ".join([f"{config['trainer']['learning_rate']:g}", *parts])
 
 
+def rate_in_words(study: StudyRecord, cell: str) -> str:
+    """`rate_of` a cell's runs, with `own` behind it where it was chosen for the cell; empty for an untuned model."""
+    runs = [run for run in study.cells.get(cell, []) if run.complete]
+    rate = rate_of(runs[0]) if runs else ""
+    return f"{rate} (own)" if rate and cell in choices(study) else rate
+
+
+def rates_in_words(study: StudyRecord) -> str:
+    """How the learning rates of a study's cells came about, and on how many useful tokens they were trained."""
+    trained = [run for runs in study.cells.values() for run in runs if run.complete and run.result["training"]["steps"]]
+    if not trained:
+        return ""
+    chosen = choices(study)
+    tokens = sorted({run.result["training"]["tokens"] for run in trained})
+    budget = " to ".join(f"{count:,}" for count in dict.fromkeys([tokens[0], tokens[-1]]))
+    if not chosen:
+        return f"learning rates: those of the files, chosen for no cell; trained on {budget} useful tokens"
+    trials = sorted({choice["trials"] for choice in chosen.values()})
+    own = "every cell" if {run.cell for run in trained} <= chosen.keys() else ", ".join(chosen)
+    counts = " to ".join(str(count) for count in dict.fromkeys([trials[0], trials[-1]]))
+    return (
+        f"learning rates: chosen on validation documents for {own}, {counts} trials each; "
+        f"trained on {budget} useful tokens"
+    )
+
+
 def _of_a_grid(note: dict[str, Any]) -> dict[str, Any]:
     tried = [{"values": [float(value)], "ppl": [ppl]} for value, ppl in note["validation_ppl"].items()]
     return {
@@ -72,5 +98,6 @@ def _of_a_grid(note: dict[str, Any]) -> dict[str, Any]:
         "at_an_end": [note["key"]] * note["at_an_end_of_the_grid"],
         "trials": len(tried),
         "seeds": [None],
+        "defaults": [math.nan],
         "tried": tried,
     }

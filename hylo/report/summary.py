@@ -22,16 +22,17 @@ from hylo.report.pairs import (
     value_of,
     window_sums,
 )
+from hylo.report.rates import rate_in_words
 
 COLUMNS = [
     "cell", "reference", "seeds", "ppl", "ppl_low", "ppl_high", "lim_ppl", "mean_window_ppl",
     "improvement_pct", "improvement_low", "improvement_high",
     "lim_improvement_pct", "lim_improvement_low", "lim_improvement_high",
     "trainable_params", "added_params", "params_per_pct", "train_seconds", "tokens_per_second", "peak_memory_bytes",
-    "audit",
+    "rate", "audit",
 ]  # fmt: skip
 _COUNTS = ["seeds", "trainable_params", "added_params", "peak_memory_bytes"]
-_TEXTS = ["cell", "reference", "audit"]
+_TEXTS = ["cell", "reference", "rate", "audit"]
 PASSED = "passed"
 
 
@@ -49,6 +50,7 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
     - `improvement_pct`: 100 (1 - PPL / PPL of the reference); intervals as in `hylo.stats`, 95 %.
     - `added_params`: trainable parameters beyond the same reference's; `params_per_pct`: divided by the improvement.
     - `train_seconds`, `tokens_per_second`: means over seeds; `peak_memory_bytes`: the largest.
+    - `rate`: learning rate, and multipliers of components that have another one; `own`: chosen for the cell.
     - `audit`: passed, or the checks that failed in any run of the cell.
 
     A perplexity too large for a number (a mean NLL above 709 nats) is missing, and so is what rests on it.
@@ -123,7 +125,7 @@ def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
             row |= _improvement(pairs, generator(cell, reference))
     except ValueError as error:
         raise RecordError(f"{used[0].folder}: {error}") from error
-    row |= _cost(used)
+    row |= _cost(used) | {"rate": rate_in_words(study, cell)}
     row["audit"] = ", ".join(sorted({name for run in used for name in value_of(run, "audit", "failed")})) or PASSED
     if others:
         row["added_params"] = row["trainable_params"] - value_of(others[0], "params", "trainable")

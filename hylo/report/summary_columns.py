@@ -85,9 +85,15 @@ AUDIT = verdict(
     "Checks before the first step: passed, or those that failed in any run of the cell. Column audit.",
     tone=lambda words: "good" if words == PASSED else "bad",
 )
+RATE = text(
+    "Rate",
+    "rate",
+    "Learning rate, and the multipliers of components that have another one; own: chosen for this cell on validation "
+    "documents. Column rate.",
+)
 CONTRASTS = [
-    CELL, REFERENCE, SEEDS, PPL, LIM_PPL, MEAN_WINDOW_PPL, IMPROVEMENT, LIM_IMPROVEMENT, TRAINABLE, ADDED, PER_PCT,
-    SECONDS, SPEED, MEMORY, AUDIT,
+    CELL, REFERENCE, RATE, SEEDS, PPL, LIM_PPL, MEAN_WINDOW_PPL, IMPROVEMENT, LIM_IMPROVEMENT, TRAINABLE, ADDED,
+    PER_PCT, SECONDS, SPEED, MEMORY, AUDIT,
 ]  # fmt: skip
 CONTRASTS_IN_BRIEF = [CELL, REFERENCE, SEEDS, IMPROVEMENT, LIM_IMPROVEMENT, ADDED, PER_PCT]
 """What has room on a console or on paper."""
@@ -97,5 +103,6 @@ CONTRASTS_IN_BRIEF = [CELL, REFERENCE, SEEDS, IMPROVEMENT, LIM_IMPROVEMENT, ADDE
 UNTUNED = [column for column in CONTRASTS if column not in (REFERENCE, ADDED)]
 _LIM_GAIN = quantity("LIM improvement (%)", LIM_IMPROVEMENT.key, LIM_IMPROVEMENT.about, unit="%")
 UNTUNED_IN_BRIEF = [
-    CELL, SEEDS, PPL, LIM_PPL, MEAN_WINDOW_PPL, IMPROVEMENT, _LIM_GAIN, TRAINABLE, PER_PCT, SECONDS, SPEED, MEMORY
+    CELL, RATE, SEEDS, PPL, LIM_PPL, MEAN_WINDOW_PPL, IMPROVEMENT, _LIM_GAIN, TRAINABLE, PER_PCT, SECONDS, SPEED,
+    MEMORY,
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from hylo.report.figures.attribution import attribution_figure
 from hylo.report.figures.forest import forest_figure
 from hylo.report.figures.heatmap import retrieval_heatmap
 from hylo.report.figures.improvement import improvement_figure
+from hylo.report.figures.learning_rates import learning_rate_figure
 from hylo.report.figures.loss import loss_figure
 from hylo.report.figures.of_study import study_figures
 from hylo.report.figures.pareto import pareto_figure, pareto_front
@@ -19,6 +20,7 @@ __all__ = [
     "attribution_figure",
     "forest_figure",
     "improvement_figure",
+    "learning_rate_figure",
     "loss_figure",
     "pareto_figure",
     "pareto_front",

@@ -14,6 +14,7 @@ from hylo.report.figures.attribution import attribution_figure
 from hylo.report.figures.forest import forest_figure
 from hylo.report.figures.heatmap import retrieval_heatmap
 from hylo.report.figures.improvement import improvement_figure
+from hylo.report.figures.learning_rates import learning_rate_figure
 from hylo.report.figures.pareto import pareto_figure, pareto_front
 from hylo.report.figures.positions import position_figure
 from hylo.report.figures.retrieval import retrieval_figure
@@ -37,6 +38,8 @@ def study_figures(study: StudyRecord, summary: pd.DataFrame) -> Iterator[tuple[s
     if len(attribution):
         attribution["way"] = attribution["way"].str.replace("_", " ")
         yield "attribution", attribution_figure(f"{study.name}: attribution", lines, attribution)
+    if (rates := learning_rate_figure(study)) is not None:
+        yield "learning_rates", rates
     yield "ppl_by_position", position_figure(study, summary)
     front = _front(study, summary)
     if sum(count > 0 for count in front["trainable_params"]) >= FEWEST_ON_A_FRONT:

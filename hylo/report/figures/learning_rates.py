@@ -1,0 +1,100 @@
+"""How a cell's quality depends on its learning rate: the trials behind each choice, and what was chosen."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from hylo.records import StudyRecord
+from hylo.report.figures.marks import perplexity_axis
+from hylo.report.figures.multiples import grid, label_outer, panels
+from hylo.report.hover import hover
+from hylo.report.numbers import number
+from hylo.report.rates import choices, mean_ppl
+from hylo.report.style import COLOURS, FAINT, SMALL, framed
+
+ABOVE_BEST = 1.15
+"""The upright axis ends at so many times the best perplexity of the figure; what is worse stands at its upper edge."""
+
+
+def learning_rate_figure(study: StudyRecord) -> Figure | None:
+    """Validation perplexity against the first chosen key, a panel a cell, with the lines of the others in grey.
+
+    Points are means over the trial seeds, whiskers reach from the lowest to the highest seed. The line joins trials
+    with the chosen values of all other keys; other trials stand alone, hollow. A ring marks what was chosen, a dotted
+    line the value without a choice. None where nothing was chosen.
+    """
+    chosen = choices(study)
+    if not chosen:
+        return None
+    shape = grid(list(chosen), columns=4, panel=1.15)
+    best = min(mean_ppl(each["ppl"]) for choice in chosen.values() for each in choice["tried"])
+    key = next(iter(chosen.values()))["keys"][0]
+
+    def draw(figure: Figure) -> None:
+        axes = panels(figure, shape)
+        for panel, (cell, choice) in zip(axes, chosen.items(), strict=True):
+            for other in chosen.values():
+                x, y, _ = _line(other)
+                panel.plot(x, np.minimum(y, ABOVE_BEST * best), color=FAINT, linewidth=0.5, zorder=1)
+            _panel(panel, cell, choice, ABOVE_BEST * best)
+            perplexity_axis(panel)
+            panel.set_ylabel("")
+            panel.set_ylim(best * 0.995, best * ABOVE_BEST * 1.01)
+            panel.set_xscale("log")
+            panel.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=6))
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            panel.xaxis.set_minor_locator(NullLocator())
+            panel.xaxis.set_minor_formatter(NullFormatter())
+            panel.tick_params(labelsize=SMALL - 0.5)
+        limits = [panel.get_xlim() for panel in axes]
+        for panel in axes:
+            panel.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+        label_outer(axes, shape, key, "validation PPL")
+
+    trials = {choice["trials"] for choice in chosen.values()}
+    lines = [
+        "Points: mean over trial seeds, whiskers from the lowest to the highest; ring: chosen; dotted: the rate of the "
+        "files; hollow: other values of a second key; at the upper edge: worse, or diverged",
+        f"{' or '.join(map(str, sorted(trials)))} trials a cell on validation documents",
+    ]
+    against = key.rpartition(".")[2].replace("_", " ")
+    return framed(f"{study.name}: perplexity against {against}", lines, shape.height + 1, draw)
+
+
+def _panel(axes: Any, cell: str, choice: Mapping[str, Any], most: float) -> None:
+    x, y, others = _line(choice)
+    axes.plot(x, np.minimum(y, most), color=COLOURS[0], linewidth=1.1, zorder=2)
+    for each in choice["tried"]:
+        found, value = mean_ppl(each["ppl"]), each["values"][0]
+        on_line = tuple(each["values"][1:]) == others
+        marker = "^" if found > most else "o"
+        face = COLOURS[0] if on_line else "white"
+        (point,) = axes.plot(
+            [value], [min(found, most)], marker=marker, color=COLOURS[0], markerfacecolor=face, markersize=3.5, zorder=3
+        )
+        said = ", ".join(f"{key}={value:g}" for key, value in zip(choice["keys"], each["values"], strict=True))
+        hover(point, f"{cell}, {said}: {'diverged' if math.isinf(found) else f'PPL {number(found, 2)}'}")
+        seeds = [ppl for ppl in each["ppl"] if ppl is not None and ppl <= most]
+        if on_line and len(seeds) > 1:
+            axes.plot([value, value], [min(seeds), max(seeds)], color=COLOURS[0], linewidth=0.8, zorder=2)
+    best = next(each for each in choice["tried"] if each["values"] == choice["chosen"])
+    axes.plot(
+        [best["values"][0]], [mean_ppl(best["ppl"])], marker="o", markersize=8, markerfacecolor="none",
+        markeredgecolor=COLOURS[1], markeredgewidth=1.2, zorder=4,
+    )  # fmt: skip
+    if math.isfinite(default := choice["defaults"][0]):
+        axes.axvline(default, color="0.4", linewidth=0.8, linestyle=":", zorder=0.5)
+
+
+def _line(choice: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+    """The trials with the chosen values of all keys but the first: its values, perplexities, and those other values."""
+    others = tuple(choice["chosen"][1:])
+    found = {
+        each["values"][0]: mean_ppl(each["ppl"]) for each in choice["tried"] if tuple(each["values"][1:]) == others
+    }
+    x = np.array(sorted(found))
+    return x, np.array([found[value] for value in x]), others
