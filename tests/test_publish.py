@@ -15,6 +15,7 @@ from recorded import SIZE, write_recorded_study
 from hylo.publish import main, overview
 from hylo.records import ADAPTER, CONFIG, LOCK, RESULT, read_study
 from hylo.report import write_report
+from hylo.report.numbers import written
 from hylo.study_file import EXPERIMENTS
 
 
@@ -77,6 +78,15 @@ def test_shipped_results_are_those_of_the_records(name: str, tmp_path: Path) -> 
     assert differences(EXPERIMENTS / name / "results", records) == []
 
 
+def test_shipped_tables_hold_ten_digits() -> None:
+    paths = list(EXPERIMENTS.glob("*/results/*.csv"))
+    numbers = {text for path in paths for row in rows(path) for text in row if NUMBER.fullmatch(text)}
+    assert numbers
+    assert [text for text in numbers if text != written(text)] == []
+
+
+NUMBER = re.compile(r"-?\d+(?=[.e])(\.\d+)?(e[+-]\d+)?")
+"""A cell with a number that was measured or computed; counts are compared as texts."""
 TABLE = "cell,seeds,ppl,p\nbase,1,29.88313439,\nlora,3,-2.0,1.2e-140\n"
 CHANGES = {
     "nothing": (TABLE, []),
@@ -113,14 +123,18 @@ def differences(shipped: Path, rebuilt: Path) -> list[str]:
     names, others = ({path.name for path in folder.glob("*.csv")} for folder in (shipped, rebuilt))
     found = [f"{name} is in one folder only" for name in sorted(names ^ others)]
     for name in sorted(names & others):
-        tables = [list(csv.reader((folder / name).read_text().splitlines())) for folder in (shipped, rebuilt)]
+        tables = rows(shipped / name), rows(rebuilt / name)
         for line, (row, other) in enumerate(itertools.zip_longest(*tables, fillvalue=[]), 1):
             if len(row) != len(other) or not all(map(_same, row, other)):
                 found.append(f"{name}, line {line}: shipped {row}, rebuilt {other}")
     return found
 
 
+def rows(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+
+
 def _same(text: str, other: str) -> bool:
-    if all(re.fullmatch(r"-?\d+(?=[.e])(\.\d+)?(e[+-]\d+)?", each) for each in (text, other)):
+    if NUMBER.fullmatch(text) and NUMBER.fullmatch(other):
         return math.isclose(float(text), float(other), rel_tol=1e-9)
     return text == other
