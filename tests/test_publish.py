@@ -1,5 +1,9 @@
 """Published records: complete, without weights or paths of a machine, and enough for the same report."""
 
+import csv
+import itertools
+import math
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from recorded import SIZE, write_recorded_study
 from hylo.publish import main, overview
 from hylo.records import ADAPTER, CONFIG, LOCK, RESULT, read_study
 from hylo.report import write_report
+from hylo.report.numbers import written
 from hylo.study_file import EXPERIMENTS
 
 
@@ -67,8 +72,69 @@ def test_the_table_of_claims_is_that_of_the_results() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.parent.parent.name for path in EXPERIMENTS.glob("*/records/study.json")))
 def test_shipped_results_are_those_of_the_records(name: str, tmp_path: Path) -> None:
-    """Tables are compared byte for byte; figures and pages follow from them."""
+    """All tables; figures and pages follow from them."""
     records = Path(shutil.copytree(EXPERIMENTS / name / "records", tmp_path / name))
     write_report(records)
-    for path in (EXPERIMENTS / name / "results").glob("*.csv"):
-        assert (records / path.name).read_bytes() == path.read_bytes()
+    assert differences(EXPERIMENTS / name / "results", records) == []
+
+
+def test_shipped_tables_hold_ten_digits() -> None:
+    paths = list(EXPERIMENTS.glob("*/results/*.csv"))
+    numbers = {text for path in paths for row in rows(path) for text in row if NUMBER.fullmatch(text)}
+    assert numbers
+    assert [text for text in numbers if text != written(text)] == []
+
+
+NUMBER = re.compile(r"-?\d+(?=[.e])(\.\d+)?(e[+-]\d+)?")
+"""A cell with a number that was measured or computed; counts are compared as texts."""
+TABLE = "cell,seeds,ppl,p\nbase,1,29.88313439,\nlora,3,-2.0,1.2e-140\n"
+CHANGES = {
+    "nothing": (TABLE, []),
+    "the tenth digit, which another processor may round to the other side": (TABLE.replace("39,", "38,"), []),
+    "the ninth digit": (TABLE.replace("39,", "49,"), [2]),
+    "the ninth digit of a small number": (TABLE.replace("1.2e", "1.20000001e"), [3]),
+    "a sign": (TABLE.replace("-2.0", "2.0"), [3]),
+    "no number": (TABLE.replace("-2.0", ""), [3]),
+    "a count": (TABLE.replace(",3,", ",4,"), [3]),
+    "a text": (TABLE.replace("lora", "dora"), [3]),
+    "a header": (TABLE.replace("ppl", "PPL"), [1]),
+    "a row": (TABLE.partition("lora")[0], [3]),
+    "a column": ("cell,seeds,ppl\nbase,1,29.88313439\nlora,3,-2.0\n", [1, 2, 3]),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_change_of_results_is_found(what: str, tmp_path: Path) -> None:
+    """So that the comparison of what is shipped can fail, and at what."""
+    changed, lines = CHANGES[what]
+    for folder, text in (("one", TABLE), ("other", changed)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "table.csv").write_text(text)
+    for one, other in (("one", "other"), ("other", "one")):
+        found = differences(tmp_path / one, tmp_path / other)
+        assert [said.partition(":")[0] for said in found] == [f"table.csv, line {line}" for line in lines]
+    (tmp_path / "other" / "table.csv").unlink()
+    assert differences(tmp_path / "one", tmp_path / "other") == ["table.csv is in one folder only"]
+
+
+def differences(shipped: Path, rebuilt: Path) -> list[str]:
+    """Where the tables of two folders say something else: another text or count, or a number that is off by more than
+    1e-9 of its size, which no processor's rounding is."""
+    names, others = ({path.name for path in folder.glob("*.csv")} for folder in (shipped, rebuilt))
+    found = [f"{name} is in one folder only" for name in sorted(names ^ others)]
+    for name in sorted(names & others):
+        tables = rows(shipped / name), rows(rebuilt / name)
+        for line, (row, other) in enumerate(itertools.zip_longest(*tables, fillvalue=[]), 1):
+            if len(row) != len(other) or not all(map(_same, row, other)):
+                found.append(f"{name}, line {line}: shipped {row}, rebuilt {other}")
+    return found
+
+
+def rows(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def _same(text: str, other: str) -> bool:
+    if NUMBER.fullmatch(text) and NUMBER.fullmatch(other):
+        return math.isclose(float(text), float(other), rel_tol=1e-9)
+    return text == other

@@ -15,6 +15,7 @@ from hylo.errors import RecordError
 from hylo.records import EVAL, RESULT, STUDY, THIRDS, WINDOWS, read_study, write_json
 from hylo.report import COLUMNS, loss_figure, summarize, write_report
 from hylo.report.__main__ import main
+from hylo.report.numbers import DIGITS, written
 
 
 def _log_ppl(folder: Path, cell: str, seed: int, *, table: str = EVAL, third: int | None = None) -> float:
@@ -190,7 +191,10 @@ def test_csv_holds_the_table(study: Path):
     read = pd.read_csv(study / "summary.csv", keep_default_na=False, na_values={c: [""] for c in COLUMNS[2:]})
     assert list(read.columns) == COLUMNS
     assert read["reference"].tolist() == report.summary["reference"].tolist()
-    np.testing.assert_array_equal(read["improvement_low"], report.summary["improvement_low"])
+    np.testing.assert_allclose(read["improvement_low"], report.summary["improvement_low"], rtol=1e-9)
+    texts = pd.read_csv(study / "summary.csv", dtype=str)["ppl"].tolist()
+    assert texts == [written(value) for value in report.summary["ppl"]]
+    assert max(len(text.replace(".", "")) for text in texts) == DIGITS
 
 
 def test_without_torch(study: Path):

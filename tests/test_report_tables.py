@@ -1,5 +1,6 @@
 """Tables of reports on the console and in markdown: nothing cut, everything marked, and what is said in words."""
 
+import math
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from recorded import CELLS, SIZE, printed, row_of, write_recorded_study
 
 from hylo.report import COLUMNS, write_report
 from hylo.report.caption import RANDOM_WEIGHTS
-from hylo.report.numbers import interval, number
+from hylo.report.numbers import interval, number, written
 from hylo.report.summary_columns import CONTRASTS
 
 
@@ -106,3 +107,21 @@ def test_interval_text(values: tuple[float, float, float], expected: str):
 
 def test_number_text():
     assert (number(pd.NA), number(2_442_240, 0), number(-0.0)) == ("–", "2,442,240", "0.0")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (29.88313439260702, "29.88313439"),
+        (29.883134392607023, "29.88313439"),  # what another vector unit makes of the same records
+        (1 / 3e12, "3.333333333e-13"),
+        (-0.00001234567890123, "-1.23456789e-05"),
+        (1411325952.0, "1411325952.0"),
+        (2, "2.0"),
+        (0.0, "0.0"),
+        (math.inf, "inf"),
+        (math.nan, "nan"),
+    ],
+)
+def test_a_file_holds_ten_digits(value: float, expected: str):
+    assert written(value) == expected

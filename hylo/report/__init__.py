@@ -1,11 +1,14 @@
 """Reports: everything a study shows, rebuilt from its records alone, without a model and without torch.
 
-outputs/<group>/summary.csv       one row a cell and reference (see `summarize`), byte-identical when rebuilt
+outputs/<group>/summary.csv       one row a cell and reference (see `summarize`)
 outputs/<group>/summary.md        the same with captions, figures and the runs that failed
 outputs/<group>/summary.tex       the same tables for a paper
 outputs/<group>/report.html       everything on one page: sorting, exact values, figures; opens without a network
 outputs/<group>/claims.csv, contrasts.csv, ...      what the study decides (hylo/report/decisions.py), where it names it
 outputs/<group>/figures/          each as PNG and as SVG, which shows values on pointing
+
+Rebuilt on one machine, every file has the same bytes. Another processor may round the tenth digit of a number, its last
+one (hylo/report/numbers.py), to the other side.
 """
 
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ from rich.console import Console
 from hylo.records import StudyRecord, read_study
 from hylo.report.decisions import Decision, decisions, for_readers
 from hylo.report.figures import loss_figure, study_figures
-from hylo.report.files import save, write
+from hylo.report.files import csv, save, write
 from hylo.report.html import page
 from hylo.report.render import markdown_section, print_tables
 from hylo.report.sections import figure_block, lead, sections, summary_markdown, summary_tex
@@ -77,9 +80,9 @@ def write_report(folder: Path) -> Report:
             image, drawing = save(figure, folder / "figures", name)
             figures.append(image)
             blocks.append(figure_block(figure, image, drawing))
-    write(folder / SUMMARY, summary.to_csv(index=False, lineterminator="\n").encode())
+    write(folder / SUMMARY, csv(summary))
     for decision in decided:
-        write(folder / f"{decision.name}.csv", decision.frame.to_csv(index=False, lineterminator="\n").encode())
+        write(folder / f"{decision.name}.csv", csv(decision.frame))
     tables = [*for_readers(decided, summary), *summary_tables(study, summary)]
     write(folder / "summary.md", summary_markdown(study, tables, failed, figures).encode())
     write(folder / "summary.tex", summary_tex(study, tables).encode())

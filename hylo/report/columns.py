@@ -1,6 +1,5 @@
 """Columns of a table that is shown to a reader: one description for the console, markdown, HTML and LaTeX."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
@@ -8,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from hylo.report.numbers import MISSING, interval, number
+from hylo.report.numbers import MISSING, interval, number, written
 from hylo.report.summary import PASSED
 
 Row = dict[Any, Any]
@@ -56,10 +55,10 @@ class Column:
             return ""
         if not self.numeric:
             return str(value)
-        return repr(float(value)).replace("inf", "Infinity") if not isinstance(value, Integral) else str(int(value))
+        return str(int(value)) if isinstance(value, Integral) else written(value).replace("inf", "Infinity")
 
     def exact(self, row: Row) -> str:
-        """The value in full precision with its unit and interval; empty for text."""
+        """The value as files hold it, with its unit and interval; empty for text."""
         if not self.numeric:
             return ""
         if pd.isna(row[self.key]):
@@ -116,6 +115,4 @@ def _word(value: Any) -> str:
 
 
 def _full(value: Any) -> str:
-    if isinstance(value, Integral):
-        return f"{int(value):,}"
-    return f"{float(value)!r}" if math.isfinite(value) else str(value)
+    return f"{int(value):,}" if isinstance(value, Integral) else written(value)

@@ -4,9 +4,11 @@ import io
 import os
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from hylo.report.hover import svg
+from hylo.report.numbers import written
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -20,6 +22,11 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         write(folder / f"{name}.png", image.getvalue()),
         write(folder / f"{name}.svg", svg(figure).encode()),
     ]
+
+
+def csv(frame: pd.DataFrame) -> bytes:
+    """A table with its header; numbers as `written` gives them, nothing where one is missing."""
+    return frame.to_csv(index=False, lineterminator="\n", float_format=written).encode()
 
 
 def write(path: Path, content: bytes) -> Path:

@@ -1,4 +1,4 @@
-"""Numbers and intervals as a reader sees them."""
+"""Numbers and intervals as a reader sees them, and as files hold them."""
 
 import math
 from typing import Any
@@ -6,6 +6,14 @@ from typing import Any
 import pandas as pd
 
 MISSING = "\N{EN DASH}"
+DIGITS = 10
+"""Significant digits of a number in a file. A double has sixteen, but the last ones are the processor's: vector units
+round exp and its like each in their own way, and the same records would give another file on another machine."""
+
+
+def written(value: Any) -> str:
+    """A number as files hold it: rounded to `DIGITS` significant digits, without zeros that say nothing."""
+    return repr(float(f"{float(value):.{DIGITS}g}"))
 
 
 def number(value: Any, decimals: int = 1) -> str:
