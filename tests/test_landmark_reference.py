@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from hylo.adapters.component import ComponentConfig
 from hylo.adapters.landmark_attention import AttentionConfig
 from hylo.adapters.landmark_original import OriginalConfig, Pooling
-from hylo.adapters.landmark_per_layer import Choice, PerLayerConfig
+from hylo.adapters.landmark_per_layer import Choice, PerLayerConfig, Share
 from hylo.adapters.model import AdaptedModel
 
 LENGTH, PADDING, K = 10, (0, 4), 3
@@ -80,9 +80,10 @@ def test_original(architecture: str, pooling: Pooling):
         np.testing.assert_allclose(out[row, t], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", Share)
 @pytest.mark.parametrize("pooling", Choice)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_per_layer(architecture: str, pooling: Choice):
+def test_per_layer(architecture: str, pooling: Choice, share: Share):
     """out = h + a (w L), w = softmax(h L^T / sqrt(d)), at the output of each FFN; as published h in w is the mean."""
     base = tiny(architecture)
     seen: dict[tuple[str, int], np.ndarray] = {}
@@ -93,11 +94,11 @@ def test_per_layer(architecture: str, pooling: Choice):
             ffn.register_forward_hook(lambda m, args, output, key=(when, layer): seen.update({key: _array(output)}))
 
     watch("before")
-    model, landmark = _perturbed(base, PerLayerConfig(num_landmarks=K, pooling=pooling))
+    model, landmark = _perturbed(base, PerLayerConfig(num_landmarks=K, pooling=pooling, share=share))
     watch("after")
     _pass(model)
     for layer in range(2):
-        L, a = landmark[f"layers.{layer}.L"], landmark[f"layers.{layer}.a"]
+        L, a = landmark["L" if share is Share.layers else f"layers.{layer}.L"], landmark[f"layers.{layer}.a"]
         for row, t in REAL:
             h = seen["before", layer][row, t]
             text = [seen["before", layer][row, u] for other, u in REAL if other == row]

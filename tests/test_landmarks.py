@@ -1,15 +1,18 @@
 """What is particular to a landmark design: sums that ride in the cache, declared leaks, attention functions."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from adapters import (
     CONFIGS,
+    CONTEXT,
     VOCABULARY,
     adapt,
     assert_same_state,
+    causal_loss,
     logits,
     method,
     perturb,
@@ -29,9 +32,10 @@ from transformers import (
     StaticCache,
 )
 
+from hylo.adapters.component import Host, normal
 from hylo.adapters.landmark_attention import AttentionConfig
 from hylo.adapters.landmark_original import OriginalConfig, Pooling
-from hylo.adapters.landmark_per_layer import PerLayerConfig
+from hylo.adapters.landmark_per_layer import PerLayerConfig, Share
 from hylo.adapters.low_rank import LowRankConfig
 from hylo.adapters.model import AdaptedModel, Method
 from hylo.errors import ConfigError
@@ -39,6 +43,8 @@ from hylo.models.architecture import attention_modules, decoder_layers, ffn_modu
 
 IDS = tokens(3, 10)
 LANDMARKS = ["landmark_original", "landmark_per_layer", "landmark_attention"]
+OPTIONS = ["landmark_per_layer method.landmark.share=layers"]
+"""Of designs, which no file in conf/method/ chooses."""
 
 
 def _strong(base: PreTrainedModel, components: Method) -> AdaptedModel:
@@ -145,14 +151,14 @@ def test_the_published_pooling_leaks_and_says_so(pooling: Pooling):
     assert ("causality" in config.breaks) == (difference > 1e-6)
 
 
-@pytest.mark.parametrize("name", LANDMARKS)
+@pytest.mark.parametrize("composed", [*LANDMARKS, *OPTIONS])
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_landmarks_alone_on_every_architecture(architecture: str, name: str):
+def test_landmarks_alone_on_every_architecture(architecture: str, composed: str):
     """Far from their start, and with no low-rank update beside them."""
     base = tiny(architecture)
     ids, mask = tokens(1, 10), torch.tensor([[0] * 3 + [1] * 7])
     before = logits(base, ids)
-    model = _strong(base, method(name, "method.low_rank=null"))
+    model = _strong(base, method(*composed.split(), "method.low_rank=null"))
     after = logits(model, ids)
     assert (after - before).abs().max() > 1e-2
     torch.testing.assert_close(logits(model, ids[:, :6]), after[:, :6], rtol=0, atol=1e-5)
@@ -201,6 +207,37 @@ def test_an_ffn_that_returns_more_than_its_output():
         assert torch.equal(same_scores, scores)
     assert (logits(model, IDS) - before).abs().max() > 1e-2
     assert torch.equal(logits(model.detach(), IDS), before)
+
+
+def test_layers_that_share_their_vectors_train_one_tensor(tmp_path: Path):
+    """Its gradient is the sum of the layers': a tensor that only the first layer reads would train, too."""
+    shared = perturbed(tiny("gpt2"), {"landmark": PerLayerConfig(share=Share.layers)})
+    names = list(trained(shared))
+    assert names == ["landmark.L", "landmark.layers.0.a", "landmark.layers.1.a"]
+    apart = adapt(tiny("gpt2"), {"landmark": PerLayerConfig()})
+    vectors = [name for name in trained(apart) if name.endswith(".L")]
+    assert len(vectors) == 2
+    with torch.no_grad():
+        for name, tensor in trained(apart).items():
+            tensor.copy_(trained(shared)["landmark.L" if name in vectors else name])
+    outputs = [model(input_ids=IDS).logits for model in (shared, apart)]
+    assert torch.equal(*outputs)
+    for output in outputs:
+        causal_loss(output, IDS).backward()
+    gradients = [grad for name in vectors if (grad := trained(apart)[name].grad) is not None]
+    assert len(gradients) == 2
+    torch.testing.assert_close(trained(shared)["landmark.L"].grad, gradients[0] + gradients[1], rtol=1e-5, atol=1e-7)
+    shared.save(tmp_path)
+    assert torch.equal(logits(AdaptedModel.restore(tiny("gpt2"), tmp_path), IDS), outputs[0].detach())
+
+
+def test_sharing_nothing_is_what_it_was():
+    """Records of runs refer to these names and draws."""
+    model = adapt(tiny("llama"), method("landmark_per_layer", "method.low_rank=null"))
+    names = [f"landmark.layers.{index}.{name}" for index in range(2) for name in ("L", "a")]
+    assert list(trained(model)) == names
+    host = Host(tiny("llama"), CONTEXT, seed=0)
+    assert torch.equal(trained(model)[names[2]], host.parameter(names[2], (4, 48), normal(0.02)))
 
 
 def test_attention_landmarks_leave_the_config_alone_even_while_attached():

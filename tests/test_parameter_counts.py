@@ -25,6 +25,7 @@ SMOLLM2_135M: dict[str, Any] = {
 }
 LORA_R8, DORA, POSITION_BIAS, LANDMARK_K8, LEARNABLE_K8 = 811_008, 46_080, 64, 12_545, 12_576
 ORIGINAL_K4, PER_LAYER_K4, ATTENTION_K4 = 6_145, 36_876, 73_740
+SHARED_K4 = 4 * 768 + 12
 GPT2_SMALL = [
     ("none", 0),
     ("lora", LORA_R8),
@@ -36,6 +37,8 @@ GPT2_SMALL = [
     ("landmark_original method.low_rank=null method.landmark.pooling=sequence", ORIGINAL_K4),
     ("landmark_per_layer", LORA_R8 + PER_LAYER_K4),
     ("landmark_per_layer method.low_rank=null", PER_LAYER_K4),
+    ("landmark_per_layer method.landmark.share=layers", LORA_R8 + SHARED_K4),
+    ("landmark_per_layer method.low_rank=null method.landmark.share=layers", SHARED_K4),
     ("landmark_attention", LORA_R8 + ATTENTION_K4),
     ("landmark_attention method.low_rank=null", ATTENTION_K4),
     ("landmark_pa", LORA_R8 + LANDMARK_K8),
