@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hylo.adapters.component import ComponentConfig
-from hylo.adapters.landmark_attention import AttentionConfig
+from hylo.adapters.landmark_attention import AttentionConfig, Softmax
 from hylo.adapters.landmark_original import OriginalConfig, Pooling
 from hylo.adapters.landmark_per_layer import Choice, PerLayerConfig, Share
 from hylo.adapters.model import AdaptedModel
@@ -140,13 +140,19 @@ def _projected(attention: Any, joined: np.ndarray) -> np.ndarray:
     return joined @ _array(attention.c_proj.weight) + _array(attention.c_proj.bias)
 
 
+def _attended(query: np.ndarray, keys: list[np.ndarray], values: list[np.ndarray]) -> np.ndarray:
+    w = _softmax([float(query @ key) / math.sqrt(len(query)) for key in keys])
+    return np.sum([weight * value for weight, value in zip(w, values, strict=True)], axis=0)
+
+
+@pytest.mark.parametrize("softmax", Softmax)
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_attention(architecture: str, implementation: str, monkeypatch: pytest.MonkeyPatch):
-    """Each query sees the landmarks of its key/value head and the real tokens up to its own, in one softmax."""
+def test_attention(architecture: str, implementation: str, softmax: Softmax, monkeypatch: pytest.MonkeyPatch):
+    """Each query sees the landmarks of its key/value head and the real tokens up to its own, in one softmax or two."""
     base = tiny(architecture)
     monkeypatch.setattr(base.config, "_attn_implementation", implementation)
-    model, landmark = _perturbed(base, AttentionConfig(num_landmarks=K))
+    model, landmark = _perturbed(base, AttentionConfig(num_landmarks=K, softmax=softmax))
     layer = 1
     attention = base.get_submodule(ATTENTION[architecture].format(layer))
     seen: list[np.ndarray] = []
@@ -165,8 +171,10 @@ def test_attention(architecture: str, implementation: str, monkeypatch: pytest.M
         joined = []
         for head, query in enumerate(queries):
             group = head * len(keys_L) // len(queries)
-            keys = [*keys_L[group], *(keys[group] for _, keys, _ in tokens_seen)]
-            values = [*(a * values_L[group]), *(values[group] for _, _, values in tokens_seen)]
-            w = _softmax([float(query @ key) / math.sqrt(len(query)) for key in keys])
-            joined.append(sum(weight * value for weight, value in zip(w, values, strict=True)))
+            keys, values = ([token[part][group] for token in tokens_seen] for part in (1, 2))
+            if softmax is Softmax.joint:
+                joined.append(_attended(query, [*keys_L[group], *keys], [*(a * values_L[group]), *values]))
+            else:
+                landmarks = _attended(query, list(keys_L[group]), list(values_L[group]))
+                joined.append(_attended(query, keys, values) + a * landmarks)
         np.testing.assert_allclose(out[row, t], _projected(attention, np.concatenate(joined)), rtol=1e-4, atol=1e-5)

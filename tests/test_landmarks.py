@@ -32,8 +32,8 @@ from transformers import (
     StaticCache,
 )
 
-from hylo.adapters.component import Host, normal
-from hylo.adapters.landmark_attention import AttentionConfig
+from hylo.adapters.component import AtStart, Host, normal
+from hylo.adapters.landmark_attention import AttentionConfig, Softmax
 from hylo.adapters.landmark_original import OriginalConfig, Pooling
 from hylo.adapters.landmark_per_layer import PerLayerConfig, Share
 from hylo.adapters.low_rank import LowRankConfig
@@ -42,7 +42,7 @@ from hylo.errors import ConfigError
 from hylo.models.architecture import attention_modules, decoder_layers, ffn_modules
 
 IDS = tokens(3, 10)
-LANDMARKS = ["landmark_original", "landmark_per_layer", "landmark_attention"]
+LANDMARKS = ["landmark_original", "landmark_per_layer", "landmark_attention", "landmark_attention_zero"]
 OPTIONS = ["landmark_per_layer method.landmark.share=layers"]
 """Of designs, which no file in conf/method/ chooses."""
 
@@ -256,14 +256,56 @@ def test_attention_landmarks_leave_the_config_alone_even_while_attached():
     assert vars(config) == before
 
 
+STARTS = [
+    (Softmax.joint, 0.0, AtStart.apart),
+    (Softmax.joint, 0.1, AtStart.apart),
+    (Softmax.separate, 0.0, AtStart.same),
+    (Softmax.separate, 0.1, AtStart.near),
+    (Softmax.separate, 1.0, AtStart.apart),
+]
+
+
+@pytest.mark.parametrize(("softmax", "scale", "declared"), STARTS)
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_attention_landmarks_start_as_they_declare(
+    architecture: str,
+    implementation: str,
+    softmax: Softmax,
+    scale: float,
+    declared: AtStart,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A scale of zero is not enough: in a joint softmax the keys take attention from the text all the same."""
+    base = tiny(architecture)
+    monkeypatch.setattr(base.config, "_attn_implementation", implementation)
+    config = AttentionConfig(softmax=softmax, initial_scale=scale)
+    assert config.at_start is declared
+    mask = torch.ones_like(IDS)
+    mask[0, :3] = 0
+    for given in ({}, {"attention_mask": mask}):
+        real = given.get("attention_mask", torch.ones_like(IDS)).bool()
+        untuned = adapt(base, {}, fused=False)  # which counts positions from the first real token, like the other
+        before = logits(untuned, IDS, **given)[real]
+        untuned.detach()
+        model = adapt(base, {"landmark": config}, fused=False)
+        after = logits(model, IDS, **given)[real]
+        model.detach()
+        p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+        kl = float((p.exp() * (p - q)).sum(-1).mean())
+        assert torch.equal(after, before) == (declared is AtStart.same)
+        assert (kl > 1e-5) == (declared is AtStart.apart)
+
+
+@pytest.mark.parametrize("softmax", Softmax)
 @pytest.mark.parametrize("first", ["sdpa", "eager"])
-def test_masks_of_either_kind_are_read(first: str, monkeypatch: pytest.MonkeyPatch):
+def test_masks_of_either_kind_are_read(first: str, softmax: Softmax, monkeypatch: pytest.MonkeyPatch):
     """The model makes masks for the attention it is set to now, the landmarks call that of when they were attached."""
     base = tiny("llama")
     mask = torch.ones_like(IDS)
     mask[0, :3] = 0
     monkeypatch.setattr(base.config, "_attn_implementation", first)
-    model = perturbed(base, {"landmark": AttentionConfig()})
+    model = perturbed(base, {"landmark": AttentionConfig(softmax=softmax)})
     for given in ({}, {"attention_mask": mask}):
         results = []
         for now in ("sdpa", "eager"):

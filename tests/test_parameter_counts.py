@@ -41,6 +41,7 @@ GPT2_SMALL = [
     ("landmark_per_layer method.low_rank=null method.landmark.share=layers", SHARED_K4),
     ("landmark_attention", LORA_R8 + ATTENTION_K4),
     ("landmark_attention method.low_rank=null", ATTENTION_K4),
+    ("landmark_attention_zero", LORA_R8 + ATTENTION_K4),
     ("landmark_pa", LORA_R8 + LANDMARK_K8),
     ("landmark_learnable", LORA_R8 + LEARNABLE_K8),
     ("hylorada", 823_617),
