@@ -50,6 +50,8 @@ GPT2_SMALL = [
     ("landmark_pa method.low_rank=null method.landmark.num_landmarks=4", 6_273),
     ("hylorada_dora", 823_617 + DORA),
     ("hylorada_dora_learnable", LORA_R8 + DORA + POSITION_BIAS + LEARNABLE_K8),
+    ("bitfit", DORA),
+    ("bitfit method.bias.target_modules=[all-linear]", DORA + 12 * 4 * 768),
     ("full", 124_439_808),
 ]
 
@@ -79,6 +81,8 @@ def test_smollm2_135m_with_all_linear_layers():
     assert skeleton.num_parameters() == 134_515_008
     (config,) = method("lora", "method.low_rank.target_modules=[all-linear]").values()
     assert config.parameter_count(Host(skeleton, context_length=256, seed=0)) == 2_442_240
+    (config,) = method("bitfit", "method.bias.target_modules=[all-linear]").values()
+    assert config.parameter_count(Host(skeleton, context_length=256, seed=0)) == 30 * (3 * 576 + 2 * 192 + 2 * 1536)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
