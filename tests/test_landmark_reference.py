@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hylo.adapters.component import ComponentConfig
-from hylo.adapters.landmark_attention import AttentionConfig
+from hylo.adapters.landmark_attention import AttentionConfig, Softmax
 from hylo.adapters.landmark_original import OriginalConfig, Pooling
-from hylo.adapters.landmark_per_layer import Choice, PerLayerConfig
+from hylo.adapters.landmark_per_layer import Choice, PerLayerConfig, Share
 from hylo.adapters.model import AdaptedModel
 
 LENGTH, PADDING, K = 10, (0, 4), 3
@@ -80,9 +80,10 @@ def test_original(architecture: str, pooling: Pooling):
         np.testing.assert_allclose(out[row, t], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", Share)
 @pytest.mark.parametrize("pooling", Choice)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_per_layer(architecture: str, pooling: Choice):
+def test_per_layer(architecture: str, pooling: Choice, share: Share):
     """out = h + a (w L), w = softmax(h L^T / sqrt(d)), at the output of each FFN; as published h in w is the mean."""
     base = tiny(architecture)
     seen: dict[tuple[str, int], np.ndarray] = {}
@@ -93,11 +94,11 @@ def test_per_layer(architecture: str, pooling: Choice):
             ffn.register_forward_hook(lambda m, args, output, key=(when, layer): seen.update({key: _array(output)}))
 
     watch("before")
-    model, landmark = _perturbed(base, PerLayerConfig(num_landmarks=K, pooling=pooling))
+    model, landmark = _perturbed(base, PerLayerConfig(num_landmarks=K, pooling=pooling, share=share))
     watch("after")
     _pass(model)
     for layer in range(2):
-        L, a = landmark[f"layers.{layer}.L"], landmark[f"layers.{layer}.a"]
+        L, a = landmark["L" if share is Share.layers else f"layers.{layer}.L"], landmark[f"layers.{layer}.a"]
         for row, t in REAL:
             h = seen["before", layer][row, t]
             text = [seen["before", layer][row, u] for other, u in REAL if other == row]
@@ -139,13 +140,19 @@ def _projected(attention: Any, joined: np.ndarray) -> np.ndarray:
     return joined @ _array(attention.c_proj.weight) + _array(attention.c_proj.bias)
 
 
+def _attended(query: np.ndarray, keys: list[np.ndarray], values: list[np.ndarray]) -> np.ndarray:
+    w = _softmax([float(query @ key) / math.sqrt(len(query)) for key in keys])
+    return np.sum([weight * value for weight, value in zip(w, values, strict=True)], axis=0)
+
+
+@pytest.mark.parametrize("softmax", Softmax)
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_attention(architecture: str, implementation: str, monkeypatch: pytest.MonkeyPatch):
-    """Each query sees the landmarks of its key/value head and the real tokens up to its own, in one softmax."""
+def test_attention(architecture: str, implementation: str, softmax: Softmax, monkeypatch: pytest.MonkeyPatch):
+    """Each query sees the landmarks of its key/value head and the real tokens up to its own, in one softmax or two."""
     base = tiny(architecture)
     monkeypatch.setattr(base.config, "_attn_implementation", implementation)
-    model, landmark = _perturbed(base, AttentionConfig(num_landmarks=K))
+    model, landmark = _perturbed(base, AttentionConfig(num_landmarks=K, softmax=softmax))
     layer = 1
     attention = base.get_submodule(ATTENTION[architecture].format(layer))
     seen: list[np.ndarray] = []
@@ -164,8 +171,10 @@ def test_attention(architecture: str, implementation: str, monkeypatch: pytest.M
         joined = []
         for head, query in enumerate(queries):
             group = head * len(keys_L) // len(queries)
-            keys = [*keys_L[group], *(keys[group] for _, keys, _ in tokens_seen)]
-            values = [*(a * values_L[group]), *(values[group] for _, _, values in tokens_seen)]
-            w = _softmax([float(query @ key) / math.sqrt(len(query)) for key in keys])
-            joined.append(sum(weight * value for weight, value in zip(w, values, strict=True)))
+            keys, values = ([token[part][group] for token in tokens_seen] for part in (1, 2))
+            if softmax is Softmax.joint:
+                joined.append(_attended(query, [*keys_L[group], *keys], [*(a * values_L[group]), *values]))
+            else:
+                landmarks = _attended(query, list(keys_L[group]), list(values_L[group]))
+                joined.append(_attended(query, keys, values) + a * landmarks)
         np.testing.assert_allclose(out[row, t], _projected(attention, np.concatenate(joined)), rtol=1e-4, atol=1e-5)

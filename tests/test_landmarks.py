@@ -1,15 +1,18 @@
 """What is particular to a landmark design: sums that ride in the cache, declared leaks, attention functions."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from adapters import (
     CONFIGS,
+    CONTEXT,
     VOCABULARY,
     adapt,
     assert_same_state,
+    causal_loss,
     logits,
     method,
     perturb,
@@ -29,16 +32,19 @@ from transformers import (
     StaticCache,
 )
 
-from hylo.adapters.landmark_attention import AttentionConfig
+from hylo.adapters.component import AtStart, Host, normal
+from hylo.adapters.landmark_attention import AttentionConfig, Softmax
 from hylo.adapters.landmark_original import OriginalConfig, Pooling
-from hylo.adapters.landmark_per_layer import PerLayerConfig
+from hylo.adapters.landmark_per_layer import PerLayerConfig, Share
 from hylo.adapters.low_rank import LowRankConfig
 from hylo.adapters.model import AdaptedModel, Method
 from hylo.errors import ConfigError
 from hylo.models.architecture import attention_modules, decoder_layers, ffn_modules
 
 IDS = tokens(3, 10)
-LANDMARKS = ["landmark_original", "landmark_per_layer", "landmark_attention"]
+LANDMARKS = ["landmark_original", "landmark_per_layer", "landmark_attention", "landmark_attention_zero"]
+OPTIONS = ["landmark_per_layer method.landmark.share=layers"]
+"""Of designs, which no file in conf/method/ chooses."""
 
 
 def _strong(base: PreTrainedModel, components: Method) -> AdaptedModel:
@@ -145,14 +151,14 @@ def test_the_published_pooling_leaks_and_says_so(pooling: Pooling):
     assert ("causality" in config.breaks) == (difference > 1e-6)
 
 
-@pytest.mark.parametrize("name", LANDMARKS)
+@pytest.mark.parametrize("composed", [*LANDMARKS, *OPTIONS])
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_landmarks_alone_on_every_architecture(architecture: str, name: str):
+def test_landmarks_alone_on_every_architecture(architecture: str, composed: str):
     """Far from their start, and with no low-rank update beside them."""
     base = tiny(architecture)
     ids, mask = tokens(1, 10), torch.tensor([[0] * 3 + [1] * 7])
     before = logits(base, ids)
-    model = _strong(base, method(name, "method.low_rank=null"))
+    model = _strong(base, method(*composed.split(), "method.low_rank=null"))
     after = logits(model, ids)
     assert (after - before).abs().max() > 1e-2
     torch.testing.assert_close(logits(model, ids[:, :6]), after[:, :6], rtol=0, atol=1e-5)
@@ -203,6 +209,37 @@ def test_an_ffn_that_returns_more_than_its_output():
     assert torch.equal(logits(model.detach(), IDS), before)
 
 
+def test_layers_that_share_their_vectors_train_one_tensor(tmp_path: Path):
+    """Its gradient is the sum of the layers': a tensor that only the first layer reads would train, too."""
+    shared = perturbed(tiny("gpt2"), {"landmark": PerLayerConfig(share=Share.layers)})
+    names = list(trained(shared))
+    assert names == ["landmark.L", "landmark.layers.0.a", "landmark.layers.1.a"]
+    apart = adapt(tiny("gpt2"), {"landmark": PerLayerConfig()})
+    vectors = [name for name in trained(apart) if name.endswith(".L")]
+    assert len(vectors) == 2
+    with torch.no_grad():
+        for name, tensor in trained(apart).items():
+            tensor.copy_(trained(shared)["landmark.L" if name in vectors else name])
+    outputs = [model(input_ids=IDS).logits for model in (shared, apart)]
+    assert torch.equal(*outputs)
+    for output in outputs:
+        causal_loss(output, IDS).backward()
+    gradients = [grad for name in vectors if (grad := trained(apart)[name].grad) is not None]
+    assert len(gradients) == 2
+    torch.testing.assert_close(trained(shared)["landmark.L"].grad, gradients[0] + gradients[1], rtol=1e-5, atol=1e-7)
+    shared.save(tmp_path)
+    assert torch.equal(logits(AdaptedModel.restore(tiny("gpt2"), tmp_path), IDS), outputs[0].detach())
+
+
+def test_sharing_nothing_is_what_it_was():
+    """Records of runs refer to these names and draws."""
+    model = adapt(tiny("llama"), method("landmark_per_layer", "method.low_rank=null"))
+    names = [f"landmark.layers.{index}.{name}" for index in range(2) for name in ("L", "a")]
+    assert list(trained(model)) == names
+    host = Host(tiny("llama"), CONTEXT, seed=0)
+    assert torch.equal(trained(model)[names[2]], host.parameter(names[2], (4, 48), normal(0.02)))
+
+
 def test_attention_landmarks_leave_the_config_alone_even_while_attached():
     """The tiny models of an architecture share one config: another model must not find landmarks selected in it."""
     base, other = tiny("llama"), tiny("llama", seed=1)
@@ -219,14 +256,56 @@ def test_attention_landmarks_leave_the_config_alone_even_while_attached():
     assert vars(config) == before
 
 
+STARTS = [
+    (Softmax.joint, 0.0, AtStart.apart),
+    (Softmax.joint, 0.1, AtStart.apart),
+    (Softmax.separate, 0.0, AtStart.same),
+    (Softmax.separate, 0.1, AtStart.near),
+    (Softmax.separate, 1.0, AtStart.apart),
+]
+
+
+@pytest.mark.parametrize(("softmax", "scale", "declared"), STARTS)
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_attention_landmarks_start_as_they_declare(
+    architecture: str,
+    implementation: str,
+    softmax: Softmax,
+    scale: float,
+    declared: AtStart,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A scale of zero is not enough: in a joint softmax the keys take attention from the text all the same."""
+    base = tiny(architecture)
+    monkeypatch.setattr(base.config, "_attn_implementation", implementation)
+    config = AttentionConfig(softmax=softmax, initial_scale=scale)
+    assert config.at_start is declared
+    mask = torch.ones_like(IDS)
+    mask[0, :3] = 0
+    for given in ({}, {"attention_mask": mask}):
+        real = given.get("attention_mask", torch.ones_like(IDS)).bool()
+        untuned = adapt(base, {}, fused=False)  # which counts positions from the first real token, like the other
+        before = logits(untuned, IDS, **given)[real]
+        untuned.detach()
+        model = adapt(base, {"landmark": config}, fused=False)
+        after = logits(model, IDS, **given)[real]
+        model.detach()
+        p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
+        kl = float((p.exp() * (p - q)).sum(-1).mean())
+        assert torch.equal(after, before) == (declared is AtStart.same)
+        assert (kl > 1e-5) == (declared is AtStart.apart)
+
+
+@pytest.mark.parametrize("softmax", Softmax)
 @pytest.mark.parametrize("first", ["sdpa", "eager"])
-def test_masks_of_either_kind_are_read(first: str, monkeypatch: pytest.MonkeyPatch):
+def test_masks_of_either_kind_are_read(first: str, softmax: Softmax, monkeypatch: pytest.MonkeyPatch):
     """The model makes masks for the attention it is set to now, the landmarks call that of when they were attached."""
     base = tiny("llama")
     mask = torch.ones_like(IDS)
     mask[0, :3] = 0
     monkeypatch.setattr(base.config, "_attn_implementation", first)
-    model = perturbed(base, {"landmark": AttentionConfig()})
+    model = perturbed(base, {"landmark": AttentionConfig(softmax=softmax)})
     for given in ({}, {"attention_mask": mask}):
         results = []
         for now in ("sdpa", "eager"):

@@ -25,6 +25,7 @@ SMOLLM2_135M: dict[str, Any] = {
 }
 LORA_R8, DORA, POSITION_BIAS, LANDMARK_K8, LEARNABLE_K8 = 811_008, 46_080, 64, 12_545, 12_576
 ORIGINAL_K4, PER_LAYER_K4, ATTENTION_K4 = 6_145, 36_876, 73_740
+SHARED_K4 = 4 * 768 + 12
 GPT2_SMALL = [
     ("none", 0),
     ("lora", LORA_R8),
@@ -36,8 +37,11 @@ GPT2_SMALL = [
     ("landmark_original method.low_rank=null method.landmark.pooling=sequence", ORIGINAL_K4),
     ("landmark_per_layer", LORA_R8 + PER_LAYER_K4),
     ("landmark_per_layer method.low_rank=null", PER_LAYER_K4),
+    ("landmark_per_layer method.landmark.share=layers", LORA_R8 + SHARED_K4),
+    ("landmark_per_layer method.low_rank=null method.landmark.share=layers", SHARED_K4),
     ("landmark_attention", LORA_R8 + ATTENTION_K4),
     ("landmark_attention method.low_rank=null", ATTENTION_K4),
+    ("landmark_attention_zero", LORA_R8 + ATTENTION_K4),
     ("landmark_pa", LORA_R8 + LANDMARK_K8),
     ("landmark_learnable", LORA_R8 + LEARNABLE_K8),
     ("hylorada", 823_617),
@@ -46,6 +50,8 @@ GPT2_SMALL = [
     ("landmark_pa method.low_rank=null method.landmark.num_landmarks=4", 6_273),
     ("hylorada_dora", 823_617 + DORA),
     ("hylorada_dora_learnable", LORA_R8 + DORA + POSITION_BIAS + LEARNABLE_K8),
+    ("bitfit", DORA),
+    ("bitfit method.bias.target_modules=[all-linear]", DORA + 12 * 4 * 768),
     ("full", 124_439_808),
 ]
 
@@ -75,6 +81,8 @@ def test_smollm2_135m_with_all_linear_layers():
     assert skeleton.num_parameters() == 134_515_008
     (config,) = method("lora", "method.low_rank.target_modules=[all-linear]").values()
     assert config.parameter_count(Host(skeleton, context_length=256, seed=0)) == 2_442_240
+    (config,) = method("bitfit", "method.bias.target_modules=[all-linear]").values()
+    assert config.parameter_count(Host(skeleton, context_length=256, seed=0)) == 30 * (3 * 576 + 2 * 192 + 2 * 1536)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,11 +1,12 @@
-"""Keys and values before those of the text, in every attention: how learned ones enter a model.
+"""Keys and values before or beside those of the text, in every attention: how learned ones enter a model.
 
-    out = softmax(q [K_P; k]^T / sqrt(D) + mask) [V_P; v]
+    before (joint)    out = softmax(q [K_P; k]^T / sqrt(D) + mask) [V_P; v]
+    beside            out = softmax(q k^T / sqrt(D) + mask) v + softmax(q K_P^T / sqrt(D)) V_P
 
-Each attention module gets a copy of its config that selects a function registered here, which extends the keys, values
-and mask and calls the one selected before. So one implementation serves every architecture that takes an attention
-function of transformers. No mask hides the prefix, and it is no part of the cache: masks, positions and cached decoding
-of the text stay as they are.
+Each attention module gets a copy of its config that selects a function registered here. It extends the keys, values and
+mask and calls the one selected before, or calls that one twice and adds. So one implementation serves every
+architecture that takes an attention function of transformers, with its scaling of scores and its dropout. No mask hides
+the prefix, and it is no part of the cache: masks, positions and cached decoding of the text stay as they are.
 
 Shapes: B batch, H key/value heads, P tokens of the prefix, T queries, S keys of the text, D width of a head.
 """
@@ -26,17 +27,24 @@ from hylo.errors import problem
 from hylo.models.architecture import attention_modules
 
 Prefix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From a layer's keys and values, [B, H, S, D] each, to those of the prefix and the text, [B, H, P + S, D]."""
+"""From a layer's keys and values, [B, H, S, D] each, to those of the prefix and the text, [B, H, P + S, D]; beside the
+text to those of the prefix alone, [B, H, P, D]."""
 
-_PREFIXES: WeakKeyDictionary[nn.Module, Prefix] = WeakKeyDictionary()
-"""The prefix of each attention module that has one: an attention function is told the module and nothing more."""
+_PREFIXES: WeakKeyDictionary[nn.Module, tuple[Prefix, bool]] = WeakKeyDictionary()
+"""The prefix of each attention module that has one, and whether its softmax is a joint one: an attention function is
+told the module and nothing more."""
 
 
 class AttentionPrefixes:
-    """One prefix a layer, to be put into a model and taken out again."""
+    """One prefix a layer, to be put into a model and taken out again.
 
-    def __init__(self, prefixes: Iterable[Prefix]) -> None:
+    Arguments:
+        joint: prefix and text share one softmax; else each has its own, and the results are added.
+    """
+
+    def __init__(self, prefixes: Iterable[Prefix], *, joint: bool = True) -> None:
         self._prefixes = list(prefixes)
+        self._joint = joint
         self._configs: list[Any] = []
 
     def attach(self, model: PreTrainedModel) -> None:
@@ -44,7 +52,7 @@ class AttentionPrefixes:
         modules = attention_modules(model)
         self._configs = [module.config for module in modules]
         for prefix, module in zip(self._prefixes, modules, strict=True):
-            _PREFIXES[module] = prefix
+            _PREFIXES[module] = prefix, self._joint
             config: Any = copy.copy(module.config)
             config._attn_implementation = _EXTENDED[_implementation(module)]
             module.config = config
@@ -70,8 +78,12 @@ def prefix_problems(key: str, value: str, model: PreTrainedModel) -> Iterator[st
 
 def prepend(prefix_HPD: Tensor, text_BHSD: Tensor) -> Tensor:
     """One prefix before every text of a batch."""
-    prefix = prefix_HPD.to(text_BHSD.dtype).expand(text_BHSD.shape[0], -1, -1, -1)
-    return torch.cat([prefix, text_BHSD], dim=2)
+    return torch.cat([beside(prefix_HPD, text_BHSD), text_BHSD], dim=2)
+
+
+def beside(prefix_HPD: Tensor, text_BHSD: Tensor) -> Tensor:
+    """One prefix for every text of a batch, in the type of the texts: [B, H, P, D]."""
+    return prefix_HPD.to(text_BHSD.dtype).expand(text_BHSD.shape[0], -1, -1, -1)
 
 
 def _implementation(attention: nn.Module) -> str:
@@ -102,14 +114,22 @@ def _extend(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        keys, values = _PREFIXES[module](key, value)
-        P = keys.shape[2] - key.shape[2]
+        prefix, joint = _PREFIXES[module]
+        keys, values = prefix(key, value)
+        P = keys.shape[2] - key.shape[2] if joint else 0
         causal = getattr(module, "is_causal", True) if kwargs.get("is_causal") is None else kwargs["is_causal"]
-        mask = _extended_mask(attention_mask, P, query, key, causal)
+        mask = attention_mask
+        if joint or implementation == "eager":
+            mask = _extended_mask(mask, P, query, key, causal)
         # The model makes its masks for the attention that its own config names, which may have changed since.
         mask = _added(mask, query) if implementation == "eager" else mask
-        output, weights = _original(implementation, module)(module, query, keys, values, mask, **kwargs)
-        return output, None if weights is None else weights[..., P:]  # as many columns as the text has tokens
+        attention = _original(implementation, module)
+        if joint:
+            output, weights = attention(module, query, keys, values, mask, **kwargs)
+            return output, None if weights is None else weights[..., P:]  # as many columns as the text has tokens
+        output, weights = attention(module, query, key, value, mask, **kwargs)
+        added, _ = attention(module, query, keys, values, None, **kwargs | {"is_causal": False})
+        return output + added, weights
 
     return attend
 

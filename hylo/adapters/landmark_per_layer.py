@@ -3,9 +3,11 @@
     out = h + a (w L)        w = softmax(h L^T / sqrt(d))
 
 h: the FFN's output before the residual is added. Each layer has its L [K, d] ~ N(0, 0.02^2) and its scalar a, which
-starts at 0.05, so that an entry of h moves by about 0.0005 at step 0: close to the base model, not equal to it. Every
-token chooses by itself (`token`); `sequence` chooses by the mean over the real tokens of the pass, as published, which
-lets every token see the later ones. Own design after the published HyLoRADA, which hooked parts of the FFN as well.
+starts at 0.05, so that an entry of h moves by about 0.0005 at step 0: close to the base model, not equal to it. With
+`share=layers` all layers have one L and each keeps its own a: K d + layers parameters instead of layers (K d + 1).
+Every token chooses by itself (`token`); `sequence` chooses by the mean over the real tokens of the pass, as published,
+which lets every token see the later ones. Own design after the published HyLoRADA, which hooked parts of the FFN as
+well.
 """
 
 import math
@@ -32,6 +34,13 @@ class Choice(Enum):
     sequence = "the mean over all tokens of the pass: leaks"
 
 
+class Share(Enum):
+    """What of the landmarks layers have in common. Member names are what users type."""
+
+    none = "nothing: each layer has its own vectors"
+    layers = "the vectors; each layer has its own scalar"
+
+
 @register("component")
 @dataclass(kw_only=True, slots=True)
 class PerLayerConfig(ComponentConfig):
@@ -43,6 +52,8 @@ class PerLayerConfig(ComponentConfig):
     """K, the number of learned vectors of a layer."""
     pooling: Choice = Choice.token
     """token, or sequence as published, which leaks later tokens."""
+    share: Share = Share.none
+    """none, or layers: one L for all layers. The scalar a is always a layer's own."""
 
     @property
     def breaks(self) -> frozenset[str]:
@@ -58,16 +69,16 @@ class PerLayerConfig(ComponentConfig):
         return PerLayerLandmark(self, host)
 
     def parameter_count(self, host: Host) -> int:
-        return len(decoder_layers(host.model)) * (self.num_landmarks * hidden_size(host.model) + 1)
+        layers = len(decoder_layers(host.model))
+        return (1 if self.share is Share.layers else layers) * self.num_landmarks * hidden_size(host.model) + layers
 
 
 class LayerLandmarks(nn.Module):
-    """One layer's vectors. Shapes: B batch, T tokens, D hidden size, K landmarks."""
+    """One layer's vectors, or those of all layers. Shapes: B batch, T tokens, D hidden size, K landmarks."""
 
-    def __init__(self, config: PerLayerConfig, host: Host, index: int) -> None:
+    def __init__(self, config: PerLayerConfig, host: Host, index: int, shared: nn.Parameter | None) -> None:
         super().__init__()
-        shape = (config.num_landmarks, hidden_size(host.model))
-        self.L = host.parameter(f"landmark.layers.{index}.L", shape, normal(0.02))
+        self.L = _vectors(config, host, f"landmark.layers.{index}.L") if shared is None else shared
         self.a = host.parameter(f"landmark.layers.{index}.a", (), constant(0.05))
         self.pooling = config.pooling
         self._positions = host.positions
@@ -93,7 +104,9 @@ class PerLayerLandmark(Component):
     def __init__(self, config: PerLayerConfig, host: Host) -> None:
         super().__init__()
         count = len(decoder_layers(host.model))
-        self.layers = nn.ModuleList(LayerLandmarks(config, host, index) for index in range(count))
+        # Set before the layers: of a shared tensor's names the first one counts.
+        self.L = _vectors(config, host, "landmark.L") if config.share is Share.layers else None
+        self.layers = nn.ModuleList(LayerLandmarks(config, host, index, self.L) for index in range(count))
         self._hooks: list[RemovableHandle] = []
 
     def merge_refusal(self) -> str:
@@ -113,3 +126,8 @@ class PerLayerLandmark(Component):
         assert self._hooks, "detach follows attach"
         for hook in self._hooks:
             hook.remove()
+
+
+def _vectors(config: PerLayerConfig, host: Host, name: str) -> nn.Parameter:
+    """L, [K, D]."""
+    return host.parameter(name, (config.num_landmarks, hidden_size(host.model)), normal(0.02))

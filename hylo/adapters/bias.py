@@ -1,0 +1,101 @@
+"""Bias: a trained bias on the output of each target layer, and nothing else (BitFit).
+
+    y = W x + b_0 + b
+
+b_0 [out]: the layer's own bias, frozen, where it has one; b [out]: trained, zero at step 0, so the model is exactly the
+base model there. Where a layer has a bias, training b is training that bias (arXiv 2106.10199, section 3); a layer
+without one, as all of Llama's, is given one, as is usual where BitFit is used on such models. Sum of the targets'
+output widths parameters. The paper trains the biases of every layer and of the norms; here it is the targets' alone,
+which are those of the low-rank update by default: query, key, value and output of attention. A key bias without rotary
+positions after it (GPT-2, OPT) adds the same to all scores of a query and so changes nothing.
+
+Merged: b_0' = b_0 + b, where there is a b_0.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from hylo.adapters.component import SEPARATOR, Component, ComponentConfig, Host, zeros
+from hylo.errors import problem
+from hylo.models.architecture import default_targets, layer_shape, target_layers
+from hylo.schema import register
+
+
+@register("component")
+@dataclass(kw_only=True, slots=True)
+class BiasConfig(ComponentConfig):
+    """Which layers get a trained bias."""
+
+    target_modules: list[str] | None = None
+    """Names (or path endings) of the layers; [all-linear]: every linear layer but the output head; None: those that
+    low-rank updates have by default: q, k, v, o; on GPT-2 c_attn and both c_proj."""
+
+    def layers(self, host: Host) -> dict[str, nn.Module]:
+        """The target layers by path."""
+        targets = default_targets(host.model) if self.target_modules is None else self.target_modules
+        return target_layers(host.model, targets)
+
+    def problems(self, key: str, host: Host) -> Iterator[str]:
+        try:
+            self.layers(host)
+        except ValueError as error:
+            fix = f"{key}.target_modules=[all-linear]"
+            yield problem(f"{key}.target_modules", self.target_modules, str(error), fix)
+
+    def build(self, host: Host) -> "Bias":
+        return Bias(self, host)
+
+    def parameter_count(self, host: Host) -> int:
+        return sum(layer_shape(layer)[1] for layer in self.layers(host).values())
+
+
+class Bias(Component):
+    """The biases of all target layers. Each is added by a hook, so that it also follows a layer which another component
+    has put in the place of the base model's."""
+
+    def __init__(self, config: BiasConfig, host: Host) -> None:
+        super().__init__()
+        self._layers: dict[str, Any] = config.layers(host)
+        self.b = nn.ParameterDict(
+            {
+                path.replace(".", SEPARATOR): host.parameter(f"bias.{path}.b", (layer_shape(layer)[1],), zeros)
+                for path, layer in self._layers.items()
+            }
+        )
+        self._hooks: list[RemovableHandle] = []
+
+    def attach(self, model: PreTrainedModel) -> None:
+        for path, b_O in self.b.items():
+
+            def add(module: nn.Module, args: object, y_BTO: Tensor, b_O: Tensor = b_O) -> Tensor:
+                return y_BTO + b_O.to(y_BTO.dtype)
+
+            layer = model.get_submodule(path.replace(SEPARATOR, "."))
+            self._hooks.append(layer.register_forward_hook(add))
+
+    def detach(self, model: PreTrainedModel) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def merge_refusal(self) -> str | None:
+        for path, layer in self._layers.items():
+            if layer.bias is None:
+                return f"{path} has no bias to add to, and a model saved with one would lose it when it is loaded again"
+            if (dtype := layer.bias.dtype).itemsize < 4:
+                return f"the bias of {path} is {dtype}, which would round the sum; convert the model with .float()"
+        return None
+
+    @torch.no_grad()
+    def merge(self, model: PreTrainedModel) -> None:
+        if self.merge_refusal() is not None:
+            super().merge(model)
+        for path, layer in self._layers.items():
+            layer.bias.add_(self.b[path.replace(".", SEPARATOR)])
+        self.detach(model)
