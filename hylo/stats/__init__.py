@@ -13,8 +13,9 @@ What an interval claims depends on the number of seeds:
 Windows count as exchangeable: that neighbours of one document resemble each other is not modelled.
 
 Files: arrays (checks), estimates (PPL, improvement), intervals (the crossed model), effect (a contrast with all that a
-decision needs), multiple (Holm), attribution (Shapley), sequential (when there are enough seeds), hierarchical (a
-bootstrap to compare with), simulation (what all of them cover; docs/statistics.md holds its tables).
+decision needs), selection (what the choice of a tuned setting adds), multiple (Holm), attribution (Shapley), sequential
+(when there are enough seeds), hierarchical (a bootstrap to compare with), simulation and selection_simulation (what all
+of them cover; docs/statistics.md holds their tables).
 """
 
 from hylo.stats.arrays import LEVEL, RESAMPLES, Array, Interval
@@ -24,6 +25,7 @@ from hylo.stats.estimates import improvement, mean_window_ppl, params_per_pct, p
 from hylo.stats.hierarchical import hierarchical_bootstrap
 from hylo.stats.intervals import crossed_interval, window_bootstrap
 from hylo.stats.multiple import holm
+from hylo.stats.selection import choice_variance
 from hylo.stats.sequential import LOOKS, decided, levels, looks, sequential_p_value
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "Array",
     "Effect",
     "Interval",
+    "choice_variance",
     "crossed_interval",
     "decided",
     "effect",

@@ -29,6 +29,9 @@ class Effect:
     """What remains however many seeds there are. For one seed it holds that seed's interaction too."""
     level: float
     """What the interval is to cover. Of one seed it claims other windows only: "evaluation noise only"."""
+    choice_variance: float = 0.0
+    """What the choice of tuned settings adds, whatever the number of seeds: all of them share it. 0: nothing was tuned,
+    or the interval leaves it out."""
 
     def p_value(self, threshold: float = 0.0) -> float:
         """Two-sided p-value of "the true value is the threshold", by Student's t with the interval's own error and
@@ -85,13 +88,13 @@ class Effect:
         That is where the power is about one half. For planning: a rule that stops is in `hylo.stats.sequential`.
 
         Returns:
-            None where the noise of the windows alone is too much for any number up to `most`, and for one seed: what a
-            seed contributes is unknown then.
+            None where the noise of the windows and of the choice alone is too much for any number up to `most`, and for
+            one seed: what a seed contributes is unknown then.
         """
         if self.seeds == 1:
             return None
         counts = np.arange(2, most + 1)
-        error, dof = crossed_error(self.seed_variance, self.window_variance, counts, self.windows)
+        error, dof = crossed_error(self.seed_variance, self.window_variance, counts, self.windows, self.choice_variance)
         enough = half_width(error, dof, self.level) < abs(self.value - threshold)
         return int(counts[enough.argmax()]) if enough.any() else None
 
@@ -102,14 +105,16 @@ class Effect:
                 raise ValueError(
                     f"seeds is {seeds}, but what a seed contributes cannot be told from one; run two seeds or more"
                 )
-            return math.sqrt(self.window_variance), self.windows - 1
+            # No seed adds to it, so the number of seeds does not matter: 2 stands for any.
+            error, dof = crossed_error(0.0, self.window_variance, 2, self.windows, self.choice_variance)
+            return float(error), float(dof) if self.choice_variance else self.windows - 1
         if seeds < 2:
             raise ValueError(f"seeds is {seeds}; the crossed model needs two or more")
-        error, dof = crossed_error(self.seed_variance, self.window_variance, seeds, self.windows)
+        error, dof = crossed_error(self.seed_variance, self.window_variance, seeds, self.windows, self.choice_variance)
         return float(error), float(dof)
 
 
-def effect(sums: ArrayLike, tokens: ArrayLike, *, level: float = LEVEL) -> Effect:
+def effect(sums: ArrayLike, tokens: ArrayLike, *, level: float = LEVEL, choice_variance: float = 0.0) -> Effect:
     """The effect in paired differences (or the value of one arm), with the interval that reports use.
 
     Several seeds: new seeds and new windows, the model of `hylo.stats.crossed_interval`. One seed: evaluation noise
@@ -119,20 +124,24 @@ def effect(sums: ArrayLike, tokens: ArrayLike, *, level: float = LEVEL) -> Effec
         sums: [seeds, windows] or [windows], complete: a cell that failed has no place here.
         tokens: [windows]; what the sums are divided by.
         level: coverage of the interval.
+        choice_variance: of the effect, (unit of the value)^2: the sum of `hylo.stats.choice_variance` over the tuned
+            arms of a contrast. The interval then covers the choice too; the value stays where it is.
 
     Raises:
         ValueError: an input is empty, not finite, of another shape, or a count is not positive; fewer than two
-            windows; a level that is none.
+            windows; a level that is none; a variance that is negative or not finite.
     """
     sums, tokens = checked("sums", sums, tokens)
     checked_level(level)
+    if not 0 <= choice_variance < math.inf:
+        raise ValueError(f"choice_variance is {choice_variance}; a variance must be finite and 0 or more")
     if sums.ndim != 2 or sums.shape[1] < 2:
         raise ValueError(f"sums has shape {sums.shape}; [seeds, windows] with two windows or more is needed")
     seeds, windows = sums.shape
     value, seed_variance, window_variance = map(
         float, crossed_components(sums, tokens) if seeds > 1 else _one_seed(sums, tokens)
     )
-    bare = Effect(value, value, value, seeds, windows, seed_variance, window_variance, level)
+    bare = Effect(value, value, value, seeds, windows, seed_variance, window_variance, level, float(choice_variance))
     half = float(half_width(*bare._error(seeds), level))
     return replace(bare, low=value - half, high=value + half)
 

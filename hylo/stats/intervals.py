@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from hylo.stats.arrays import LEVEL, RESAMPLES, Array, Interval, checked
 
 _BATCH_CELLS = 2_000_000  # resampled values held at once: bounds memory, whatever the number of windows
+_KNOWN = 1e6  # degrees of freedom of a variance that counts as known; scipy's noncentral F is NaN at infinity
 
 
 def window_bootstrap(
@@ -122,15 +123,22 @@ def linearised(sums: Array, tokens: Array) -> tuple[Array, Array]:
 
 
 def crossed_error(
-    seed_variance: ArrayLike, window_variance: ArrayLike, seeds: ArrayLike, windows: int
+    seed_variance: ArrayLike,
+    window_variance: ArrayLike,
+    seeds: ArrayLike,
+    windows: int,
+    choice_variance: ArrayLike = 0.0,
 ) -> tuple[Array, Array]:
-    """Standard error and degrees of freedom of a mean over seeds, by the components' variances; all broadcast."""
+    """Standard error and degrees of freedom of a mean over seeds, by the components' variances; all broadcast.
+
+    The variance of a choice (`hylo.stats.choice_variance`) is added whole and counts as known: no term in V / nu.
+    """
     seeds = np.asarray(seeds)
     v_seed, v_window = np.asarray(seed_variance) / seeds, np.asarray(window_variance, dtype=float)
-    variance = v_seed + v_window
+    variance = v_seed + v_window + np.asarray(choice_variance)
     inverse_dof = v_seed / (seeds - 1) + v_window / (windows - 1)
     # Without any noise the interval is the point, whatever the degrees of freedom.
-    dof = np.divide(variance, inverse_dof, out=np.ones_like(variance), where=inverse_dof > 0)
+    dof = np.divide(variance, inverse_dof, out=np.full_like(variance, _KNOWN), where=inverse_dof * _KNOWN > variance)
     return np.sqrt(variance), dof
 
 
