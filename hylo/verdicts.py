@@ -29,6 +29,8 @@ MOST_PARAMS_PER_PCT = 50_000
 """Parameters paid for one percent of improvement beyond which a component is too dear."""
 PUBLISHED_TOKENS = 55_000
 """Useful tokens of the published budget: 500 samples, one epoch."""
+OWN_RATES = "own rates"
+"""What a basis says of arms that were tuned."""
 LOSS_JUMP = 1.0
 """Nats a token by which the training loss may rise from one step to the next."""
 
@@ -77,7 +79,7 @@ class Basis:
         return bool(self.shortfalls) or (self.tokens is not None and self.tokens < PUBLISHED_TOKENS)
 
     def __str__(self) -> str:
-        rates = "own rates" if self.tuned else "rates of the files"
+        rates = OWN_RATES if self.tuned else "rates of the files"
         budget = "" if self.tokens is None else f", {self.tokens:,} tokens"
         return f"{rates}{budget}" + "".join(f"; {each}" for each in self.shortfalls)
 

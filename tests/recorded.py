@@ -14,6 +14,7 @@ from hylo.records import (
     CURVE,
     EVAL,
     FAILED,
+    HALF,
     RESULT,
     SCHEMA_VERSION,
     STUDY,
@@ -55,6 +56,8 @@ def write_recorded_study(
     steps: int = 20,
     audit: Mapping[str, Sequence[str]] | None = None,
     manifest: Mapping[str, Any] | None = None,
+    tuned: Sequence[str] = (),
+    half: Mapping[str, float] | None = None,
 ) -> Path:
     """Write a group's folder: one untuned run, and one run a cell and seed.
 
@@ -69,6 +72,8 @@ def write_recorded_study(
         audit: checks that failed, by cell.
         failed: (cell, seed) of runs that end with a traceback and no tables.
         manifest: what study.json holds besides: contrasts, claims, factorial.
+        tuned: cells whose learning rate was chosen, the best one inside its grid.
+        half: improvement that a cell has after half of the steps; a cell that is not named has no such evaluation.
     """
     position = np.linspace(1.0, -0.3, length - 1)  # early tokens are harder, in nats
     base = 3.5 + rng.normal(0, window_sd, (windows, 1)) + position + rng.normal(0, 0.1, (windows, length - 1))
@@ -95,15 +100,30 @@ def write_recorded_study(
             else:
                 result["metrics"] = _metrics(nll, sizes)
                 _write_tables(run, nll, sizes)
+                if cell in (half or {}):
+                    shift = np.log1p(-(half or {})[cell] / 100) - np.log1p(-improvement / 100)
+                    _write_sums(run / HALF, nll + shift, sizes, "bin", 10)
                 loss = 3.5 - 0.5 * np.arange(result["training"]["steps"]) / steps + rng.normal(0, 0.05)
                 curve = pd.DataFrame({"step": np.arange(1, len(loss) + 1), "loss": loss})
                 (run / CURVE).write_text(curve.to_json(orient="records", lines=True) if len(loss) else "")
             write_json(run / RESULT, result)
         entries.append({"cell": cell, "runs": names, "untuned": UNTUNED})
     written = {"schema_version": SCHEMA_VERSION, "study": folder.name, "untuned": UNTUNED, "cells": entries}
+    if tuned:
+        written["tuning"] = [choice(cell) for cell in tuned]
     written |= {"question": "Does it help?", "protocol": "packed windows, equal steps"}
     write_json(folder / STUDY, written | dict(manifest or {}))
     return folder
+
+
+def choice(cell: str, *, at_an_end: bool = False) -> dict[str, Any]:
+    """What a manifest says of a chosen learning rate."""
+    ppl = {1e-3: [21.0, 21.2], 2e-3: [20.0, 20.1], 4e-3: [20.5, 20.9]}
+    return {
+        "cell": cell, "keys": ["trainer.learning_rate"], "chosen": [2e-3], "trials": 6, "seeds": [100, 101],
+        "at_an_end": ["trainer.learning_rate"] * at_an_end, "condition": "", "recorded": 0, "defaults": [5e-4],
+        "tried": [{"values": [value], "ppl": found} for value, found in ppl.items()],
+    }  # fmt: skip
 
 
 def _result(
@@ -120,7 +140,7 @@ def _result(
         "data": {"name": "synthetic"},
         "training": {
             "steps": steps,
-            "tokens": 1_024 * steps,
+            "tokens": 4_096 * steps,
             "seconds": 2.0 * steps + seed,
             "tokens_per_second": 512.0 + seed if steps else None,
             "padding_share": 0.0 if steps else None,
@@ -151,19 +171,7 @@ def _metrics(nll: np.ndarray, sizes: np.ndarray) -> dict[str, float | int]:
 def _write_tables(run: Path, nll: np.ndarray, sizes: np.ndarray) -> None:
     windows, predicted = nll.shape
     for name, column, groups in ((EVAL, "bin", 10), (THIRDS, "third", 3)):
-        member = np.arange(predicted) * groups // predicted
-        rows = [
-            (
-                window,
-                group,
-                nll[window, member == group].sum(),
-                int((member == group).sum()),
-                sizes[window, member == group].sum(),
-            )
-            for window in range(windows)
-            for group in range(groups)
-        ]
-        pd.DataFrame(rows, columns=pd.Index(["window", column, "nll_sum", "tokens", "bytes"])).to_parquet(run / name)
+        _write_sums(run / name, nll, sizes, column, groups)
     length = predicted + 1
     pd.DataFrame(
         {
@@ -173,6 +181,23 @@ def _write_tables(run: Path, nll: np.ndarray, sizes: np.ndarray) -> None:
             "length": length,
         }
     ).to_parquet(run / WINDOWS)
+
+
+def _write_sums(path: Path, nll: np.ndarray, sizes: np.ndarray, column: str, groups: int) -> None:
+    windows, predicted = nll.shape
+    member = np.arange(predicted) * groups // predicted
+    rows = [
+        (
+            window,
+            group,
+            nll[window, member == group].sum(),
+            int((member == group).sum()),
+            sizes[window, member == group].sum(),
+        )
+        for window in range(windows)
+        for group in range(groups)
+    ]
+    pd.DataFrame(rows, columns=pd.Index(["window", column, "nll_sum", "tokens", "bytes"])).to_parquet(path)
 
 
 def row_of(table: pd.DataFrame, cell: str, reference: str) -> Any:

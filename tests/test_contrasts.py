@@ -49,7 +49,9 @@ def decided(tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
     rng = np.random.default_rng(3)
     quiet = {"seed_sd": 0.002, "difference_sd": 0.01}
     return read_study(
-        write_recorded_study(folder, CELLS, [0, 1, 2], rng, params=PARAMS, manifest=MANIFEST, **quiet, **SIZE)
+        write_recorded_study(
+            folder, CELLS, [0, 1, 2], rng, params=PARAMS, manifest=MANIFEST, tuned=list(CELLS), **quiet, **SIZE
+        )
     )
 
 

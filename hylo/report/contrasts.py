@@ -15,6 +15,7 @@ import pandas as pd
 from hylo import stats
 from hylo.records import StudyRecord
 from hylo.report.basis import basis_of
+from hylo.report.choice_noise import choice_variance
 from hylo.report.pairs import (
     LIM_PPL,
     PPL,
@@ -22,6 +23,7 @@ from hylo.report.pairs import (
     measure_of,
     paired_runs,
     paired_sums,
+    percent,
     value_of,
     window_sums,
 )
@@ -112,30 +114,31 @@ def effect_of(study: StudyRecord, cell: str, reference: str, measure: str = PPL)
     """log PPL of a cell less that of its reference, nats a token; None without a pair of complete runs, or where no
     window has a token of the measure."""
     found = _difference(study, cell, reference, measure)
-    return None if found is None else stats.effect(*found, level=level(study))
+    if found is None:
+        return None
+    return stats.effect(*found, level=level(study), choice_variance=choice_variance(study, cell, reference))
 
 
-def p_value(study: StudyRecord, sums: np.ndarray, tokens: np.ndarray, threshold: float = 0.0) -> float:
+def p_value(
+    study: StudyRecord, sums: np.ndarray, tokens: np.ndarray, threshold: float = 0.0, chosen: float = 0.0
+) -> float:
     """Of "the effect in these paired differences is the threshold"; where seeds were added until the study was decided,
-    one p-value for all its looks."""
+    one p-value for all its looks.
+
+    Arguments:
+        chosen: the variance that the choice of settings adds.
+    """
     planned = study.manifest.get("looks", [])
     taken = [look for look in planned if look <= len(sums)]
-    if not taken:
-        return stats.effect(sums, tokens).p_value(threshold)
-    return stats.sequential_p_value([stats.effect(sums[:look], tokens).p_value(threshold) for look in taken], planned)
+    found = [stats.effect(sums[:look], tokens, choice_variance=chosen) for look in taken or [len(sums)]]
+    values = [each.p_value(threshold) for each in found]
+    return stats.sequential_p_value(values, planned) if taken else values[0]
 
 
 def _difference(study: StudyRecord, cell: str, reference: str, measure: str) -> tuple[np.ndarray, np.ndarray] | None:
     pairs = paired_runs(study, cell, reference) if {cell, reference} <= study.cells.keys() else []
     sums, tokens = paired_sums(pairs, measure) if pairs else (np.empty(0), np.empty(0))
     return (sums, tokens) if tokens.size > 1 else None
-
-
-def percent(effect: stats.Effect) -> dict[str, float]:
-    """effect_pct, low and high: the improvement in percent that a difference of log PPL is."""
-    with np.errstate(over="ignore"):
-        value, low, high = (-100 * float(np.expm1(end)) for end in (effect.value, effect.high, effect.low))
-    return {"effect_pct": value, "low": low, "high": high}
 
 
 def in_nats(improvement_pct: float) -> float:
@@ -148,9 +151,10 @@ def _contrast_row(study: StudyRecord, contrast: dict[str, Any], measure: str) ->
     found = _difference(study, cell, reference, measure)
     if found is None:
         return None
-    effect = stats.effect(*found, level=level(study))
+    chosen = choice_variance(study, cell, reference)
+    effect = stats.effect(*found, level=level(study), choice_variance=chosen)
     row = {"cell": cell, "reference": reference, "component": contrast["component"] or "", "way": contrast["way"]}
-    row |= {"measure": measure, "seeds": effect.seeds, **percent(effect), "p": p_value(study, *found)}
+    row |= {"measure": measure, "seeds": effect.seeds, **percent(effect), "p": p_value(study, *found, chosen=chosen)}
     row["detectable_pct"] = -100 * math.expm1(-effect.smallest_detectable())
     row["added_params"] = _trainable(study, cell) - _trainable(study, reference)
     ends = row["effect_pct"], row["low"], row["high"]
@@ -171,8 +175,10 @@ def _claim_row(study: StudyRecord, claim: dict[str, Any], measure: str | None) -
     found = _difference(study, claim["cell"], claim["reference"], measure) if measure else None
     if found is None:
         return row | {"seeds": 0, "seeds_to_decide": None}
-    effect, threshold = stats.effect(*found, level=level(study)), in_nats(claim_threshold(claim["value"]))
-    row |= {"seeds": effect.seeds, **percent(effect), "p": p_value(study, *found, threshold)}
+    chosen = choice_variance(study, row["cell"], row["reference"])
+    threshold = in_nats(claim_threshold(claim["value"]))
+    effect = stats.effect(*found, level=level(study), choice_variance=chosen)
+    row |= {"seeds": effect.seeds, **percent(effect), "p": p_value(study, *found, threshold, chosen)}
     return row | {"seeds_to_decide": effect.seeds_to_decide(threshold)}
 
 

@@ -4,17 +4,13 @@ import pandas as pd
 
 from hylo.report.columns import Column, Row, estimate, quantity, text, verdict
 from hylo.report.numbers import MISSING
+from hylo.report.words import spaced
 from hylo.verdicts import ClaimVerdict
 
 
 def yes_or_no(said: str) -> str:
     """The tone of a badge."""
     return "good" if said == "yes" else "bad"
-
-
-def word(verdict: ClaimVerdict) -> str:
-    """A verdict as a reader sees it."""
-    return verdict.name.replace("_", " ")
 
 
 def _significant(header: str, key: str, about: str, unit: str = "") -> Column:
@@ -64,7 +60,7 @@ CLAIM = text("Claim", "id", "Its row in experiments/claims.csv.")
 MEASURE = text("Measure", "measure", "ppl, or lim_ppl: the middle third of positions.")
 PUBLISHED = quantity("Published (%)", "published_pct", "The published improvement.", decimals=2, unit="%")
 CLAIM_P = _significant("p", "p_holm", "Of half the published effect; two-sided, Holm over the claims of the study.")
-CLAIM_VERDICT = verdict("Verdict", "verdict", "; ".join(f"{word(each)}: {each.value}" for each in ClaimVerdict))
+CLAIM_VERDICT = verdict("Verdict", "verdict", "; ".join(f"{spaced(each.name)}: {each.value}" for each in ClaimVerdict))
 SEEDS_TO_DECIDE = quantity(
     "Seeds to decide",
     "seeds_to_decide",

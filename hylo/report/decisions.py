@@ -15,6 +15,7 @@ from hylo.report.pairs import LIM_PPL, PPL
 from hylo.report.rates import choice_table
 from hylo.report.retrieval_contrasts import retrieval_cells, retrieval_contrasts
 from hylo.report.table import Table
+from hylo.report.words import spaced
 from hylo.verdicts import ClaimVerdict
 
 
@@ -67,7 +68,7 @@ def _contrasts(study: StudyRecord) -> Decision:
 
 
 def _claims(study: StudyRecord) -> Decision:
-    meaning = "; ".join(f"{show.word(each)}: {each.value}" for each in ClaimVerdict)
+    meaning = "; ".join(f"{spaced(each.name)}: {each.value}" for each in ClaimVerdict)
     return Decision(
         name="claims",
         title="Published claims",

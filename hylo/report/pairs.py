@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hylo import stats
 from hylo.errors import RecordError
 from hylo.records import EVAL, RESULT, THIRDS, WINDOWS, RunRecord, StudyRecord
 
@@ -133,6 +134,13 @@ def sums(run: RunRecord, name: str, by: str | list[str]) -> Any:
                 f"delete {run.folder} and run it again"
             )
     return table.groupby(by)[["nll_sum", "tokens"]].sum()
+
+
+def percent(effect: stats.Effect) -> dict[str, float]:
+    """effect_pct, low and high: the improvement in percent that a difference of log PPL is."""
+    with np.errstate(over="ignore"):
+        value, low, high = (-100 * float(np.expm1(end)) for end in (effect.value, effect.high, effect.low))
+    return {"effect_pct": value, "low": low, "high": high}
 
 
 def generator(*names: str) -> np.random.Generator:

@@ -11,6 +11,7 @@ import pandas as pd
 from hylo import stats
 from hylo.errors import RecordError
 from hylo.records import FAILED, STUDY, TRACEBACK, RunRecord, StudyRecord
+from hylo.report.choice_noise import choice_variance
 from hylo.report.pairs import (
     LIM_PPL,
     PPL,
@@ -19,6 +20,7 @@ from hylo.report.pairs import (
     generator,
     paired_runs,
     paired_sums,
+    percent,
     value_of,
     window_sums,
 )
@@ -122,7 +124,7 @@ def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
         row |= {"ppl": ppl.value, "ppl_low": ppl.low, "ppl_high": ppl.high}
         row |= {"lim_ppl": lim_ppl, "mean_window_ppl": mean_window_ppl}
         if pairs:
-            row |= _improvement(pairs, generator(cell, reference))
+            row |= _improvement(pairs, generator(cell, reference), choice_variance(study, cell, reference))
     except ValueError as error:
         raise RecordError(f"{used[0].folder}: {error}") from error
     row |= _cost(used) | {"rate": rate_in_words(study, cell)}
@@ -136,13 +138,17 @@ def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
     return row
 
 
-def _improvement(pairs: list[Pair], rng: np.random.Generator) -> dict[str, float]:
+def _improvement(pairs: list[Pair], rng: np.random.Generator, chosen: float) -> dict[str, float]:
+    """Of PPL and LIM-PPL with their intervals; `chosen` is the variance that the choice of settings adds."""
     row = {}
     for name, measure in (("improvement", PPL), ("lim_improvement", LIM_PPL)):
         difference, tokens = paired_sums(pairs, measure)
         if measure == LIM_PPL and tokens.size < 2:
             continue  # windows too short to have a middle
         found = stats.improvement(difference, np.zeros((1, tokens.size)), tokens, rng)
+        if chosen:
+            effect = stats.effect(difference, tokens, choice_variance=chosen)
+            found = stats.Interval(*percent(effect).values())
         row |= {f"{name}_pct": found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     return row
 

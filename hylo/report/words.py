@@ -10,6 +10,7 @@ from hylo.records import StudyRecord
 from hylo.report.contrasts import claim_table, contrast_table
 from hylo.report.numbers import MISSING, interval, number
 from hylo.report.pairs import PPL
+from hylo.verdicts import OWN_RATES
 
 _MEASURES = {"ppl": "perplexity", "lim_ppl": "perplexity of the middle third"}
 
@@ -27,13 +28,19 @@ def components_in_words(study: StudyRecord) -> list[str]:
 
 
 def claims_overview(claims: Sequence[Claim], found: pd.DataFrame) -> str:
-    """A markdown table of all claims: what was published, what was found, and the verdict.
+    """A markdown table of all claims: what was published, what was found, the verdict, and what it rests on.
 
     Arguments:
-        found: rows of the claims.csv of several studies.
+        found: rows of the claims.csv of several studies. Of several on one claim the one with rates of their own counts.
     """
-    rows = {row["id"]: row for row in found.to_dict("records")}
-    lines = ["| claim | what was published | found (%) [95 %] | seeds | verdict |", "|---|---|---|---:|---|"]
+    rows: dict[str, dict[Any, Any]] = {}
+    for row in found.to_dict("records"):
+        if row["id"] not in rows or str(row["rests_on"]).startswith(OWN_RATES):
+            rows[row["id"]] = row
+    lines = [
+        "| claim | what was published | found (%) [95 %] | seeds | verdict | rests on |",
+        "|---|---|---|---:|---|---|",
+    ]
     for claim in claims:
         row = rows.get(claim.id)
         against = f" against `{claim.reference}`" if claim.reference else ""
@@ -41,11 +48,12 @@ def claims_overview(claims: Sequence[Claim], found: pd.DataFrame) -> str:
         name = {"ppl_improvement": "PPL ", "lim_ppl_improvement": "LIM-PPL "}.get(claim.metric, "")
         sign = "+" * (claim.value > 0 and claim.unit == "percent")
         said = f"`{claim.cell}`{against}: {name}{sign}{claim.value:g}{unit} ({claim.source})"
-        effect, seeds, word = MISSING, MISSING, "not tested yet"
+        effect, seeds, word, basis = MISSING, MISSING, "not tested yet", MISSING
         if row is not None:
             effect = interval(row["effect_pct"], row["low"], row["high"])
-            seeds, word = number(row["seeds"], 0), f"**{row['verdict']}**"
-        lines.append(f"| {claim.id} | {said} | {effect} | {seeds} | {word} |")
+            seeds, word = number(row["seeds"], 0), f"**{spaced(row['verdict'])}**"
+            basis = row["rests_on"] if isinstance(row["rests_on"], str) and row["rests_on"] else MISSING
+        lines.append(f"| {claim.id} | {said} | {effect} | {seeds} | {word} | {basis} |")
     return "\n".join(lines)
 
 
@@ -55,7 +63,7 @@ def _claim(row: dict[Any, Any]) -> str:
         return f"{named}: inconclusive, for nothing comparable was measured ({row['note']})."
     found = interval(row["effect_pct"], row["low"], row["high"])
     sentence = (
-        f"{named}: {row['verdict']}. Published: {number(row['published_pct'], 2)} % of "
+        f"{named}: {spaced(row['verdict'])}. Published: {number(row['published_pct'], 2)} % of "
         f"{_MEASURES[row['measure']]}; found: {found} %, {row['seeds']} seed{'s' * (row['seeds'] != 1)}"
     )
     if row["verdict"] == "inconclusive":
@@ -64,12 +72,17 @@ def _claim(row: dict[Any, Any]) -> str:
         wanted = row["seeds_to_decide"]
         more = "more windows are needed" if pd.isna(wanted) else f"about {number(wanted, 0)} seeds would decide it"
         return f"{sentence}; {more}."
-    return f"{sentence}."
+    return f"{sentence}; {row['rests_on']}."
+
+
+def spaced(verdict: str) -> str:
+    """A verdict as a reader sees it."""
+    return verdict.replace("_", " ")
 
 
 def _component(row: dict[Any, Any]) -> str:
     found = interval(row["effect_pct"], row["low"], row["high"])
     return (
         f"{row['component']} ({str(row['way']).replace('_', ' ')}; {row['cell']} against {row['reference']}): "
-        f"{row['verdict']}. {found} % for {number(row['added_params'], 0)} added parameters."
+        f"{row['verdict']}. {found} % for {number(row['added_params'], 0)} added parameters; {row['rests_on']}."
     )
