@@ -92,12 +92,13 @@ BASES = st.builds(
 
 @given(published=numbers.filter(lambda v: abs(v) > 1e-6), ends=st.tuples(numbers, numbers).map(sorted), basis=BASES)
 def test_nothing_is_contradicted_without_its_chance(published: float, ends: list[float], basis: Basis) -> None:
-    verdict = claim_verdict(published, *ends, basis)
+    low, high = ends
+    verdict = claim_verdict(published, low, high, basis)
     if verdict is ClaimVerdict.contradicted:
         assert basis.tuned
         assert not basis.shortfalls
         assert basis.tokens is None or basis.tokens >= 55_000
-    fair = claim_verdict(published, *ends, FAIR)
+    fair = claim_verdict(published, low, high, FAIR)
     if fair is not ClaimVerdict.contradicted:
         assert verdict is fair, "what is not contradicted rests on its interval alone"
 

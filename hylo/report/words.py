@@ -31,7 +31,7 @@ def claims_overview(claims: Sequence[Claim], found: pd.DataFrame) -> str:
     """A markdown table of all claims: what was published, what was found, the verdict, and what it rests on.
 
     Arguments:
-        found: rows of the claims.csv of several studies. Of several on one claim the one with rates of their own counts.
+        found: rows of the claims.csv of several studies; of several on one claim that with rates of its own counts.
     """
     rows: dict[str, dict[Any, Any]] = {}
     for row in found.to_dict("records"):
