@@ -11,7 +11,7 @@ BAD = {
         ["trainer.qqq=1"],
         ["trainer.qqq", "allowed: steps", "fix:     one of these, or remove it"],
     ),
-    "a method like no other": (["method=qqq"], ["'qqq'", "allowed: dora", "fix:     one of these"]),
+    "a method like no other": (["method=qqq"], ["'qqq'", "allowed: bitfit", "fix:     one of these"]),
     "unknown key": (["trainer.learning_rat=1"], ["trainer.learning_rat", "learning_rate=..."]),
     "unknown key of a component": (["method.low_rank.rnak=4"], ["method.low_rank.rnak", "rank=..."]),
     "unknown key added with +": (["+trainer.speed=9"], ["speed", "fix:"]),

@@ -73,8 +73,8 @@ def test_the_record_of_a_run(tiny: tuple[str, ...]) -> None:
     assert list(run.curve["step"]) == [1, 2, 3, 4]
     assert run.curve["tokens"].sum() == result["training"]["tokens"] == 4 * 2 * 32
     assert {path.name for path in run.folder.iterdir()} == {
-        ".lock", "adapter", "audit.json", "config.yaml", "curve.jsonl", "eval.parquet", "result.json", "thirds.parquet",
-        "windows.parquet",
+        ".lock", "adapter", "audit.json", "config.yaml", "curve.jsonl", "eval.parquet", "half.parquet", "result.json",
+        "thirds.parquet", "windows.parquet",
     }  # fmt: skip
 
 

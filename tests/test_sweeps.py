@@ -5,11 +5,15 @@ from unittest import mock
 
 import pandas as pd
 import pytest
+from hydra import initialize_config_dir
 from launch import ROOT, composed, train
 
 import hylo.run
+from hylo.cli import compose
 from hylo.records import read_study
-from hylo.study_file import key_of, read_study_file, study_names
+from hylo.study import plan_study
+from hylo.study_file import ALL, key_of, read_study_file, study_names
+from hylo.tuning import arms_of
 
 CONF = ROOT / "conf"
 
@@ -100,13 +104,27 @@ def test_every_study_runs(name: str, tiny: tuple[str, ...]) -> None:
     shared = [text for text in tiny if key_of(text) not in own and ("data" not in own or not text.startswith("data"))]
     if "probe=kv" in shipped.overrides:
         shared += ["probe=kv", "probe.facts=[5]", "probe.lists=2"]
-    assert train(f"study={name}", *shared, "model.context=2048", "trainer.steps=2") == 0
+    steps = [] if "trainer.steps" in own else ["trainer.steps=2"]
+    assert train(f"study={name}", *shared, "model.context=2048", *steps, "seeds=[0]", "tune=off") == 0
     (folder,) = (path.parent for path in Path("outputs").glob("*/summary.md"))
     study = read_study(folder)
     assert [cell for cell in study.cells if cell in shipped.all_cells()] == list(shipped.all_cells())
     assert all(run.complete for runs in study.cells.values() for run in runs)
     contrasts = pd.read_csv(folder / "contrasts.csv")
     assert len(contrasts) == len(shipped.contrasts)
+
+
+@pytest.mark.parametrize("name", [name for name in study_names() if read_study_file(name).tuning])
+def test_shipped_tuning_names_keys_of_its_cells(name: str) -> None:
+    """Every cell that trains is tuned or named as fixed, and its grid starts inside the range of its key."""
+    study = read_study_file(name)
+    assert study.tuning
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config, _ = compose([f"study={name}"])
+        plan = plan_study(config, [], compose)
+    arms = [arm.cell for arm in arms_of(plan, study.tuning)]
+    trained = {cell.name for cell in plan.cells if cell.config.components}
+    assert set(arms) == (trained if study.tuning.cells == ALL else set(study.tuning.cells)) - {*study.tuning.fixed}
 
 
 def test_a_study_with_other_seeds(tiny: tuple[str, ...]) -> None:
