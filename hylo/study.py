@@ -88,15 +88,14 @@ def plan_study(
             raise ConfigError(
                 f"study={config.study}: the cell {name} sets {', '.join(sorted(clash))} itself; remove the override"
             )
-        for seed in dict.fromkeys(seeds or config.fixed_seeds or study.seeds):
-            texts = [*_merged(study.overrides, shared), *own, *(chosen or {}).get(name, [])]
-            try:
-                own_config, _ = compose([*texts, f"seed={seed}"])
-            except HyloError as error:
-                raise ConfigError(f"study={config.study}, cell {name}:\n{error}") from error
-            cells.append(Cell("", name, own_config, (*texts, f"seed={seed}")))
-            if not own_config.components:
-                break  # nothing trains, so seeds make no difference
+        texts = [*_merged(study.overrides, shared), *own, *(chosen or {}).get(name, [])]
+        every_seed = [*dict.fromkeys(seeds or config.fixed_seeds or study.seeds)]
+        try:
+            own_config, _ = compose([*texts, f"seed={every_seed[0]}"])
+        except HyloError as error:
+            raise ConfigError(f"study={config.study}, cell {name}:\n{error}") from error
+        for seed in every_seed if own_config.components else every_seed[:1]:  # else nothing trains: seeds are all one
+            cells.append(Cell("", name, dataclasses.replace(own_config, seed=seed), (*texts, f"seed={seed}")))
     group = file_name(",".join([config.study, *named, *(f"+{method}" for method in config.add or [])]))
     return Plan(group, Path(config.outputs), [dataclasses.replace(cell, group=group) for cell in cells], study, named)
 

@@ -17,7 +17,7 @@ VERDICTS = {
     "core": "good",
     PASSED: "good",
     "contradicted": "bad",
-    "contradicted_at_the_published_rate_only": "open",
+    "contradicted at the published rate only": "open",
     "undertrained": "open",
     "untuned": "open",
     "leaking": "bad",
@@ -27,7 +27,7 @@ VERDICTS = {
     "optional": "plain",
     "drop": "plain",
 }
-"""The tone of a badge by its word. The word is always shown: colour alone says nothing to many readers."""
+"""The tone of a badge by its word as it is shown. The word is always shown: colour alone says nothing to many readers."""
 
 
 @dataclass(frozen=True, kw_only=True)
