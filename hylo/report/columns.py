@@ -27,7 +27,7 @@ VERDICTS = {
     "optional": "plain",
     "drop": "plain",
 }
-"""The tone of a badge by its word as it is shown. The word is always shown: colour alone says nothing to many readers."""
+"""The tone of a badge by its word as shown, which it always is: colour alone says nothing to many readers."""
 
 
 @dataclass(frozen=True, kw_only=True)
