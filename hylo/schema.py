@@ -117,7 +117,7 @@ def register(group: str) -> Callable[[type[T]], type[T]]:
         _REGISTERED.setdefault(group, {})[name] = cls
         node = OmegaConf.structured(cls)
         for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
-            if field.type == dict[str, Any]:
+            if field.type in (dict[str, Any], dict[str, float]):
                 OmegaConf.set_struct(node[field.name], False)  # free keywords need no + on the command line
         ConfigStore.instance().store(group=f"schema/{group}", name=name, node=node)
         return cls

@@ -104,8 +104,8 @@ def test_beside_a_low_rank_update(low_rank: str, architecture: str):
     with torch.no_grad():
         for path, layer in target_layers(base, default_targets(base)).items():
             bias = tensors[_name(path)]
-            own = layer.bias
-            layer.bias = torch.nn.Parameter(own + bias if isinstance(own, Tensor) else bias)
+            own: Any = layer.bias
+            layer.bias = torch.nn.Parameter(bias if own is None else own + bias)
     alone = adapt(base, updates, fused=False)
     alone.fill({name: tensor for name, tensor in tensors.items() if not name.startswith("bias.")}, "the test")
     torch.testing.assert_close(logits(alone, IDS), tuned, rtol=1e-5, atol=1e-5)

@@ -42,6 +42,7 @@ from hylo.adapters.peft_library import REFUSED, make_config, types_known
 from hylo.adapters.peft_method import PeftConfig
 from hylo.errors import ConfigError
 from hylo.models.architecture import default_targets, target_layers
+from hylo.step import make_optimizer
 from hylo.trainer import TrainerConfig
 from hylo.training import prepare_for_training
 
@@ -266,6 +267,26 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "the base model's own": ({"kwargs": {"bias": "all"}}, ("train the base model's own", "bias")),
     "weights changed at the start": ({"kwargs": {"init_lora_weights": "pissa"}}, ("'pissa'", "gaussian")),
+    "a rate of no tensor": (
+        {"tensor_learning_rate_multipliers": {"lora_C": 16.0}},
+        ("tensor_learning_rate_multipliers.lora_C = 16.0", "lora_A, lora_B", "remove lora_C"),
+    ),
+    "a rate of a virtual token that has none": (
+        {
+            "peft_type": "PROMPT_TUNING",
+            "kwargs": {"num_virtual_tokens": 4},
+            "tensor_learning_rate_multipliers": {"lora_B": 16.0},
+        },
+        ("tensor_learning_rate_multipliers.lora_B = 16.0", "embedding"),
+    ),
+    "no rate": (
+        {"tensor_learning_rate_multipliers": {"lora_B": 0.0}},
+        ("tensor_learning_rate_multipliers.lora_B = 0.0", "a number > 0"),
+    ),
+    "a rate that is no number": (
+        {"tensor_learning_rate_multipliers": {"lora_B": float("inf")}},
+        ("tensor_learning_rate_multipliers.lora_B = inf", "finite"),
+    ),
     "frozen and not saved": (
         {"peft_type": "CARTRIDGE", "kwargs": {"num_virtual_tokens": 4}},
         ("num_frozen_tokens = 1",),
@@ -287,6 +308,49 @@ def test_refused_with_value_allowed_and_fix(case: str):
     assert [text for text in (*expected, "allowed: ", "fix: ") if text not in message] == [], message
     assert_same_state(base, before)
     assert list(base.modules()) == modules
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_loraplus_is_that_of_the_library(architecture: str):
+    """Two steps of AdamW from the same tensors: those of the library's own optimizer for LoRA+ move them as far."""
+    from peft.optimizers import create_loraplus_optimizer
+
+    base, (config,) = tiny(architecture), method("peft_loraplus").values()
+    assert isinstance(config, PeftConfig)
+    theirs = _library(base, config).train(False)
+    ours = perturbed(base, {"peft": config}, fused=False)
+    pairs = _pairs(ours, theirs)
+    with torch.no_grad():
+        for _, mine, other in pairs:
+            other.copy_(mine)
+    start, settings = values(ours), TrainerConfig(learning_rate=1e-3)
+    assert settings.weight_decay == 0.0
+    library: Any = theirs
+    reference = create_loraplus_optimizer(library, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16.0)
+    for model, optimizer in ((ours, make_optimizer(ours, settings)), (theirs, reference)):
+        for _ in range(2):
+            optimizer.zero_grad()
+            causal_loss(model(input_ids=IDS).logits, IDS).backward()
+            optimizer.step()
+    for name, mine, other in pairs:
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5)
+        moved = float((mine.detach() - start[f"peft.{name}"]).abs().mean())
+        assert moved == pytest.approx(2e-3 * (16 if "lora_B" in name else 1), rel=0.3)
+
+
+def test_a_tensor_takes_all_rates_whose_names_it_has():
+    rates = {"lora_B": 4.0, "q_proj": 3.0}
+    config = PeftConfig(tensor_learning_rate_multipliers=rates, learning_rate_multiplier=2.0)
+    found = adapt(tiny("llama"), {"peft": config}).learning_rate_multipliers()["peft"]
+    for name, rate in found.items():
+        assert rate == 2.0 * (4.0 if "lora_B" in name else 1.0) * (3.0 if "q_proj" in name else 1.0)
+    assert set(found.values()) == {2.0, 6.0, 8.0, 24.0}
+
+
+def test_rates_need_no_plus():
+    config = composed("method=peft_loraplus", "method.peft.tensor_learning_rate_multipliers.lora_A=0.5")
+    rates = config.components["peft"].tensor_learning_rate_multipliers  # pyright: ignore[reportAttributeAccessIssue]
+    assert rates == {"lora_A": 0.5, "lora_B": 16.0}
 
 
 def test_only_as_the_whole_method():

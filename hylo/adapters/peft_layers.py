@@ -7,7 +7,7 @@ with the same modules and weights. What the library would change in another way 
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hylo.adapters.component import SEPARATOR, Component
-from hylo.adapters.peft_library import has_transposed_layers, make_config, tuner_class
+from hylo.adapters.peft_library import has_transposed_layers, make_config, rates_of, tuner_class
 
 ADAPTER = "default"
 """The library's name for an adapter; no part of a saved tensor's name."""
@@ -158,16 +158,24 @@ class LinearView(nn.Linear):
 
 
 class LayerTuning(Component):
-    """A layer-based method of the library: its layers in the places of the base model's."""
+    """A layer-based method of the library: its layers in the places of the base model's.
 
-    def __init__(self, layers: Layers) -> None:
+    Arguments:
+        rates: learning-rate multipliers by a part of a tensor's name.
+    """
+
+    def __init__(self, layers: Layers, rates: Mapping[str, float]) -> None:
         super().__init__()
+        self._rates = rates
         self.shared = nn.ModuleDict(layers.shared)
         self.layers = nn.ModuleDict({path.replace(".", SEPARATOR): new for path, new in layers.replaced.items()})
         self._originals: dict[str, nn.Module] = {}
 
     def tensors(self) -> dict[str, nn.Parameter]:
         return {name.replace(f".{ADAPTER}", ""): tensor for name, tensor in super().tensors().items()}
+
+    def learning_rate_multipliers(self) -> dict[str, float]:
+        return rates_of(self.tensors(), self._rates)
 
     def attach(self, model: PreTrainedModel) -> None:
         self._originals = {}

@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,11 @@ def make_config(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel, 
     if "fan_in_fan_out" in names:
         given.setdefault("fan_in_fan_out", transposed)
     return config_class(peft_type)(task_type="CAUSAL_LM", **given)  # pyright: ignore[reportCallIssue]
+
+
+def rates_of(names: Iterable[str], rates: Mapping[str, float]) -> dict[str, float]:
+    """The learning-rate multiplier of each tensor: the product of those whose key is a part of its name."""
+    return {name: math.prod(rate for part, rate in rates.items() if part in name) for name in names}
 
 
 def has_transposed_layers(model: PreTrainedModel) -> bool:

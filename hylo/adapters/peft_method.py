@@ -4,7 +4,8 @@
 anything expensive, by a trial on a copy of the model without numbers. Layer-based methods are in
 hylo/adapters/peft_layers.py, prompt-learning methods in hylo/adapters/peft_prompts.py. Forward passes are those of the
 library's layers. Its training utilities are not called, so what a method does between steps does not happen: AdaLoRA
-keeps its first ranks.
+keeps its first ranks. What such a utility does by learning rates alone is a setting here: LoRA+ (arXiv 2402.12354) is
+`tensor_learning_rate_multipliers`.
 
 Step 0: exactly the base model for the types and settings that the library starts so, which are most; another function
 for those in `_APART` and where a setting `init_...` is false. A prefix of zeros (peft_prefix) still takes its share of
@@ -13,6 +14,7 @@ put back, so that building depends on the seed alone.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -46,6 +48,9 @@ class PeftConfig(ComponentConfig):
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Settings of that type's config in the library. No target_modules: the layers that this project's methods adapt;
     for types whose definition names its layers (IA3, LN_TUNING) the library's choice."""
+    tensor_learning_rate_multipliers: dict[str, float] = field(default_factory=dict)
+    """By a part of a tensor's name, what its learning rate is multiplied with: {lora_B: 16.0} is LoRA+. A tensor whose
+    name has several of the parts takes all of them."""
 
     @property
     def at_start(self) -> AtStart:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -73,11 +78,22 @@ class PeftConfig(ComponentConfig):
             given = f"{key}.kwargs"
             yield problem(given, self.kwargs, f"what {self.peft_type} takes on this model: {reason}", f"{given}=...")
             return
+        yield from self._multiplier_problems(key, made)
         limit = model_context_length(host.model)
         if isinstance(made, VirtualTokens) and made.length + host.context_length > limit:
             allowed = f"at most {limit - host.context_length}: {limit} positions less data.context_length"
             where = f"{key}.kwargs.num_virtual_tokens"
             yield problem(where, made.length, allowed, f"{where}=..., or a smaller data.context_length")
+
+    def _multiplier_problems(self, key: str, made: Component) -> Iterator[str]:
+        names = list(made.tensors())
+        for part, multiplier in self.tensor_learning_rate_multipliers.items():
+            where = f"{key}.tensor_learning_rate_multipliers.{part}"
+            if not multiplier > 0:
+                yield problem(where, multiplier, "a number > 0", f"{where}=1.0, or kwargs that freeze the tensor")
+            if not any(part in name for name in names):
+                kinds = ", ".join(sorted({re.sub(r"^.*\.(?=\w+\.weight$)|\.weight$", "", name) for name in names})[:8])
+                yield problem(where, multiplier, f"a part of a tensor's name: {kinds}", f"remove {part}")
 
     def build(self, host: Host) -> Component:
         component = self._make(host)
@@ -89,9 +105,11 @@ class PeftConfig(ComponentConfig):
         digest = hashlib.sha256(f"{host.seed}/peft".encode()).digest()
         with torch.random.fork_rng():
             torch.manual_seed(int.from_bytes(digest[:7], "big"))
+            rates = self.tensor_learning_rate_multipliers
             if learns_prompts(self.peft_type):
-                return VirtualTokens(self.peft_type, make_encoder(self.peft_type, self.kwargs, host.model), host)
-            return LayerTuning(make_layers(self.peft_type, self.kwargs, host.model))
+                encoder = make_encoder(self.peft_type, self.kwargs, host.model)
+                return VirtualTokens(self.peft_type, encoder, host, rates)
+            return LayerTuning(make_layers(self.peft_type, self.kwargs, host.model), rates)
 
     def parameter_count(self, host: Host) -> int:
         """By the closed formula where the type has a simple one; otherwise what the library makes for a copy of the

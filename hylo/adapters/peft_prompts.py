@@ -16,7 +16,7 @@ model, in training, falls on the virtual tokens once a batch instead of once a t
 Shapes: P virtual tokens, L layers, H key/value heads, D width of a head, d hidden size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from hylo.adapters.attention_prefix import AttentionPrefixes, prepend
 from hylo.adapters.component import Component, Host
-from hylo.adapters.peft_library import make_config, tuner_class
+from hylo.adapters.peft_library import make_config, rates_of, tuner_class
 from hylo.models.architecture import decoder_layers, key_value_shape
 
 KEYS_AND_VALUES = {"PREFIX_TUNING", "CARTRIDGE"}
@@ -61,10 +61,15 @@ def make_encoder(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel)
 
 
 class VirtualTokens(Component):
-    """The encoder of the virtual tokens, and their keys and values in the pass under way."""
+    """The encoder of the virtual tokens, and their keys and values in the pass under way.
 
-    def __init__(self, peft_type: str, encoder: nn.Module, host: Host) -> None:
+    Arguments:
+        rates: learning-rate multipliers by a part of a tensor's name.
+    """
+
+    def __init__(self, peft_type: str, encoder: nn.Module, host: Host, rates: Mapping[str, float]) -> None:
         super().__init__()
+        self._rates = rates
         self.encoder = encoder
         self.length: int = encoder.num_virtual_tokens  # pyright: ignore[reportAttributeAccessIssue]
         self._peft_type = peft_type
@@ -73,6 +78,9 @@ class VirtualTokens(Component):
         self._current: list[tuple[Tensor, Tensor]] | None = None
         self._prefixes = AttentionPrefixes(self._prefix(index) for index in range(len(decoder_layers(host.model))))
         self._handle: RemovableHandle | None = None
+
+    def learning_rate_multipliers(self) -> dict[str, float]:
+        return rates_of(self.tensors(), self._rates)
 
     def attach(self, model: PreTrainedModel) -> None:
         def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
