@@ -1,7 +1,7 @@
 # Works from a clean clone: every target that needs the environment builds it first, and only once.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ablation designs bucketing methods factorial parameters tuning tuned tuned-designs budget
+.PHONY: help setup ablation designs bucketing methods factorial parameters tuning tuned tuned-designs budget variants
 .PHONY: protocol retrieval contexts
 .PHONY: report test lint types bench format clean
 
@@ -45,7 +45,7 @@ parameters: setup ## landmarks against the same parameters spent on rank
 tuning: setup ## rank-stabilized scaling against LoRA, each at its own learning rate
 	$(call study,equal_tuning)
 
-tuned tuned-designs budget: SEEDS = 0,1,2
+tuned tuned-designs budget variants: SEEDS = 0,1,2
 tuned: setup ## the ablation with every arm at its own learning rate, at the published budget (hours; resumes)
 	$(call study,tuned_ablation)
 
@@ -54,6 +54,9 @@ tuned-designs: setup ## landmark designs at their own learning rates, beside a b
 
 budget: setup ## landmarks, position bias and DoRA against the number of steps, each tuned (hours; resumes)
 	$(call study,budget)
+
+variants: setup ## methods as peers, each at its own learning rate (hours; resumes)
+	$(call study,variants)
 
 protocol: setup ## what each flaw of the published protocol was worth (WikiText-2, from the hub)
 	$(call study,published_protocol)
