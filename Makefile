@@ -1,7 +1,7 @@
 # Works from a clean clone: every target that needs the environment builds it first, and only once.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ablation designs bucketing methods factorial parameters tuning tuned tuned-designs budget variants
+.PHONY: help setup ablation designs bucketing methods factorial parameters tuning tuned study
 .PHONY: protocol retrieval contexts
 .PHONY: report test lint types bench format clean
 
@@ -11,7 +11,7 @@ SEEDS ?= 0
 ARGS  ?=
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  SEEDS=0,1,2        seeds of a study (default 0; one seed shows evaluation noise only), or until_decided"
 	@echo "  ADD=my_method      methods that a study runs besides its own cells"
@@ -45,18 +45,12 @@ parameters: setup ## landmarks against the same parameters spent on rank
 tuning: setup ## rank-stabilized scaling against LoRA, each at its own learning rate
 	$(call study,equal_tuning)
 
-tuned tuned-designs budget variants: SEEDS = 0,1,2
+tuned study: SEEDS = 0,1,2
 tuned: setup ## the ablation with every arm at its own learning rate, at the published budget (hours; resumes)
 	$(call study,tuned_ablation)
 
-tuned-designs: setup ## landmark designs at their own learning rates, beside a bias per layer (hours; resumes)
-	$(call study,tuned_designs)
-
-budget: setup ## landmarks, position bias and DoRA against the number of steps, each tuned (hours; resumes)
-	$(call study,budget)
-
-variants: setup ## methods as peers, each at its own learning rate (hours; resumes)
-	$(call study,variants)
+study: setup ## any other study of experiments/: make study NAME=tuned_designs
+	$(call study,$(NAME))
 
 protocol: setup ## what each flaw of the published protocol was worth (WikiText-2, from the hub)
 	$(call study,published_protocol)
