@@ -180,9 +180,9 @@ def test_figures_keep_their_own_ids_and_rules():
 
 
 def test_the_study_on_one_page(study: Path):
-    start = time.perf_counter()
+    start = time.process_time()  # not by the clock: other programs may have the processor
     report = write_report(study)
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
     source = (study / PAGE).read_text(encoding="utf-8")
     read = _Page(source)
     assert len(read.all("table")) == 2
