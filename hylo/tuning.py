@@ -112,17 +112,7 @@ def tune(
     trials = Plan(group, plan.outputs, first)
     check_plan(trials, session)
     conditions = {cell.name: condition(cell, [*tuning.grids(cell.name)], session) for cell in first}
-    sums = no_sums()
-    if config.tune is Tune.recorded:
-        published, sums = published_choices(hylo.study_file.EXPERIMENTS / str(config.study))
-        for arm in arms:
-            known = published.get(arm.cell)
-            if known and (known.condition, known.keys, known.seeds) == (
-                conditions[arm.cell],
-                [*arm.grids],
-                tuning.seeds,
-            ):
-                arm.published = known.tried
+    sums = take_over(arms, conditions, tuning.seeds, str(config.study)) if config.tune is Tune.recorded else no_sums()
 
     def found() -> tuple[list[Choice], pd.DataFrame]:
         choices = [_choice(arm, tuning.seeds, conditions[arm.cell], session) for arm in arms]
@@ -145,6 +135,21 @@ def tune(
         say(str(choice))
     chosen = {choice.cell: choice.overrides() for choice in choices}
     return chosen, {"tuning": [choice.note() for choice in choices]}, table
+
+
+def take_over(arms: Sequence[Arm], conditions: Mapping[str, str], seeds: list[int], study: str) -> pd.DataFrame:
+    """Give each arm the trials that its study was published with, where they were made under the same conditions.
+
+    Returns:
+        The NLL sums of all published trials.
+    """
+    published, sums = published_choices(hylo.study_file.EXPERIMENTS / study)
+    for arm in arms:
+        known = published.get(arm.cell)
+        here = conditions[arm.cell], [*arm.grids], seeds
+        if known and (known.condition, known.keys, known.seeds) == here:
+            arm.published = known.tried
+    return sums
 
 
 def arms_of(plan: Plan, tuning: TuningConfig) -> list[Arm]:
