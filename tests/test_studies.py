@@ -60,7 +60,7 @@ def test_a_setting_is_chosen_on_validation_and_nowhere_else(tiny: tuple[str, ...
     best = min(found, key=lambda setting: found[setting][0] * found[setting][1])
     assert tuple(told["chosen"]) == best
     assert told["at_an_end"] == ["trainer.learning_rate"] * (best in {min(found), max(found)})
-    (folder,) = (path.parent for path in Path("outputs").glob("*/study.json"))
+    (folder,) = (path.parent for path in Path("outputs").glob("mine*/study.json"))
     study = read_study(folder)
     trials_table: Any = study.trials
     sums = trials_table.groupby(["setting", "seed"])[["nll_sum", "tokens"]].sum()
