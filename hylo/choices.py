@@ -12,7 +12,7 @@ import pandas as pd
 from hylo.cache import text_hash
 from hylo.cell import Cell
 from hylo.data.base import Split
-from hylo.records import STUDY, TRIALS
+from hylo.records import CHOICES, STUDY, TRIALS
 from hylo.schema import plain
 from hylo.search import Setting, best_setting, ends
 from hylo.session import Session
@@ -97,10 +97,11 @@ def published_choices(study: Path) -> tuple[dict[str, Choice], pd.DataFrame]:
         study: its folder in experiments/: `records/` holds those of a complete study, `trials/` those of one that is
             still under way.
     """
-    for folder in (study / "records", study / "trials"):
-        if (folder / STUDY).exists() and (folder / TRIALS).exists():
-            notes = json.loads((folder / STUDY).read_text())["tuning"]
-            return {note["cell"]: of_note(note) for note in notes}, pd.read_parquet(folder / TRIALS)
+    for notes in (study / "records" / STUDY, study / "trials" / CHOICES):
+        sums = notes.with_name(TRIALS)
+        if notes.exists() and sums.exists():
+            found = json.loads(notes.read_text())["tuning"]
+            return {note["cell"]: of_note(note) for note in found}, pd.read_parquet(sums)
     return {}, no_sums()
 
 

@@ -18,6 +18,7 @@
     outputs/<group>/trials.parquet                      cell, setting, seed, window, nll_sum, tokens: of the trials
                                                         behind chosen settings, on validation documents; only where a
                                                         study chose any
+    outputs/tuning-of-<group>/tuning.json, trials.parquet           choices so far, and the sums behind them
 
 `environment` has overhead_seconds: wall time of the run without training and evaluation; loading, the audit, checksums,
 records and tracking are in it.
@@ -49,7 +50,7 @@ HALF = "half.parquet"
 CURVE, TRAJECTORY, AUDIT = "curve.jsonl", "trajectory.jsonl", "audit.json"
 PROBE = "probe.parquet"
 CONFIG, ADAPTER, TRACEBACK, STUDY = "config.yaml", "adapter", "traceback.txt", "study.json"
-TRIALS = "trials.parquet"
+TRIALS, CHOICES = "trials.parquet", "tuning.json"
 
 LOCK = ".lock"
 """Held by the process that works on a run."""

@@ -20,7 +20,7 @@ from hylo.choices import Choice, condition, no_sums, published_choices, score
 from hylo.config import Config, Tune
 from hylo.errors import ConfigError, HyloError, problem
 from hylo.fingerprint import fingerprint
-from hylo.records import FAILED, RESULT, STUDY, TRIALS, RunRecord, file_name, read_run, write_json, write_table
+from hylo.records import CHOICES, FAILED, RESULT, TRIALS, RunRecord, file_name, read_run, write_json, write_table
 from hylo.runtime import is_main_process, say
 from hylo.schema import number_at, number_range
 from hylo.search import Setting, next_setting, start_settings
@@ -122,7 +122,7 @@ def tune(
         """Write what is known so far beside the trials."""
         choices, table = found()
         if is_main_process():
-            write_json(trials.folder / STUDY, {"tuning": [choice.note() for choice in choices]})
+            write_json(trials.folder / CHOICES, {"tuning": [choice.note() for choice in choices]})
             write_table(trials.folder / TRIALS, table)
 
     search(arms, tuning.trials, trials, make_trials, session, after=keep)

@@ -104,11 +104,11 @@ def test_published_trials_are_not_run_again_where_they_hold(
     untuned = [[text for text in each["overrides"] if text.startswith("tune")] for each in told if "tuning" not in each]
     assert untuned == [["tune=off"]]
 
-    notes = json.loads((Path(kept) / "study.json").read_text())
+    notes = json.loads((Path(kept) / "tuning.json").read_text())
     notes["tuning"][0]["tried"] = notes["tuning"][0]["tried"][:3]  # as when a search was interrupted and committed
     shutil.rmtree("experiments/mine/records")
     Path("experiments/mine/trials").mkdir()
-    Path("experiments/mine/trials/study.json").write_text(json.dumps(notes))
+    Path("experiments/mine/trials/tuning.json").write_text(json.dumps(notes))
     shutil.copy("trials/trials.parquet", "experiments/mine/trials/trials.parquet")
     shutil.rmtree("outputs")
     assert train("study=mine", *tiny, "seeds=[0]") == 0
