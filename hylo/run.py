@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hylo.adapters.model import AdaptedModel, adapted
+from hylo.adapters.start import load_start, save_start
 from hylo.audit import Audit, Contributions, Finding, print_findings
 from hylo.cell import Cell
 from hylo.clock import Clock
@@ -127,6 +128,7 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
     read = session.contribution(config.data, config.model, accelerator.device) if config.components else None
     with tracked(cell) as tracker:
         with prepared(base, config) as model:
+            begin(model, folder, accelerator)
             audit = Audit(model, probe, base_logits, seed=config.seed)
             findings = audit.before_training()
             contributions = Contributions(model, *read) if read else None
@@ -203,6 +205,7 @@ def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Acce
     with prepared(base, config) as model:
         if config.components:
             model.load(record.folder / ADAPTER)
+            load_start(model, record.folder / ADAPTER, untrained=False)
         cached = "cached_decoding" not in record.result["audit"]["failed"]
         answers = ask(model, prompts, accelerator, cached=cached, label=label)
     assert weights_checksum(base) == untouched, "a component left the shared base weights changed"
@@ -226,6 +229,14 @@ def prepared(base: PreTrainedModel, config: Config) -> Iterator[AdaptedModel]:
         ) as model,
     ):
         yield model
+
+
+def begin(model: AdaptedModel, folder: Path, accelerator: Accelerator) -> None:
+    """Keep what the components begin with beside the adapter to come; an interrupted run goes on from what it kept."""
+    kept = load_start(model, folder / ADAPTER, untrained=True)
+    accelerator.wait_for_everyone()  # until each process has seen that there was nothing
+    if not kept and accelerator.is_main_process:
+        save_start(model, folder / ADAPTER)
 
 
 def announce(label: str, model: AdaptedModel, findings: list[Finding], memory: MemoryEstimate) -> None:

@@ -207,7 +207,10 @@ def test_start_depends_on_the_seed_alone(base: PreTrainedModel, name: str):
     assert [key for key in first if not torch.equal(first[key], same[key])] == []
     differing = [key for key in first if not torch.equal(first[key], other[key])]
     drawn = any(tensor.min() < tensor.max() for tensor in first.values())  # else all start as constants
-    assert bool(differing) == (drawn and not trains_base(method(name)))
+    from_weights = trains_base(method(name)) or any(
+        getattr(config, "starts_from_weights", False) for config in method(name).values()
+    )
+    assert bool(differing) == (drawn and not from_weights)
 
 
 def test_methods_that_share_a_tensor_share_its_first_draw(base: PreTrainedModel):
@@ -216,7 +219,9 @@ def test_methods_that_share_a_tensor_share_its_first_draw(base: PreTrainedModel)
     for name in TRAINED:
         with adapted(base, method(name), context_length=CONTEXT, seed=3) as model:
             for key, tensor in values(model).items():
-                initialiser = getattr(method(name)[key.partition(".")[0]], "init_a", None)
+                config = method(name)[key.partition(".")[0]]
+                chosen = [getattr(config, field, None) for field in ("init_a", "initial_scale")]
+                initialiser = (*chosen, getattr(config, "kwargs", {}).get("init_lora_weights"))
                 drawn.setdefault((key, tensor.shape, initialiser), {})[name] = tensor
     shared = {key: list(tensors.values()) for key, tensors in drawn.items() if len(tensors) > 1}
     assert any(tensors[0].std() > 0 for tensors in shared.values() if tensors[0].numel() > 1)

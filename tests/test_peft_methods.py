@@ -266,7 +266,11 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("num_layers is 2",),
     ),
     "the base model's own": ({"kwargs": {"bias": "all"}}, ("train the base model's own", "bias")),
-    "weights changed at the start": ({"kwargs": {"init_lora_weights": "pissa"}}, ("'pissa'", "gaussian")),
+    "a start from data": ({"kwargs": {"init_lora_weights": "corda"}}, ("'corda'", "gaussian")),
+    "a rank that no weight has": (
+        {"kwargs": {"init_lora_weights": "olora", "r": 33}},  # k and v are 32 wide
+        ("r is 33 and the smaller side of the weight of model.layers.0.self_attn.k_proj 32",),
+    ),
     "a rate of no tensor": (
         {"tensor_learning_rate_multipliers": {"lora_C": 16.0}},
         ("tensor_learning_rate_multipliers.lora_C = 16.0", "lora_A, lora_B", "remove lora_C"),

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
@@ -18,17 +19,25 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hylo.adapters.component import SEPARATOR
 from hylo.adapters.low_rank import LowRank, LowRankConfig, LowRankLayer, Scaling
+from hylo.adapters.peft_layers import ADAPTER, LayerTuning
+from hylo.adapters.peft_library import has_transposed_layers
+from hylo.adapters.peft_method import PeftConfig
 from hylo.errors import ConfigError, RecordError, problem
 from hylo.models.architecture import ALL_LINEAR, model_context_length, target_layers
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
+
     from hylo.adapters.model import AdaptedModel  # which imports every module beside it, this one too
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-SLOT, PREFIX = "low_rank", "base_model.model."
+SLOT, LIBRARY_SLOT, PREFIX = "low_rank", "peft", "base_model.model."
 _KINDS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
+_EXPORTED = {"r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "target_modules", "fan_in_fan_out"}
+"""Settings of the library's LoRA that leave the form of its update as it is."""
 _READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules"}
 _WITHOUT_EFFECT = {
     *("base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version", "fan_in_fan_out"),
@@ -48,11 +57,16 @@ def export_peft(model: "AdaptedModel", folder: Path) -> None:
     """Write the adapter so that `peft.PeftModel.from_pretrained(base, folder)` gives the same model.
 
     Arguments:
-        model: with the component `low_rank` alone; the library has no position bias and no landmarks.
+        model: with the component `low_rank` alone, as the library has no position bias and no landmarks; or with the
+            library's own LoRA. One that starts from the weights (PiSSA, OLoRA) is written as the LoRA of twice the
+            rank that it is on the untouched base model.
 
     Raises:
-        ConfigError: the method has other components.
+        ConfigError: the method has other components, or settings of the library's LoRA that change its form.
     """
+    if isinstance(config := model.method.get(LIBRARY_SLOT), PeftConfig):
+        _export_library(model, config, folder)
+        return
     low_rank, config = dict(model.slots()).get(SLOT), model.method.get(SLOT)
     others = [slot for slot in model.method if slot != SLOT]
     if others or not isinstance(config, LowRankConfig) or not isinstance(low_rank, LowRank):
@@ -61,15 +75,13 @@ def export_peft(model: "AdaptedModel", folder: Path) -> None:
         raise ConfigError(*(problem("method", slot, allowed, f"train a method of {SLOT} alone") for slot in slots))
     from peft import LoraConfig
 
-    folder.mkdir(parents=True, exist_ok=True)
     layers = {path: layer for path, layer in model.base.named_modules() if isinstance(layer, LowRankLayer)}
-    alpha = int(config.alpha) if config.alpha.is_integer() else config.alpha
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=model.base.name_or_path or None,
         inference_mode=True,
         r=config.rank,
-        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # a fraction is fine in all but the annotation
+        lora_alpha=_alpha(config.alpha),
         lora_dropout=config.dropout,
         use_rslora=config.scaling is Scaling.rank_stabilized,
         use_dora=config.magnitude,
@@ -79,8 +91,55 @@ def export_peft(model: "AdaptedModel", folder: Path) -> None:
     tensors = {}
     for name, tensor in low_rank.tensors().items():
         path, _, kind = name.removeprefix("layers.").rpartition(".")
-        tensors[f"{PREFIX}{path}.{_KINDS[kind]}"] = tensor.detach().contiguous().cpu()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        tensors[f"{PREFIX}{path}.{_KINDS[kind]}"] = tensor
+    _write(folder, settings, tensors)
+
+
+def _export_library(model: "AdaptedModel", config: PeftConfig, folder: Path) -> None:
+    """Write the library's own LoRA: y = W x + s [B, -B0] [A; A0] x, without A0 and B0 where it starts at W."""
+    tuning = dict(model.slots())[LIBRARY_SLOT]
+    wrong = sorted(config.kwargs.keys() - _EXPORTED) if config.peft_type == "LORA" else ["peft_type"]
+    if wrong or not isinstance(tuning, LayerTuning):
+        allowed = f"LORA with {', '.join(sorted(_EXPORTED))} alone"
+        key = f"method.{LIBRARY_SLOT}"
+        values = {"peft_type": config.peft_type} | config.kwargs
+        raise ConfigError(
+            *(problem(f"{key}: {name}", values[name], allowed, "use the library itself") for name in wrong)
+        )
+    from peft import LoraConfig
+
+    start, trained = tuning.start(), tuning.tensors()
+    tensors: dict[str, Tensor] = {}
+    layers: dict[str, Any] = {path.replace(SEPARATOR, "."): layer for path, layer in tuning.layers.items()}
+    for path in layers:
+        A, B = (trained[f"layers.{path}.{_KINDS[kind]}"].detach() for kind in "AB")
+        if start:
+            A, B = torch.cat([A, start[f"{path}.A"].to(A)]), torch.cat([B, -start[f"{path}.B"].to(B)], dim=1)
+        tensors |= {f"{PREFIX}{path}.{_KINDS['A']}": A, f"{PREFIX}{path}.{_KINDS['B']}": B}
+    (rank,) = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith(_KINDS["A"])}
+    (scale,) = {layer.scaling[ADAPTER] for layer in layers.values()}
+    settings = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model.base.name_or_path or None,
+        inference_mode=True,
+        r=rank,
+        lora_alpha=_alpha(scale * rank),
+        lora_dropout=config.kwargs.get("lora_dropout", 0.0),
+        target_modules=_names(model.base, set(layers)),
+        fan_in_fan_out=has_transposed_layers(model.base),
+    )
+    _write(folder, settings, tensors)
+
+
+def _alpha(alpha: float) -> Any:
+    """As the library writes it: a fraction is fine in all but its annotation."""
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def _write(folder: Path, settings: "LoraConfig", tensors: dict[str, Tensor]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    save_file(flat, folder / WEIGHTS, metadata={"format": "pt"})
     settings.save_pretrained(str(folder))
 
 

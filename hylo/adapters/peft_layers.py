@@ -9,15 +9,26 @@ import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hylo.adapters.component import SEPARATOR, Component
-from hylo.adapters.peft_library import has_transposed_layers, make_config, rates_of, tuner_class
+from hylo.adapters.component import SEPARATOR
+from hylo.adapters.peft_library import (
+    OLORA,
+    START_KEY,
+    has_transposed_layers,
+    make_config,
+    rates_of,
+    takes_from_weights,
+    tuner_class,
+)
+from hylo.adapters.peft_start import TakenPart, check_ranks, copied_layers, start_of
+from hylo.adapters.start import KeepsStart
 
 ADAPTER = "default"
 """The library's name for an adapter; no part of a saved tensor's name."""
@@ -33,18 +44,39 @@ class Layers:
     """The new modules by the path of those that they stand for."""
     shared: dict[str, nn.Module]
     """Tensors that layers share, such as VeRA's projections, by the library's name."""
+    taken: dict[str, TakenPart] = field(default_factory=dict)
+    """By path, what the weights of the new modules lack because A and B start with it."""
 
 
 def make_layers(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel) -> Layers:
     """The library's layers for a model, which is left as it was.
 
-    A type that does not know GPT-2's transposed Conv1D is given linear layers on the same weights instead.
+    A type that does not know GPT-2's transposed Conv1D is given linear layers on the same weights instead. A start that
+    changes weights is given copies.
 
     Raises:
         ValueError, TypeError, ...: the library cannot use the settings on this model, or would change more of it than
             layers (LIBRARY_ERRORS).
     """
+    if not takes_from_weights(peft_type, kwargs):
+        return _make(peft_type, kwargs, model)
+    if model.device.type == "meta":  # nothing to decompose: the layers alone, as from any other start
+        layers = _make(peft_type, {name: value for name, value in kwargs.items() if name != START_KEY}, model)
+        check_ranks(layers.replaced, ADAPTER, model)
+        return layers
+    with copied_layers(model):
+        layers = _make(peft_type, kwargs, model)
+    check_ranks(layers.replaced, ADAPTER, model)
+    for path, layer in layers.replaced.items():
+        layers.taken[path] = TakenPart(layer, ADAPTER, model.get_submodule(path))
+    return layers
+
+
+def _make(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel) -> Layers:
     transposed = has_transposed_layers(model)
+    if transposed and kwargs.get(START_KEY) == OLORA:  # the library decomposes a Conv1D's W as it is stored
+        with _linear_views(model):
+            return _inject(peft_type, kwargs, model, transposed=False)
     try:
         return _inject(peft_type, kwargs, model, transposed=transposed)
     except LIBRARY_ERRORS:
@@ -157,8 +189,10 @@ class LinearView(nn.Linear):
         return self.source.bias
 
 
-class LayerTuning(Component):
+class LayerTuning(KeepsStart):
     """A layer-based method of the library: its layers in the places of the base model's.
+
+    Merged, where it is LoRA or DoRA on linear layers: the library's own sum W' = W + s B A, or m / n (W + s B A).
 
     Arguments:
         rates: learning-rate multipliers by a part of a tensor's name.
@@ -170,12 +204,25 @@ class LayerTuning(Component):
         self.shared = nn.ModuleDict(layers.shared)
         self.layers = nn.ModuleDict({path.replace(".", SEPARATOR): new for path, new in layers.replaced.items()})
         self._originals: dict[str, nn.Module] = {}
+        self._taken = layers.taken
 
     def tensors(self) -> dict[str, nn.Parameter]:
         return {name.replace(f".{ADAPTER}", ""): tensor for name, tensor in super().tensors().items()}
 
     def learning_rate_multipliers(self) -> dict[str, float]:
         return rates_of(self.tensors(), self._rates)
+
+    def start(self) -> dict[str, Tensor]:
+        return start_of(self._taken)
+
+    @torch.no_grad()
+    def take_start(self, start: Mapping[str, Tensor], *, untrained: bool) -> None:
+        trained = self.tensors()
+        for path, part in self._taken.items():
+            part.replace(start[f"{path}.A"], start[f"{path}.B"], self._originals[path])
+            if untrained:
+                trained[f"layers.{path}.lora_A.weight"].copy_(part.A)
+                trained[f"layers.{path}.lora_B.weight"].copy_(part.B)
 
     def attach(self, model: PreTrainedModel) -> None:
         self._originals = {}
@@ -187,4 +234,36 @@ class LayerTuning(Component):
     def detach(self, model: PreTrainedModel) -> None:
         for path, module in self._originals.items():
             model.set_submodule(path, module)
+            if path in self._taken:
+                self._taken[path].follow(module)
         self._originals = {}
+
+    def merge_refusal(self) -> str | None:
+        from peft.tuners.lora.layer import Linear
+
+        for path, layer in self.layers.items():
+            path = path.replace(SEPARATOR, ".")
+            if not isinstance(layer, Linear) or (layer.lora_variant and not layer.use_dora[ADAPTER]):
+                return super().merge_refusal()
+            base: Any = layer.get_base_layer()
+            if base.weight.dtype.itemsize < 4:
+                dtype = base.weight.dtype
+                return f"the weight of {path} is {dtype}, which would round the update; convert the model with .float()"
+            if layer.lora_bias[ADAPTER] and base.bias is None:
+                return f"{path} has no bias to add the update's own to"
+            if isinstance(base, LinearView) and layer.use_dora[ADAPTER]:
+                return f"{path} is a view of a transposed layer, which the library's DoRA does not write into"
+        return None
+
+    @torch.no_grad()
+    def merge(self, model: PreTrainedModel) -> None:
+        if self.merge_refusal() is not None:
+            super().merge(model)
+        for path, layer in self.layers.items():
+            library: Any = layer
+            library.merge(adapter_names=[ADAPTER])
+            path = path.replace(SEPARATOR, ".")
+            if path in self._taken:
+                self._taken[path].follow(self._originals[path])
+                self._taken[path].give_back(self._originals[path])
+        self.detach(model)

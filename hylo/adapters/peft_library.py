@@ -34,9 +34,15 @@ _NOT_SETTINGS = {"peft_type", "task_type", "inference_mode", "base_model_name_or
 """Fields of every PeftConfig that are set here, or change nothing."""
 
 
+START_KEY = "init_lora_weights"
+"""The setting that says how LORA starts."""
+PISSA, OLORA = "pissa", "olora"
+"""Starts of LORA that move a part of each layer's weight into its A and B: see hylo/adapters/peft_start.py."""
+
+
 @dataclass(frozen=True)
 class Limit:
-    """Values of a setting that leave the shared base model as it is and need no more than the saved tensors."""
+    """Values of a setting that need no data and no more than what an adapter holds."""
 
     setting: str
     allowed: tuple[object, ...]
@@ -46,9 +52,9 @@ class Limit:
 LIMITS: dict[str, tuple[Limit, ...]] = {
     "LORA": (
         Limit(
-            "init_lora_weights",
-            (True, False, "gaussian", "orthogonal"),
-            "the others change the base model's own weights or need data",
+            START_KEY,
+            (True, False, "gaussian", "orthogonal", PISSA, OLORA),
+            "the others need data, or keep frozen tensors that no adapter holds",
         ),
         Limit("alora_invocation_tokens", (None,), "only the library's own model class looks for them"),
         Limit("layer_replication", (None,), "the base model keeps its layers"),
@@ -111,6 +117,11 @@ def make_config(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel, 
     if "fan_in_fan_out" in names:
         given.setdefault("fan_in_fan_out", transposed)
     return config_class(peft_type)(task_type="CAUSAL_LM", **given)  # pyright: ignore[reportCallIssue]
+
+
+def takes_from_weights(peft_type: str, kwargs: dict[str, Any]) -> bool:
+    """Whether A and B start as a part of each layer's weight, which the layer then lacks."""
+    return peft_type == "LORA" and kwargs.get(START_KEY) in (PISSA, OLORA)
 
 
 def rates_of(names: Iterable[str], rates: Mapping[str, float]) -> dict[str, float]:

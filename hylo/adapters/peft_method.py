@@ -8,7 +8,8 @@ keeps its first ranks. What such a utility does by learning rates alone is a set
 `tensor_learning_rate_multipliers`.
 
 Step 0: exactly the base model for the types and settings that the library starts so, which are most; another function
-for those in `_APART` and where a setting `init_...` is false. A prefix of zeros (peft_prefix) still takes its share of
+for those in `_APART` and where a setting `init_...` is false. With `init_lora_weights` pissa or olora it is the base
+model up to rounding (hylo/adapters/peft_start.py). A prefix of zeros (peft_prefix) still takes its share of
 every attention. The library draws from torch's global generator; here that generator is set from the run's seed and
 put back, so that building depends on the seed alone.
 """
@@ -25,7 +26,7 @@ from hylo.adapters.attention_prefix import prefix_problems
 from hylo.adapters.component import AtStart, Component, ComponentConfig, Host
 from hylo.adapters.peft_counts import closed_formula
 from hylo.adapters.peft_layers import LIBRARY_ERRORS, LayerTuning, make_layers, needs_weights, outline
-from hylo.adapters.peft_library import learns_prompts, setting_problems
+from hylo.adapters.peft_library import learns_prompts, setting_problems, takes_from_weights
 from hylo.adapters.peft_prompts import VirtualTokens, make_encoder
 from hylo.errors import problem
 from hylo.models.architecture import model_context_length
@@ -57,7 +58,13 @@ class PeftConfig(ComponentConfig):
         """What the model is at step 0."""
         if self.peft_type in _APART or any(k.startswith("init_") and v is False for k, v in self.kwargs.items()):
             return AtStart.apart
-        return AtStart.near if self.peft_type in _NEAR else AtStart.same
+        near = self.peft_type in _NEAR or self.starts_from_weights
+        return AtStart.near if near else AtStart.same
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether tensors start as a part of the base model's weights, whatever the seed is."""
+        return takes_from_weights(self.peft_type, self.kwargs)
 
     def problems(self, key: str, host: Host) -> Iterator[str]:
         wrong = list(setting_problems(key, self.peft_type, self.kwargs))
@@ -97,8 +104,10 @@ class PeftConfig(ComponentConfig):
 
     def build(self, host: Host) -> Component:
         component = self._make(host)
+        own = {id(parameter) for parameter in host.model.parameters()}  # inside the layers, and not frozen yet
         for parameter in component.tensors().values():
-            parameter.data = parameter.data.to(host.model.device, torch.float32)
+            if id(parameter) not in own:
+                parameter.data = parameter.data.to(host.model.device, torch.float32)
         return component
 
     def _make(self, host: Host) -> Component:
