@@ -4,6 +4,7 @@ Differences of log PPL, accuracies, and attributions of either are all a mean ov
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,12 +40,7 @@ class Effect:
 
         Without any noise it is 1 at the threshold and 0 elsewhere.
         """
-        from scipy.stats import t as student
-
-        error, dof = self._error(self.seeds)
-        if error == 0:
-            return float(self.value == threshold)
-        return float(2 * student.sf(abs(self.value - threshold) / error, dof))
+        return max(self._p_value(threshold, *each) for each in self._errors(self.seeds))
 
     def smallest_detectable(self, power: float = 0.8, seeds: int | None = None) -> float:
         """The distance of the truth from a threshold that a two-sided test at this level finds with this power.
@@ -62,24 +58,10 @@ class Effect:
             ValueError: a power or a number of seeds that cannot be, or another number of seeds than the one there is
                 (what a seed contributes is unknown then).
         """
-        from scipy.optimize import root_scalar
-        from scipy.stats import ncf
-
         if not 1 - self.level < power < 1:
             raise ValueError(f"power is {power}; it must lie between 1 - level = {1 - self.level:.3g} and 1")
-        error, dof = self._error(self.seeds if seeds is None else seeds)
-        if error == 0:
-            return 0.0
-        critical = float(half_width(1.0, dof, self.level))
-
-        # The square of a noncentral t is a noncentral F: both tails in one, and scipy's t has NaN at few degrees.
-        def missing(shift: float) -> float:
-            return float(ncf.sf(critical**2, 1, dof, shift**2)) - power
-
-        far = critical
-        while missing(far) < 0:
-            far *= 2
-        return root_scalar(missing, bracket=(1e-9 * critical, far), method="brentq").root * error
+        errors = self._errors(self.seeds if seeds is None else seeds)
+        return max(self._detectable(power, *each) for each in errors)
 
     def seeds_to_decide(self, threshold: float = 0.0, most: int = 1000) -> int | None:
         """The smallest number of seeds whose interval would exclude the threshold, were the value and the variance
@@ -94,24 +76,68 @@ class Effect:
         if self.seeds == 1:
             return None
         counts = np.arange(2, most + 1)
-        error, dof = crossed_error(self.seed_variance, self.window_variance, counts, self.windows, self.choice_variance)
-        enough = half_width(error, dof, self.level) < abs(self.value - threshold)
+        errors = [
+            crossed_error(self.seed_variance, self.window_variance, counts, self.windows, choice)
+            for choice in self._choices()
+        ]
+        half = np.max([half_width(*each, self.level) for each in errors], axis=0)
+        enough = half < abs(self.value - threshold)
         return int(counts[enough.argmax()]) if enough.any() else None
 
-    def _error(self, seeds: int) -> tuple[float, float]:
-        """Standard error and degrees of freedom with so many seeds."""
+    def _choices(self) -> tuple[float, ...]:
+        """The variances of the choice to reckon with: none, and the one there is. The wider interval holds.
+
+        A variance that counts as known brings degrees of freedom, so that at three seeds the interval with it is often
+        the narrower one; but one that covers more must not be narrower.
+        """
+        return (0.0, self.choice_variance) if self.choice_variance else (0.0,)
+
+    def _errors(self, seeds: int) -> list[tuple[float, float]]:
+        """Standard error and degrees of freedom with so many seeds, for each of `_choices`."""
         if self.seeds == 1:
             if seeds != 1:
                 raise ValueError(
                     f"seeds is {seeds}, but what a seed contributes cannot be told from one; run two seeds or more"
                 )
-            # No seed adds to it, so the number of seeds does not matter: 2 stands for any.
-            error, dof = crossed_error(0.0, self.window_variance, 2, self.windows, self.choice_variance)
-            return float(error), float(dof) if self.choice_variance else self.windows - 1
+            # Seeds add nothing here, so their number does not matter: 2 stands for any.
+            with_choice = [
+                crossed_error(0.0, self.window_variance, 2, self.windows, choice) for choice in self._choices()[1:]
+            ]
+            return [(math.sqrt(self.window_variance), self.windows - 1), *_floats(with_choice)]
         if seeds < 2:
             raise ValueError(f"seeds is {seeds}; the crossed model needs two or more")
-        error, dof = crossed_error(self.seed_variance, self.window_variance, seeds, self.windows, self.choice_variance)
-        return float(error), float(dof)
+        return _floats(
+            crossed_error(self.seed_variance, self.window_variance, seeds, self.windows, choice)
+            for choice in self._choices()
+        )
+
+    def _p_value(self, threshold: float, error: float, dof: float) -> float:
+        from scipy.stats import t as student
+
+        if error == 0:
+            return float(self.value == threshold)
+        return float(2 * student.sf(abs(self.value - threshold) / error, dof))
+
+    def _detectable(self, power: float, error: float, dof: float) -> float:
+        from scipy.optimize import root_scalar
+        from scipy.stats import ncf
+
+        if error == 0:
+            return 0.0
+        critical = float(half_width(1.0, dof, self.level))
+
+        # The square of a noncentral t is a noncentral F: both tails in one, and scipy's t has NaN at few degrees.
+        def missing(shift: float) -> float:
+            return float(ncf.sf(critical**2, 1, dof, shift**2)) - power
+
+        far = critical
+        while missing(far) < 0:
+            far *= 2
+        return root_scalar(missing, bracket=(1e-9 * critical, far), method="brentq").root * error
+
+
+def _floats(errors: Iterable[tuple[Array, Array]]) -> list[tuple[float, float]]:
+    return [(float(error), float(dof)) for error, dof in errors]
 
 
 def effect(sums: ArrayLike, tokens: ArrayLike, *, level: float = LEVEL, choice_variance: float = 0.0) -> Effect:
@@ -125,7 +151,8 @@ def effect(sums: ArrayLike, tokens: ArrayLike, *, level: float = LEVEL, choice_v
         tokens: [windows]; what the sums are divided by.
         level: coverage of the interval.
         choice_variance: of the effect, (unit of the value)^2: the sum of `hylo.stats.choice_variance` over the tuned
-            arms of a contrast. The interval then covers the choice too; the value stays where it is.
+            arms of a contrast. The interval then covers the choice too, and is never narrower for it; the value stays
+            where it is.
 
     Raises:
         ValueError: an input is empty, not finite, of another shape, or a count is not positive; fewer than two
@@ -142,7 +169,7 @@ def effect(sums: ArrayLike, tokens: ArrayLike, *, level: float = LEVEL, choice_v
         float, crossed_components(sums, tokens) if seeds > 1 else _one_seed(sums, tokens)
     )
     bare = Effect(value, value, value, seeds, windows, seed_variance, window_variance, level, float(choice_variance))
-    half = float(half_width(*bare._error(seeds), level))
+    half = max(float(half_width(*each, level)) for each in bare._errors(seeds))
     return replace(bare, low=value - half, high=value + half)
 
 

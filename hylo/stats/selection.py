@@ -73,20 +73,22 @@ def regret_square(log_values: Array, sums: Array, tokens: Array) -> Array:
     """`choice_variance` of studies [...], unchecked.
 
     Args:
-        log_values: [candidates].
+        log_values: [candidates], or [..., candidates] where studies tried different ones.
         sums: [..., candidates, seeds, windows], finite.
         tokens: [windows].
     """
-    count = min(log_values.size, CONTENDERS)
+    count = min(sums.shape[-3], CONTENDERS)
     if count == 1:
         return np.zeros(sums.shape[:-3])
-    order = sums.sum((-2, -1)).argsort(-1)[..., :count]
+    totals = sums.sum((-2, -1))
+    order = totals.argsort(-1)[..., :count]
+    x = np.take_along_axis(np.broadcast_to(log_values, totals.shape), order, -1)
     sums = np.take_along_axis(sums, order[..., None, None], -3)
     # Differences from the mean candidate: n of them carry (n - 1) V.
     _, seed_variance, window_variance = crossed_components(sums - sums.mean(-3, keepdims=True), tokens)
     noise = (seed_variance / sums.shape[-2] + window_variance).sum(-1) / (count - 1)
     means = sums.sum(-1).mean(-1) / tokens.sum()
-    curve = _shrunk(log_values[order], means, noise[..., None])
+    curve = _shrunk(x, means, noise[..., None])
     regret = curve - curve.min(-1, keepdims=True)
     return (_chances(curve, np.sqrt(noise)) * regret**2).sum(-1)
 
