@@ -117,6 +117,17 @@ def test_a_component_that_hardly_moved_is_undertrained(tmp_path: Path) -> None:
     found = read_study(tmp_path / "demo")
     assert verdicts(found)[0] == "undertrained"
     assert "landmark changed the hidden state by 0.2 % only" in contrast_table(found)["rests_on"].iloc[0]
+    path = tmp_path / "demo" / "study.json"
+    searched = choice("large")
+    searched["keys"] = [*searched["keys"], "method.landmark.learning_rate_multiplier"]
+    searched |= {
+        "chosen": [2e-3, 1.0],
+        "tried": [{**each, "values": [*each["values"], 1.0]} for each in searched["tried"]],
+    }
+    before = json.loads(path.read_text())
+    write_json(path, before | {"tuning": [choice("small"), searched]})
+    assert verdicts(read_study(tmp_path / "demo"))[0] == "contradicted", "larger rates were tried and did not pay"
+    write_json(path, before)
     contributing(tmp_path, "small", {"slots": slots, "undertrained": ["landmark"]})
     assert verdicts(read_study(tmp_path / "demo"))[0] == "contradicted", "both have it: it is not what they differ in"
 

@@ -10,7 +10,7 @@ import numpy as np
 from hylo import stats
 from hylo.records import RunRecord, StudyRecord
 from hylo.report.pairs import PPL, Pair, complete_runs, paired_runs, paired_sums, value_of
-from hylo.report.rates import choices
+from hylo.report.rates import LEARNING_RATE, MULTIPLIER, choices
 from hylo.verdicts import Basis
 
 
@@ -66,14 +66,25 @@ def _at_an_end(study: StudyRecord, arms: list[str]) -> Iterator[str]:
 
 
 def _hardly_moved(study: StudyRecord, cell: str, reference: str) -> Iterator[str]:
-    """Components of the cell alone that hardly moved although moving further would pay, in any of its runs."""
+    """Components of the cell alone that hardly moved although moving further would pay, in any of its runs.
+
+    Not those whose own rate was searched: trials at larger ones have shown on validation text that they do not pay.
+    """
     runs, others = complete_runs(study, cell), complete_runs(study, reference)
     known = {slot for other in others for slot in other.result.get("contribution", {}).get("slots", {})}
     found = [run.result.get("contribution", {}) for run in runs]
     small = {slot for section in found for slot in section.get("undertrained", [])} - known
+    small -= _searched(study, cell, {slot for section in found for slot in section.get("slots", {})})
     for slot in sorted(small):
         change = max(section["slots"][slot]["change"] or 0.0 for section in found if slot in section.get("slots", {}))
         yield f"{slot} changed the hidden state by {100 * change:.2g} % only"
+
+
+def _searched(study: StudyRecord, cell: str, slots: set[str]) -> set[str]:
+    """Components whose rate was chosen for themselves: by their multiplier, or where they are the whole method."""
+    keys = choices(study).get(cell, {}).get("keys", [])
+    own = {slot for slot in slots if f"method.{slot}.{MULTIPLIER}" in keys}
+    return own | (slots if len(slots) == 1 and LEARNING_RATE in keys else set())
 
 
 def _trained(run: RunRecord) -> bool:
