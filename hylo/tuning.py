@@ -25,6 +25,7 @@ from hylo.runtime import is_main_process, say
 from hylo.schema import number_at, number_range
 from hylo.search import Setting, next_setting, start_settings
 from hylo.session import Session
+from hylo.side_by_side import cells_at_once
 from hylo.study import Compose, Plan, check_plan, plan_study, run_pending
 from hylo.study_file import TuningConfig, tuned_cells
 
@@ -115,8 +116,9 @@ def tune(
     sums = take_over(arms, conditions, tuning.seeds, str(config.study)) if config.tune is Tune.recorded else no_sums()
 
     def found() -> tuple[list[Choice], pd.DataFrame]:
-        choices = [_choice(arm, tuning.seeds, conditions[arm.cell], session) for arm in arms]
-        return choices, pd.concat([_sums(arm, sums, session) for arm in arms], ignore_index=True)
+        known = [arm for arm in arms if arm.trials]
+        choices = [_choice(arm, tuning.seeds, conditions[arm.cell], session) for arm in known]
+        return choices, pd.concat([_sums(arm, sums, session) for arm in known], ignore_index=True)
 
     def keep() -> None:
         """Write what is known so far beside the trials."""
@@ -125,7 +127,11 @@ def tune(
             write_json(trials.folder / CHOICES, {"tuning": [choice.note() for choice in choices]})
             write_table(trials.folder / TRIALS, table)
 
-    search(arms, tuning.trials, trials, make_trials, session, after=keep)
+    together = max(1, cells_at_once(first, session) // len(tuning.seeds))
+    for place in range(
+        0, len(arms), together
+    ):  # as many as keep all workers busy: each is complete as early as it can be
+        search(arms[place : place + together], tuning.trials, trials, make_trials, session, after=keep)
     choices, table = found()
     for choice in choices:
         if not any(map(math.isfinite, choice.scores.values())):

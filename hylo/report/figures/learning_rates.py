@@ -17,7 +17,7 @@ from hylo.report.rates import choices, mean_ppl
 from hylo.report.style import COLOURS, FAINT, SMALL, framed
 
 ABOVE_BEST = 1.15
-"""The upright axis ends at so many times the best perplexity of the figure; what is worse stands at its upper edge."""
+"""The upright axis ends at most at so many times the best perplexity; what is worse stands at its upper edge."""
 
 
 def learning_rate_figure(study: StudyRecord) -> Figure | None:
@@ -31,7 +31,9 @@ def learning_rate_figure(study: StudyRecord) -> Figure | None:
     if not chosen:
         return None
     shape = grid(list(chosen), columns=4, panel=1.15)
-    best = min(mean_ppl(each["ppl"]) for choice in chosen.values() for each in choice["tried"])
+    tried = [each["ppl"] for choice in chosen.values() for each in choice["tried"]]
+    best = min(map(mean_ppl, tried))
+    most = min(ABOVE_BEST * best, 1.003 * max(ppl for found in tried for ppl in found if ppl is not None))
     key = next(iter(chosen.values()))["keys"][0]
 
     def draw(figure: Figure) -> None:
@@ -39,11 +41,11 @@ def learning_rate_figure(study: StudyRecord) -> Figure | None:
         for panel, (cell, choice) in zip(axes, chosen.items(), strict=True):
             for other in chosen.values():
                 x, y, _ = _line(other)
-                panel.plot(x, np.minimum(y, ABOVE_BEST * best), color=FAINT, linewidth=0.5, zorder=1)
-            _panel(panel, cell, choice, ABOVE_BEST * best)
+                panel.plot(x, np.minimum(y, most), color=FAINT, linewidth=0.5, zorder=1)
+            _panel(panel, cell, choice, most)
             perplexity_axis(panel)
             panel.set_ylabel("")
-            panel.set_ylim(best * 0.995, best * ABOVE_BEST * 1.01)
+            panel.set_ylim(best * 0.995, most * 1.01)
             panel.set_xscale("log")
             panel.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=6))
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
