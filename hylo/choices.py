@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Choice:
     condition: str
     """Hash of everything that the choice holds for, see `condition`."""
     recorded: int = 0
-    """Of the settings tried, those that the study was published with: they were not run again."""
+    """Of the settings tried, those that a study was published with: they were not run again."""
 
     @property
     def scores(self) -> dict[Setting, float]:
@@ -61,7 +61,7 @@ class Choice:
 
     def __str__(self) -> str:
         said = " ".join(f"{key}={value:g}" for key, value in zip(self.keys, self.best, strict=True))
-        published = f", {self.recorded * len(self.seeds)} of them published with the study" * bool(self.recorded)
+        published = f", {self.recorded * len(self.seeds)} of them published with a study" * bool(self.recorded)
         end = f"; {', '.join(self.at_an_end)} at an end of the grid: a better value may lie beyond it"
         return (
             f"{self.cell}: {said} has the lowest validation perplexity of {self.trials} trials"
@@ -90,19 +90,19 @@ def score(found: Sequence[float | None]) -> float:
     return sum(map(math.log, values)) / len(values) if values and len(values) == len(found) else math.inf
 
 
-def published_choices(study: Path) -> tuple[dict[str, Choice], pd.DataFrame]:
-    """What a study was published with: trials and choices by cell, and the NLL sums of the trials; empty without any.
+def published_choices(experiments: Path) -> Iterator[tuple[Choice, pd.DataFrame]]:
+    """The choices that studies were published with, each with the NLL sums of its trials.
 
     Arguments:
-        study: its folder in experiments/: `records/` holds those of a complete study, `trials/` those of one that is
-            still under way.
+        experiments: of each study in it `records/` holds those of a complete one, `trials/` those of one that is still
+            under way.
     """
-    for notes in (study / "records" / STUDY, study / "trials" / CHOICES):
-        sums = notes.with_name(TRIALS)
-        if notes.exists() and sums.exists():
-            found = json.loads(notes.read_text())["tuning"]
-            return {note["cell"]: of_note(note) for note in found}, pd.read_parquet(sums)
-    return {}, no_sums()
+    for notes in sorted([*experiments.glob(f"*/records/{STUDY}"), *experiments.glob(f"*/trials/{CHOICES}")]):
+        path = notes.with_name(TRIALS)
+        if path.exists():
+            sums: Any = pd.read_parquet(path)
+            for note in json.loads(notes.read_text())["tuning"]:
+                yield of_note(note), sums[sums["cell"] == note["cell"]]
 
 
 def of_note(note: dict[str, Any]) -> Choice:

@@ -33,8 +33,8 @@ UNTIL_DECIDED = "until_decided"
 class Tune(Enum):
     """Where the settings that a study chooses for each cell come from."""
 
-    recorded = "the published study, for cells that it chose under the same conditions; trials for all others"
-    again = "trials, whatever the published study chose; finished ones are found again"
+    recorded = "trials, but not those that studies were published with under the same conditions"
+    again = "trials, whatever was published; finished ones are found again"
     off = "nowhere: cells keep what their files say, and verdicts say so"
 
 

@@ -50,6 +50,8 @@ class Arm:
     """What the cell's files and overrides say of each key."""
     published: dict[Setting, list[float | None]] = field(default_factory=dict)
     """Validation perplexities by seed that hold here as well: they are not run again."""
+    published_sums: pd.DataFrame = field(default_factory=no_sums)
+    """NLL sums of these trials."""
     trials: dict[Setting, list[Cell]] = field(default_factory=dict)
     """What was tried, in order; no cells where it was published."""
 
@@ -84,7 +86,7 @@ class Arm:
 def tune(
     plan: Plan, config: Config, overrides: Sequence[str], compose: Compose, session: Session
 ) -> tuple[Chosen, dict[str, Any], pd.DataFrame | None]:
-    """Choose the settings of each tuned cell by trials. Those that the study was published with are not run again.
+    """Choose the settings of each tuned cell by trials. Those that studies were published with are not run again.
 
     Returns:
         The chosen overrides of each tuned cell, what the manifest says of the choices, and the trials' sums by window;
@@ -113,12 +115,13 @@ def tune(
     trials = Plan(group, plan.outputs, first)
     check_plan(trials, session)
     conditions = {cell.name: condition(cell, [*tuning.grids(cell.name)], session) for cell in first}
-    sums = take_over(arms, conditions, tuning.seeds, str(config.study)) if config.tune is Tune.recorded else no_sums()
+    if config.tune is Tune.recorded:
+        take_over(arms, conditions, tuning.seeds)
 
     def found() -> tuple[list[Choice], pd.DataFrame]:
         known = [arm for arm in arms if arm.trials]
         choices = [_choice(arm, tuning.seeds, conditions[arm.cell], session) for arm in known]
-        return choices, pd.concat([_sums(arm, sums, session) for arm in known], ignore_index=True)
+        return choices, pd.concat([_sums(arm, session) for arm in known], ignore_index=True)
 
     def keep() -> None:
         """Write what is known so far beside the trials."""
@@ -143,19 +146,14 @@ def tune(
     return chosen, {"tuning": [choice.note() for choice in choices]}, table
 
 
-def take_over(arms: Sequence[Arm], conditions: Mapping[str, str], seeds: list[int], study: str) -> pd.DataFrame:
-    """Give each arm the trials that its study was published with, where they were made under the same conditions.
-
-    Returns:
-        The NLL sums of all published trials.
-    """
-    published, sums = published_choices(hylo.study_file.EXPERIMENTS / study)
-    for arm in arms:
-        known = published.get(arm.cell)
-        here = conditions[arm.cell], [*arm.grids], seeds
-        if known and (known.condition, known.keys, known.seeds) == here:
-            arm.published = known.tried
-    return sums
+def take_over(arms: Sequence[Arm], conditions: Mapping[str, str], seeds: list[int]) -> None:
+    """Give each arm the trials that any study was published with, where they were made under the same conditions: the
+    most of them, where several were."""
+    for choice, sums in published_choices(hylo.study_file.EXPERIMENTS):
+        for arm in arms:
+            here = conditions[arm.cell], [*arm.grids], seeds
+            if (choice.condition, choice.keys, choice.seeds) == here and len(choice.tried) > len(arm.published):
+                arm.published, arm.published_sums = choice.tried, sums
 
 
 def arms_of(plan: Plan, tuning: TuningConfig) -> list[Arm]:
@@ -251,17 +249,17 @@ def _perplexity(cell: Cell, session: Session) -> float | None:
     return record.result["metrics"]["ppl"] if record is not None and record.complete else None
 
 
-def _sums(arm: Arm, published: pd.DataFrame, session: Session) -> pd.DataFrame:
+def _sums(arm: Arm, session: Session) -> pd.DataFrame:
     """NLL sums of an arm's trials: cell, setting (its place among those tried), seed, window, nll_sum, tokens."""
-    return pd.concat([no_sums(), *_tables(arm, published, session)])
+    return pd.concat([no_sums(), *_tables(arm, session)])
 
 
-def _tables(arm: Arm, published: Any, session: Session) -> Iterator[pd.DataFrame]:
+def _tables(arm: Arm, session: Session) -> Iterator[pd.DataFrame]:
+    published: Any = arm.published_sums
     places = {setting: place for place, setting in enumerate(arm.published)}
     for place, (setting, cells) in enumerate(arm.trials.items()):
         if not cells:
-            mine = (published["cell"] == arm.cell) & (published["setting"] == places[setting])
-            yield published[mine].assign(setting=place)
+            yield published[published["setting"] == places[setting]].assign(cell=arm.cell, setting=place)
         for cell in cells:
             record = _record(cell, session)
             if record is not None and record.complete:

@@ -91,10 +91,19 @@ def test_published_trials_are_not_run_again_where_they_hold(
     (first,) = manifest()["tuning"]
     shutil.rmtree("outputs")
     assert train("study=mine", *tiny, "seeds=[0]") == 0
-    assert "8 trials, 8 of them published with the study" in capsys.readouterr().out
+    assert "8 trials, 8 of them published with a study" in capsys.readouterr().out
     assert not [*Path("outputs").glob("tuning-of-*")]
     assert manifest()["tuning"] == [first | {"recorded": 4}]
     assert len(read_study(next(Path("outputs").glob("mine*"))).trials) == 4 * 2 * 6
+    shutil.copytree("experiments/mine", "experiments/other")
+    Path("experiments/mine/study.yaml").write_text(
+        Path("experiments/mine/study.yaml").read_text().replace("large", "big")
+    )
+    shutil.rmtree("experiments/mine/records")
+    assert train("study=mine", *tiny, "seeds=[0]") == 0
+    assert "big: " in (said := capsys.readouterr().out)
+    assert "8 trials, 8 of them published with a study" in said, "another study's, of a cell of another name"
+    write_study(CELLS + CONTRASTS + TUNING)
     for change in ("tune=again", "trainer.steps=5"):
         ran = mock.patch.object(hylo.tuning, "run_pending", side_effect=RuntimeError("ran"))
         with ran, pytest.raises(RuntimeError, match="ran"):
@@ -106,13 +115,13 @@ def test_published_trials_are_not_run_again_where_they_hold(
 
     notes = json.loads((Path(kept) / "tuning.json").read_text())
     notes["tuning"][0]["tried"] = notes["tuning"][0]["tried"][:3]  # as when a search was interrupted and committed
-    shutil.rmtree("experiments/mine/records")
+    shutil.rmtree("experiments/other")
     Path("experiments/mine/trials").mkdir()
     Path("experiments/mine/trials/tuning.json").write_text(json.dumps(notes))
     shutil.copy("trials/trials.parquet", "experiments/mine/trials/trials.parquet")
     shutil.rmtree("outputs")
     assert train("study=mine", *tiny, "seeds=[0]") == 0
-    assert "8 trials, 6 of them published with the study" in capsys.readouterr().out
+    assert "8 trials, 6 of them published with a study" in capsys.readouterr().out
     assert manifest()["tuning"] == [first | {"recorded": 3}]
 
 
