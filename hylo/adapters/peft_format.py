@@ -64,7 +64,7 @@ def export_peft(model: "AdaptedModel", folder: Path) -> None:
     Raises:
         ConfigError: the method has other components, or settings of the library's LoRA that change its form.
     """
-    if isinstance(config := model.method.get(LIBRARY_SLOT), PeftConfig):
+    if isinstance(config := model.method.get(LIBRARY_SLOT), PeftConfig) and config.peft_type == "LORA":
         _export_library(model, config, folder)
         return
     low_rank, config = dict(model.slots()).get(SLOT), model.method.get(SLOT)
@@ -98,14 +98,12 @@ def export_peft(model: "AdaptedModel", folder: Path) -> None:
 def _export_library(model: "AdaptedModel", config: PeftConfig, folder: Path) -> None:
     """Write the library's own LoRA: y = W x + s [B, -B0] [A; A0] x, without A0 and B0 where it starts at W."""
     tuning = dict(model.slots())[LIBRARY_SLOT]
-    wrong = sorted(config.kwargs.keys() - _EXPORTED) if config.peft_type == "LORA" else ["peft_type"]
-    if wrong or not isinstance(tuning, LayerTuning):
-        allowed = f"LORA with {', '.join(sorted(_EXPORTED))} alone"
-        key = f"method.{LIBRARY_SLOT}"
-        values = {"peft_type": config.peft_type} | config.kwargs
-        raise ConfigError(
-            *(problem(f"{key}: {name}", values[name], allowed, "use the library itself") for name in wrong)
-        )
+    assert isinstance(tuning, LayerTuning), "LORA changes layers"
+    wrong = sorted(config.kwargs.keys() - _EXPORTED)
+    if wrong:
+        key, allowed = f"method.{LIBRARY_SLOT}.kwargs", f"{', '.join(sorted(_EXPORTED))} alone"
+        fix = "save it with the library itself"
+        raise ConfigError(*(problem(f"{key}.{name}", config.kwargs[name], allowed, fix) for name in wrong))
     from peft import LoraConfig
 
     start, trained = tuning.start(), tuning.tensors()
