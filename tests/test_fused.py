@@ -181,8 +181,10 @@ def test_fused_and_plain_agree(architecture: str, name: str):
     (plain_losses, plain_gradients), (losses, gradients) = results
     torch.testing.assert_close(losses, plain_losses, rtol=1e-4, atol=1e-4)
     assert gradients.keys() == plain_gradients.keys()
+    largest = max((float(gradient.abs().max()) for gradient in plain_gradients.values()), default=0.0)
     for key, gradient in gradients.items():
-        scale = float(plain_gradients[key].abs().max())
+        # A tensor that changes nothing (a bias of keys without rotation) has a gradient of rounding alone.
+        scale = max(float(plain_gradients[key].abs().max()), 1e-3 * largest)
         torch.testing.assert_close(gradient, plain_gradients[key], rtol=1e-3, atol=2e-4 * scale, msg=key)
 
 
