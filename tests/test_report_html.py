@@ -264,7 +264,7 @@ steps.states = state();
 const input = document.querySelector("input[type=search]");
 const type = (text) => { input.value = text; input.dispatchEvent(new Event("input", {bubbles: true})); };
 type("r10"); steps.filtered = [order(), document.querySelector("output").textContent];
-type("reproduced R2"); steps.both = order();
+type("reproduced R10"); steps.both = order();
 steps.stop = table.tBodies[0].querySelector('[tabindex="0"]').textContent;
 type(""); steps.unfiltered = order();
 
@@ -307,8 +307,8 @@ def test_in_a_browser(tmp_path: Path, width: int):
     assert steps["size"] == [frame.sort_values("size")["cell"].tolist(), "ascending"]
     assert steps["words"][0] == sorted(start, key=lambda name: int(name[1:]))
     assert steps["states"] == ["ascending", "none", "none", "none"]
-    assert steps["filtered"] == [["r10", "r100", "r1000"], "3 of 12 rows"]
-    assert (steps["both"], steps["stop"]) == (["r2"], "r2")
+    assert steps["filtered"] == [["r10", "r100", "r1000"], "3 of 14 rows"]
+    assert (steps["both"], steps["stop"]) == (["r10"], "r10")
     assert steps["unfiltered"] == steps["words"][0]
     assert steps["focus"] == [False, "1.0 nats, interval from 0.5 to 1.5"]
     assert steps["right"] == [2, False, "1,000 bytes"]
