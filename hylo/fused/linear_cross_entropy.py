@@ -7,8 +7,8 @@ gradient to h is (softmax(l) - onehot) W, and a softmax times W is what attentio
 it is summed up beside log-sum-exp in the same pass, rescaled whenever a larger logit comes (the online softmax of
 arXiv 1805.02867). The backward pass only multiplies by the incoming gradient.
 
-Peak memory beside h and its gradient is one tile of TOKENS x WORDS, where the usual way keeps several tensors of all
-tokens times the whole vocabulary. Tokens whose target is ignored cost nothing.
+Peak memory beside h and its gradient is a second gradient (in float32) and one tile of TOKENS x WORDS, where the usual
+way keeps several tensors of all tokens times the whole vocabulary. Tokens whose target is ignored cost nothing.
 
 Shapes: N tokens, D hidden size, V words of the vocabulary.
 """
@@ -69,17 +69,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, softcap: float | None
     ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
-        nll_N = torch.empty(len(h_ND), dtype=widened(h_ND[:0]).dtype, device=h_ND.device)
-        gradient_ND = torch.empty_like(h_ND) if wanted else None
-        tokens = TOKENS if h_ND.device.type == "cpu" else GPU_TOKENS
+        tokens, words = (TOKENS, WORDS) if h_ND.device.type == "cpu" else (GPU_TOKENS, GPU_WORDS)
+        groups = [
+            _Tokens(h, targets, softcap, wanted=wanted)
+            for h, targets in zip(h_ND.split(tokens), targets_N.split(tokens), strict=True)
+        ]
         with torch.autocast(h_ND.device.type, enabled=False):
-            for first in range(0, len(h_ND), tokens):
-                rows = slice(first, first + tokens)
-                head = _Head(h_ND[rows], weight_VD, bias_V, softcap)
-                nll_N[rows], gradient = head.losses(targets_N[rows], wanted=wanted)
-                if gradient_ND is not None and gradient is not None:
-                    gradient_ND[rows] = gradient
-        ctx.save_for_backward(gradient_ND)
+            for first in range(0, len(weight_VD), words):
+                tile = slice(first, first + words)
+                # Narrowed once for all tokens: the cast of a tile takes as long as its products with a few hundred.
+                narrowed_VD = weight_VD[tile].to(h_ND.dtype)
+                for group in groups:
+                    group.read(narrowed_VD, None if bias_V is None else bias_V[tile])
+            nll_N = torch.cat([group.losses(weight_VD, bias_V) for group in groups])
+        ctx.save_for_backward(torch.cat([group.gradient() for group in groups]) if wanted else None)
         return nll_N
 
     @staticmethod
@@ -88,48 +91,53 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (gradient_ND * upstream_N.unsqueeze(-1)).to(gradient_ND.dtype), None, None, None, None
 
 
-class _Head:
-    """Some tokens before the output head."""
+class _Tokens:
+    """Some tokens before the output head, which reads the vocabulary tile by tile."""
 
-    def __init__(self, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, softcap: float | None) -> None:
-        self.h_ND, self.weight_VD, self.bias_V, self.softcap = h_ND, weight_VD, bias_V, softcap
+    def __init__(self, h_ND: Tensor, targets_N: Tensor, softcap: float | None, *, wanted: bool) -> None:
+        self.h_ND, self.targets_N, self.softcap = h_ND, targets_N, softcap
+        self._largest_N1 = torch.full_like(widened(h_ND[:, :1]), -torch.inf)
+        self._total_N1 = torch.zeros_like(self._largest_N1)
+        self._sum_ND = torch.zeros_like(widened(h_ND)) if wanted else None
 
-    def losses(self, targets_N: Tensor, *, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        """Loss of each token [N], and its gradient in h [N, D] where that is wanted."""
-        h_ND, words = self.h_ND, WORDS if self.h_ND.device.type == "cpu" else GPU_WORDS
-        sum_ND = torch.zeros_like(widened(h_ND)) if wanted else None
-        largest_N1 = torch.full_like(widened(h_ND[:, :1]), -torch.inf)
-        total_N1 = torch.zeros_like(largest_N1)
-        for first in range(0, len(self.weight_VD), words):
-            tile = slice(first, first + words)
-            weight_VD = self.weight_VD[tile].to(h_ND.dtype)
-            l_NV, slope_NV = self._capped(widened(product(h_ND, weight_VD)), self.bias_V, tile)
-            before_N1, largest_N1 = largest_N1, torch.maximum(largest_N1, l_NV.amax(-1, keepdim=True))
-            p_NV = l_NV.sub_(largest_N1).exp_()
-            shrunk_N1 = before_N1.sub_(largest_N1).exp_()
-            total_N1.mul_(shrunk_N1).add_(p_NV.sum(-1, keepdim=True))
-            if sum_ND is not None:
-                p_NV = p_NV if slope_NV is None else p_NV.mul_(slope_NV)
-                sum_ND = _added(sum_ND.mul_(shrunk_N1), p_NV, weight_VD)
-        target_N, of_target_ND = self._target(targets_N)
-        nll_N = (largest_N1 + total_N1.log()).squeeze(-1) - target_N
-        return nll_N, None if sum_ND is None else sum_ND.div_(total_N1).sub_(of_target_ND)
+    def read(self, weight_VD: Tensor, bias_V: Tensor | None) -> None:
+        """Take a tile of the vocabulary into log-sum-exp and, where it is wanted, the gradient."""
+        l_NV, slope_NV = self._capped(widened(product(self.h_ND, weight_VD)), bias_V)
+        before_N1, self._largest_N1 = self._largest_N1, torch.maximum(self._largest_N1, l_NV.amax(-1, keepdim=True))
+        p_NV = l_NV.sub_(self._largest_N1).exp_()
+        shrunk_N1 = before_N1.sub_(self._largest_N1).exp_()
+        self._total_N1.mul_(shrunk_N1).add_(p_NV.sum(-1, keepdim=True))
+        if self._sum_ND is not None:
+            p_NV = p_NV if slope_NV is None else p_NV.mul_(slope_NV)
+            self._sum_ND = _added(self._sum_ND.mul_(shrunk_N1), p_NV, weight_VD)
 
-    def _target(self, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+        """Loss of each token [N], after the last tile; leaves the gradient complete."""
+        target_N, of_target_ND = self._target(weight_VD, bias_V)
+        if self._sum_ND is not None:
+            self._sum_ND.div_(self._total_N1).sub_(of_target_ND)
+        return (self._largest_N1 + self._total_N1.log()).squeeze(-1) - target_N
+
+    def gradient(self) -> Tensor:
+        """Gradient of each loss in h, [N, D]."""
+        assert self._sum_ND is not None
+        return self._sum_ND.to(self.h_ND.dtype)
+
+    def _target(self, weight_VD: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor]:
         """The target's logit [N] and its gradient in h [N, D]."""
-        rows_ND = widened(self.weight_VD[targets_N].to(self.h_ND.dtype))
+        rows_ND = widened(weight_VD[self.targets_N].to(self.h_ND.dtype))
         logit_N = torch.linalg.vecdot(widened(self.h_ND), rows_ND)
-        if self.bias_V is not None:
-            logit_N = logit_N + self.bias_V[targets_N]
+        if bias_V is not None:
+            logit_N = logit_N + bias_V[self.targets_N]
         if self.softcap is None:
             return logit_N, rows_ND
         bent_N = torch.tanh(logit_N / self.softcap)
         return bent_N * self.softcap, rows_ND * (1 - bent_N.square()).unsqueeze(-1)
 
-    def _capped(self, l_NV: Tensor, bias_V: Tensor | None, tile: slice) -> tuple[Tensor, Tensor | None]:
+    def _capped(self, l_NV: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Logits with bias and softcap, and the softcap's slope."""
         if bias_V is not None:
-            l_NV = l_NV.add_(bias_V[tile])
+            l_NV = l_NV.add_(bias_V)
         if self.softcap is None:
             return l_NV, None
         bent_NV = l_NV.div_(self.softcap).tanh_()
