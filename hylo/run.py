@@ -1,13 +1,16 @@
 """One run of a cell, from its configuration to its record. Reads like a table of contents."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hylo.adapters.model import AdaptedModel, adapted
@@ -18,7 +21,7 @@ from hylo.clock import Clock
 from hylo.compiled import compiled_layers
 from hylo.config import Config
 from hylo.data.base import Split
-from hylo.data.windows import Windows
+from hylo.data.windows import Windows, model_inputs
 from hylo.evaluation import Evaluation, evaluate
 from hylo.fingerprint import fingerprint, probe_mark
 from hylo.memory import MemoryEstimate, estimate, evaluation_batch_size, gib
@@ -52,7 +55,10 @@ from hylo.schema import plain
 from hylo.session import Session, weights_checksum
 from hylo.tracking import NullTracker, Tracker, log_run, log_step, open_tracker
 from hylo.trainer import Kernels
-from hylo.training import UNTRAINED, prepare_for_training, train
+from hylo.training import UNTRAINED, prepare_for_training, train, training_batches
+
+FIRST_BATCHES = 16
+"""How many batches of training a component may start from."""
 
 
 def run_cell(cell: Cell, session: Session) -> RunRecord:
@@ -127,7 +133,7 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
     probe, base_logits = session.probe(config.data, config.model, accelerator.device)
     read = session.contribution(config.data, config.model, accelerator.device) if config.components else None
     with tracked(cell) as tracker:
-        with prepared(base, config) as model:
+        with prepared(base, config, lambda: first_batches(config, session, accelerator.device)) as model:
             begin(model, folder, accelerator)
             audit = Audit(model, probe, base_logits, seed=config.seed)
             findings = audit.before_training()
@@ -219,16 +225,34 @@ def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Acce
 
 
 @contextmanager
-def prepared(base: PreTrainedModel, config: Config) -> Iterator[AdaptedModel]:
-    """The base model with the cell's components and kernels; it leaves the block as it came."""
-    kernels, length = config.trainer.kernels, config.data.context_length
+def prepared(
+    base: PreTrainedModel, config: Config, batches: Callable[[], list[dict[str, Tensor]]] | None = None
+) -> Iterator[AdaptedModel]:
+    """The base model with the cell's components and kernels; it leaves the block as it came.
+
+    Arguments:
+        batches: makes what the model is given first in training, for components that start from data.
+    """
+    kernels = config.trainer.kernels
     with (
         compiled_layers(base) if kernels is Kernels.compiled else nullcontext(),
         adapted(
-            base, config.components, context_length=length, seed=config.seed, fused=kernels is Kernels.fused
+            base,
+            config.components,
+            context_length=config.data.context_length,
+            seed=config.seed,
+            fused=kernels is Kernels.fused,
+            first_batches=batches,
         ) as model,
     ):
         yield model
+
+
+def first_batches(config: Config, session: Session, device: torch.device) -> list[dict[str, Tensor]]:
+    """The model's inputs in the first steps of the cell's training, in its order."""
+    windows = session.windows(config.data, config.model, Split.train)
+    order = training_batches(windows, config.trainer.batch_size, seed=config.seed)
+    return [model_inputs(batch.ids, batch.lengths, device) for batch in islice(order, FIRST_BATCHES)]
 
 
 def begin(model: AdaptedModel, folder: Path, accelerator: Accelerator) -> None:

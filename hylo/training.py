@@ -6,7 +6,7 @@ and continued draws what an undisturbed one would have drawn.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -107,8 +107,7 @@ def train(
     curve = Curve(folder / CURVE, keep=done.step, write=main)
     trajectory = Trajectory(folder / TRAJECTORY, model.observed(), steps=config.steps, done=done.step, write=main)
     passes = config.gradient_accumulation_steps
-    rng = np.random.default_rng([seed, 1])
-    source = islice(batches(windows, config.batch_size, rng), done.step * passes, None)
+    source = islice(training_batches(windows, config.batch_size, seed=seed), done.step * passes, None)
     network = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
     prepare_for_training(model, config)
 
@@ -153,6 +152,11 @@ def train(
         "nonfinite_steps": done.nonfinite_steps,
         "max_loss_jump": done.max_loss_jump,
     }
+
+
+def training_batches(windows: Windows, batch_size: int, *, seed: int) -> Iterator[Windows]:
+    """The endless batches of a run, in its order."""
+    return batches(windows, batch_size, np.random.default_rng([seed, 1]))
 
 
 def prepare_for_training(model: AdaptedModel, config: TrainerConfig) -> None:

@@ -6,7 +6,7 @@ leave it again without a trace. Its config, in the same file, is a dataclass reg
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
@@ -96,12 +96,15 @@ class Component(nn.Module, ABC):
 
 @dataclass
 class Host:
-    """What a component is built on: a base model, its positions, the run's length and seed."""
+    """What a component is built on: a base model, its positions, the run's length and seed, its first batches."""
 
     model: PreTrainedModel
     context_length: int
     """Tokens a window; the default P_max of position buckets."""
     seed: int
+    first_batches: Callable[[], Sequence[dict[str, Tensor]]] | None = None
+    """Makes what the base model is given in the first steps of training (input_ids, ...), for a component that starts
+    from data. None where nothing is trained: tensors are read from a file then."""
     positions: Positions = field(default_factory=Positions)
     components: dict[str, Component] = field(default_factory=dict)
     """Components built so far, by slot. Those that a config `requires` come before it."""

@@ -1,6 +1,6 @@
 """A base model with the components of a method attached."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,16 +57,24 @@ class AdaptedModel(nn.Module):
         context_length: tokens a window; the default end of position buckets.
         seed: of the components' random starts.
         fused: compute by the functions in hylo/fused where they serve; else by the formulas as they are written.
+        first_batches: makes the model's inputs in the first steps of training, for components that start from data.
 
     Raises:
         ConfigError: a setting is out of range or cannot work on this model, or the model carries an adapter already.
     """
 
     def __init__(
-        self, base: PreTrainedModel, method: Method, *, context_length: int, seed: int, fused: bool = True
+        self,
+        base: PreTrainedModel,
+        method: Method,
+        *,
+        context_length: int,
+        seed: int,
+        fused: bool = True,
+        first_batches: Callable[[], Sequence[dict[str, Tensor]]] | None = None,
     ) -> None:
         super().__init__()
-        host = Host(base, context_length, seed)
+        host = Host(base, context_length, seed, first_batches)
         problems = [*base_problems(base), *bound_problems({"method": dict(method)}), *method_problems(method, host)]
         if problems:
             raise ConfigError(*problems)
@@ -252,11 +260,13 @@ class AdaptedModel(nn.Module):
 
 
 @contextmanager
-def adapted(
-    base: PreTrainedModel, method: Method, *, context_length: int, seed: int, fused: bool = True
-) -> Iterator[AdaptedModel]:
-    """An `AdaptedModel` for the length of a block; the base model leaves it as it came."""
-    model = AdaptedModel(base, method, context_length=context_length, seed=seed, fused=fused)
+def adapted(base: PreTrainedModel, method: Method, **settings: Any) -> Iterator[AdaptedModel]:
+    """An `AdaptedModel` for the length of a block; the base model leaves it as it came.
+
+    Arguments:
+        settings: as of `AdaptedModel`.
+    """
+    model = AdaptedModel(base, method, **settings)
     try:
         yield model
     finally:

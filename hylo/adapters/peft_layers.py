@@ -24,6 +24,7 @@ from hylo.adapters.peft_library import (
     has_transposed_layers,
     make_config,
     rates_of,
+    takes_from_inputs,
     takes_from_weights,
     tuner_class,
 )
@@ -59,7 +60,10 @@ def make_layers(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel) 
             layers (LIBRARY_ERRORS).
     """
     if not takes_from_weights(peft_type, kwargs):
-        return _make(peft_type, kwargs, model)
+        layers = _make(peft_type, kwargs, model)
+        if takes_from_inputs(peft_type, kwargs):
+            check_ranks(layers.replaced, ADAPTER, model)
+        return layers
     if model.device.type == "meta":  # nothing to decompose: the layers alone, as from any other start
         layers = _make(peft_type, {name: value for name, value in kwargs.items() if name != START_KEY}, model)
         check_ranks(layers.replaced, ADAPTER, model)
@@ -223,6 +227,13 @@ class LayerTuning(KeepsStart):
             if untrained:
                 trained[f"layers.{path}.lora_A.weight"].copy_(part.A)
                 trained[f"layers.{path}.lora_B.weight"].copy_(part.B)
+
+    @torch.no_grad()
+    def take_directions(self, directions: Mapping[str, Tensor]) -> None:
+        """Start each A [r, in] of LoRA at these, by the path of its layer."""
+        trained = self.tensors()
+        for path, A in directions.items():
+            trained[f"layers.{path}.lora_A.weight"].copy_(A)
 
     def attach(self, model: PreTrainedModel) -> None:
         self._originals = {}

@@ -38,6 +38,8 @@ START_KEY = "init_lora_weights"
 """The setting that says how LORA starts."""
 PISSA, OLORA = "pissa", "olora"
 """Starts of LORA that move a part of each layer's weight into its A and B: see hylo/adapters/peft_start.py."""
+EVA = "eva"
+"""Start of LORA from the inputs of each layer: see hylo/adapters/peft_eva.py."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,10 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
     "LORA": (
         Limit(
             START_KEY,
-            (True, False, "gaussian", "orthogonal", PISSA, OLORA),
-            "the others need data, or keep frozen tensors that no adapter holds",
+            (True, False, "gaussian", "orthogonal", PISSA, OLORA, EVA),
+            "the others need data of their own, or keep frozen tensors that no adapter holds",
         ),
+        Limit("eva_config", (None,), "ranks stay equal for all layers, and the rest is as published"),
         Limit("alora_invocation_tokens", (None,), "only the library's own model class looks for them"),
         Limit("layer_replication", (None,), "the base model keeps its layers"),
     ),
@@ -114,6 +117,8 @@ def make_config(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel, 
     given, names = dict(kwargs), settings(peft_type)
     if "target_modules" in names and peft_type not in OWN_TARGETS:
         given.setdefault("target_modules", default_targets(model))
+    if takes_from_inputs(peft_type, given):
+        given["eva_config"] = {"rho": 1.0}
     if "fan_in_fan_out" in names:
         given.setdefault("fan_in_fan_out", transposed)
     return config_class(peft_type)(task_type="CAUSAL_LM", **given)  # pyright: ignore[reportCallIssue]
@@ -122,6 +127,11 @@ def make_config(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel, 
 def takes_from_weights(peft_type: str, kwargs: dict[str, Any]) -> bool:
     """Whether A and B start as a part of each layer's weight, which the layer then lacks."""
     return peft_type == "LORA" and kwargs.get(START_KEY) in (PISSA, OLORA)
+
+
+def takes_from_inputs(peft_type: str, kwargs: dict[str, Any]) -> bool:
+    """Whether A starts from the inputs of each layer on training batches."""
+    return peft_type == "LORA" and kwargs.get(START_KEY) == EVA
 
 
 def rates_of(names: Iterable[str], rates: Mapping[str, float]) -> dict[str, float]:

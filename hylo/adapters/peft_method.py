@@ -9,9 +9,9 @@ keeps its first ranks. What such a utility does by learning rates alone is a set
 
 Step 0: exactly the base model for the types and settings that the library starts so, which are most; another function
 for those in `_APART` and where a setting `init_...` is false. With `init_lora_weights` pissa or olora it is the base
-model up to rounding (hylo/adapters/peft_start.py). A prefix of zeros (peft_prefix) still takes its share of
-every attention. The library draws from torch's global generator; here that generator is set from the run's seed and
-put back, so that building depends on the seed alone.
+model up to rounding (hylo/adapters/peft_start.py); eva reads the first batches of training (hylo/adapters/peft_eva.py).
+A prefix of zeros (peft_prefix) still takes its share of every attention. The library draws from torch's global
+generator; here that generator is set from the run's seed and put back, so that building depends on the seed alone.
 """
 
 import hashlib
@@ -25,8 +25,9 @@ import torch
 from hylo.adapters.attention_prefix import prefix_problems
 from hylo.adapters.component import AtStart, Component, ComponentConfig, Host
 from hylo.adapters.peft_counts import closed_formula
+from hylo.adapters.peft_eva import input_directions
 from hylo.adapters.peft_layers import LIBRARY_ERRORS, LayerTuning, make_layers, needs_weights, outline
-from hylo.adapters.peft_library import learns_prompts, setting_problems, takes_from_weights
+from hylo.adapters.peft_library import learns_prompts, setting_problems, takes_from_inputs, takes_from_weights
 from hylo.adapters.peft_prompts import VirtualTokens, make_encoder
 from hylo.errors import problem
 from hylo.models.architecture import model_context_length
@@ -104,6 +105,9 @@ class PeftConfig(ComponentConfig):
 
     def build(self, host: Host) -> Component:
         component = self._make(host)
+        if takes_from_inputs(self.peft_type, self.kwargs) and host.first_batches is not None:
+            assert isinstance(component, LayerTuning), "LoRA changes layers"
+            component.take_directions(input_directions(self.kwargs, host.model, host.first_batches()))
         own = {id(parameter) for parameter in host.model.parameters()}  # inside the layers, and not frozen yet
         for parameter in component.tensors().values():
             if id(parameter) not in own:
