@@ -33,7 +33,7 @@ class Mode(Enum):
     offline = "offline"
 
 
-@register("tracking")
+@register("tracking", "tracking")
 @dataclass(kw_only=True, slots=True)
 class TrackingConfig:
     """How runs are tracked. Nothing here can change a result, so none of it belongs in a run's fingerprint."""

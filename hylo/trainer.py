@@ -28,7 +28,7 @@ class Decay(Enum):
     constant = "none"
 
 
-@register("trainer")
+@register("trainer", "trainer")
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
     """How long, how fast, and on what."""

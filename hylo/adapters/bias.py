@@ -27,7 +27,7 @@ from hylo.models.architecture import default_targets, layer_shape, target_layers
 from hylo.schema import register
 
 
-@register("component")
+@register("component", "bias")
 @dataclass(kw_only=True, slots=True)
 class BiasConfig(ComponentConfig):
     """Which layers get a trained bias."""

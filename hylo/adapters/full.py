@@ -15,7 +15,7 @@ from hylo.adapters.component import SEPARATOR, Component, ComponentConfig, Host
 from hylo.schema import register
 
 
-@register("component")
+@register("component", "full")
 @dataclass(kw_only=True, slots=True)
 class FullConfig(ComponentConfig):
     """Nothing to choose but the learning-rate multiplier."""

@@ -46,7 +46,7 @@ FAINT = 0.1
 """The largest initial scale at which landmarks with a softmax of their own start near the base model."""
 
 
-@register("component")
+@register("component", "landmark_attention")
 @dataclass(kw_only=True, slots=True)
 class AttentionConfig(ComponentConfig):
     """Landmarks in every attention."""

@@ -47,7 +47,7 @@ class Assignment(Enum):
     hard = "one for the bucket of p, zero for the others, with the gradient of m(p)"
 
 
-@register("component")
+@register("component", "landmark_learnable")
 @dataclass(kw_only=True, slots=True)
 class LearnableConfig(MixtureConfig):
     """Landmarks with trained position buckets."""

@@ -35,7 +35,7 @@ class Pooling(Enum):
     sequence = "all tokens of the pass and those before it: leaks"
 
 
-@register("component")
+@register("component", "landmark_original")
 @dataclass(kw_only=True, slots=True)
 class OriginalConfig(ComponentConfig):
     """Landmarks chosen by a mean of hidden states."""

@@ -41,7 +41,7 @@ class Share(Enum):
     layers = "the vectors; each layer has its own scalar"
 
 
-@register("component")
+@register("component", "landmark_per_layer")
 @dataclass(kw_only=True, slots=True)
 class PerLayerConfig(ComponentConfig):
     """Landmarks at every FFN."""

@@ -18,7 +18,7 @@ from hylo.adapters.landmark_mixture import MixtureConfig, MixtureLandmark
 from hylo.schema import register
 
 
-@register("component")
+@register("component", "landmark_position_adaptive")
 @dataclass(kw_only=True, slots=True)
 class PositionAdaptiveConfig(MixtureConfig):
     """Landmarks with fixed position buckets."""

@@ -52,7 +52,7 @@ class MagnitudeStart(Enum):
     ones = "at one: the layer starts as another function"
 
 
-@register("component")
+@register("component", "low_rank")
 @dataclass(kw_only=True, slots=True)
 class LowRankConfig(ComponentConfig):
     """Which layers get a low-rank update, and of what form."""

@@ -38,7 +38,7 @@ _NEAR = {"DEFT", "FROD", "HRA", "OSF", "UNILORA"}
 """Types that compute the base layer's weight anew, up to rounding, or start with tiny updates."""
 
 
-@register("component")
+@register("component", "peft_method")
 @dataclass(kw_only=True, slots=True)
 class PeftConfig(ComponentConfig):
     """A method of the library and its settings."""

@@ -24,7 +24,7 @@ from hylo.adapters.positions import OfThePass
 from hylo.schema import bounded, register
 
 
-@register("component")
+@register("component", "position_bias")
 @dataclass(kw_only=True, slots=True)
 class PositionBiasConfig(ComponentConfig):
     """Buckets of the position bias."""

@@ -16,7 +16,7 @@ from hylo.errors import ConfigError, MissingDependency, problem
 from hylo.schema import bounded, register
 
 
-@register("data")
+@register("data", "hub_dataset")
 @dataclass(kw_only=True, slots=True)
 class HubDatasetConfig(DataConfig):
     """Which data set, which column, and what a document is in it."""

@@ -31,7 +31,7 @@ _LIST_SHARE = 0.4
 """Of a document's characters, at most for its list. Where digits are tokens that is two thirds of the window."""
 
 
-@register("data")
+@register("data", "kv_lists")
 @dataclass(kw_only=True, slots=True)
 class KvListsConfig(DataConfig):
     """How long lists are, and how many."""

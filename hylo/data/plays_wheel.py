@@ -11,7 +11,7 @@ from hylo.schema import register
 from hylo.wheels import wheel_files
 
 
-@register("data")
+@register("data", "plays_wheel")
 @dataclass(kw_only=True, slots=True)
 class PlaysWheelConfig(DataConfig):
     """The wheel, and which plays are held out. Every other play is trained on."""

@@ -10,7 +10,7 @@ from hylo.errors import ConfigError, problem
 from hylo.schema import register
 
 
-@register("data")
+@register("data", "text_files")
 @dataclass(kw_only=True, slots=True)
 class TextFilesConfig(DataConfig):
     """Files of each split, as paths or glob patterns relative to where train.py is started."""

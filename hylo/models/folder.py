@@ -11,7 +11,7 @@ from hylo.models.base import ModelConfig, folder_identity, folder_tokenizer, loa
 from hylo.schema import register
 
 
-@register("model")
+@register("model", "folder")
 @dataclass(kw_only=True, slots=True)
 class FolderModelConfig(ModelConfig):
     """A local model folder."""

@@ -21,7 +21,7 @@ from hylo.schema import register
 from hylo.wheels import wheel_files
 
 
-@register("model")
+@register("model", "gguf_wheel")
 @dataclass(kw_only=True, slots=True)
 class GgufWheelConfig(ModelConfig):
     """A wheel and the GGUF file in it."""

@@ -16,7 +16,7 @@ _DESCRIPTION = ["*.json", "*.txt", "*.model"]
 _WEIGHTS = ["*.safetensors"]
 
 
-@register("model")
+@register("model", "hub")
 @dataclass(kw_only=True, slots=True)
 class HubModelConfig(ModelConfig):
     """A repository of the hub."""

@@ -34,7 +34,7 @@ class TinyArchitecture(Enum):
     gpt2 = "gpt2"
 
 
-@register("model")
+@register("model", "tiny")
 @dataclass(kw_only=True, slots=True)
 class TinyModelConfig(ModelConfig):
     """Which architecture, and the seed of its weights."""

@@ -21,7 +21,7 @@ from hylo.probe.base import ProbeConfig
 from hylo.schema import bounded, register
 
 
-@register("probe")
+@register("probe", "kv")
 @dataclass(kw_only=True, slots=True)
 class KvProbeConfig(ProbeConfig):
     """How many facts, depths and lists."""

@@ -6,7 +6,7 @@ from hylo.probe.base import ProbeConfig
 from hylo.schema import register
 
 
-@register("probe")
+@register("probe", "none")
 @dataclass(kw_only=True, slots=True)
 class NoProbeConfig(ProbeConfig):
     """Nothing is asked, and there is nothing to set."""
