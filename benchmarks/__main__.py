@@ -16,7 +16,7 @@ from benchmarks import ablation, evaluation, lines, memory, scaling, steps
 from benchmarks.report import write_report
 from benchmarks.results import Results
 from benchmarks.settings import ROOT, Settings, Shape
-from hylo.cli import readable_errors
+from hylo.cli.main import readable_errors
 
 PARTS = {part.PART: part.rows for part in (steps, memory, evaluation, scaling, ablation, lines)}
 

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from benchmarks.results import Results, Row
-from hylo.report.style import COLOURS, framed
+from hylo.report.figures.style import COLOURS, framed
 
 GROUPS = {
     ("step", "seconds_per_step"): "time of a training step",

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.settings import Shape
-from hylo.fused.product import product
+from hylo.kernels.product import product
 from hylo.models.architecture import ALL_LINEAR, decoder_layers, layer_shape, target_layers, weight_OI
 
 REPETITIONS, ENOUGH_SECONDS = 3, 0.2

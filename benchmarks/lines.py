@@ -14,10 +14,10 @@ from benchmarks.results import Row, measured
 from benchmarks.settings import Settings, Shape, adapted_everywhere
 from benchmarks.sides import SESSION, SIDES, Side, base_model, shared_copy
 from benchmarks.timing import alternate, timed
-from hylo.config import Config
 from hylo.data.base import Protocol, Split
 from hylo.data.windows import Windows
 from hylo.models.architecture import model_context_length
+from hylo.runs.config import Config
 
 PART = "lines"
 SHAPE = Shape(4, 512)

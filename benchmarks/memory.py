@@ -7,9 +7,9 @@ from benchmarks.alone import alone
 from benchmarks.results import Row, measured
 from benchmarks.settings import METHODS, Settings, Shape, adapted_everywhere
 from benchmarks.sides import SIDES, accelerator, base_model, text_windows
-from hylo.progress import Progress
-from hylo.runtime import peak_memory_bytes, reset_peak_memory, resident_bytes
-from hylo.session import weights_checksum
+from hylo.core.devices import peak_memory_bytes, reset_peak_memory, resident_bytes
+from hylo.core.progress import Progress
+from hylo.runs.shared import weights_checksum
 
 PART = "memory"
 STEPS = 2

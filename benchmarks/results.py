@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from hylo.errors import ConfigError
-from hylo.records import write_json
-from hylo.runtime import git_revision, library_versions
+from hylo.core.devices import git_revision, library_versions
+from hylo.core.errors import ConfigError
+from hylo.runs.store import write_json
 
 FILE = "results.json"
 FEW = 4

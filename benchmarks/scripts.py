@@ -13,9 +13,9 @@ from pathlib import Path
 
 from benchmarks.settings import ROOT, composed
 from benchmarks.sides import SESSION
-from hylo.config import Config
 from hylo.data.base import Split
 from hylo.models.gguf_wheel import GgufWheelConfig
+from hylo.runs.config import Config
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from hydra import initialize_config_dir
 
-from hylo.cli import compose
-from hylo.config import Config
+from hylo.cli.main import compose
+from hylo.runs.config import Config
 
 ROOT = Path(__file__).parent.parent
 METHODS = ("lora", "dora", "hylorada")

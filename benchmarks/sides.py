@@ -18,15 +18,15 @@ from transformers import PreTrainedModel
 
 from hylo.adapters.low_rank import LowRankConfig, Scaling
 from hylo.adapters.model import AdaptedModel
-from hylo.config import Config
+from hylo.core.devices import Device, Precision, accelerator_for
 from hylo.data.base import Split
 from hylo.data.windows import Windows, model_inputs, next_tokens, sample
-from hylo.memory import evaluation_batch_size
 from hylo.models.architecture import ALL_LINEAR, default_targets
-from hylo.runtime import Device, Precision, accelerator_for
-from hylo.session import Session
-from hylo.step import make_optimizer, update
-from hylo.training import prepare_for_training
+from hylo.runs.config import Config
+from hylo.runs.shared import Session
+from hylo.training.loop import prepare_for_training
+from hylo.training.memory import evaluation_batch_size
+from hylo.training.step import make_optimizer, update
 
 SESSION = Session()
 CPU = torch.device("cpu")

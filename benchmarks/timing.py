@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Mapping
 
-from hylo.progress import Progress
+from hylo.core.progress import Progress
 
 Measurement = Callable[[], float]
 """Does something once and tells the seconds to count."""

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hylo.api import HyLoRADAConfig, HyLoRADAModel
+    from hylo.api.model import HyLoRADAConfig, HyLoRADAModel
 
 __all__ = ["HyLoRADAConfig", "HyLoRADAModel", "__version__"]
 __version__ = "0.1.0"
@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """The Python API, imported when it is first asked for: the version alone costs no torch."""
     if name in __all__:
-        from hylo import api
+        from hylo.api import model as api
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,9 +17,8 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
-from hylo.claims import read_claims
-from hylo.errors import HyloError
-from hylo.records import (
+from hylo.core.errors import HyloError
+from hylo.runs.store import (
     AUDIT,
     CONFIG,
     CURVE,
@@ -37,6 +36,7 @@ from hylo.records import (
     replacing_folder,
     write_json,
 )
+from hylo.studies.claims import read_claims
 
 KEPT = (EVAL, HALF, THIRDS, WINDOWS, CURVE, TRAJECTORY, AUDIT, PROBE)
 """Files of a run that are copied as they are."""

@@ -23,7 +23,7 @@ from transformers import (
 
 from hylo.adapters.component import ComponentConfig, Host
 from hylo.adapters.model import AdaptedModel, Method
-from hylo.cli import compose
+from hylo.cli.main import compose
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))

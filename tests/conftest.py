@@ -30,8 +30,8 @@ import pytest
 from launch import TINY, write_text
 from recorded import CELLS, PARAMS, SIZE, write_recorded_study
 
-from hylo.records import read_study
 from hylo.report import summarize
+from hylo.runs.store import read_study
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,8 +11,8 @@ from unittest import mock
 import numpy as np
 from hydra import initialize_config_dir
 
-from hylo.cli import compose
-from hylo.config import Config
+from hylo.cli.main import compose
+from hylo.runs.config import Config
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,7 +21,7 @@ TINY = ("model=tiny_llama", "trainer=smoke", "tracking=none", "data.context_leng
 
 
 def train(*arguments: str) -> int:
-    """Run train.py in this process and return its exit code; sweeps and cells share what `hylo.cli.SESSION` keeps."""
+    """Run train.py in this process and return its exit code; all share what `hylo.cli.main.SESSION` keeps."""
     with mock.patch.object(sys, "argv", ["train.py", *arguments]):
         try:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")

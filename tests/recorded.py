@@ -9,7 +9,10 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from hylo.records import (
+from hylo.analysis.summary import incomplete
+from hylo.report import Report, print_report, summarize
+from hylo.report.tables.decisions import decisions
+from hylo.runs.store import (
     COMPLETE,
     CURVE,
     EVAL,
@@ -24,9 +27,6 @@ from hylo.records import (
     read_study,
     write_json,
 )
-from hylo.report import Report, print_report, summarize
-from hylo.report.decisions import decisions
-from hylo.report.summary import incomplete
 
 CELLS = {"low": 20.0, "high": 28.0, "same": 28.0}
 """Cells of the usual study and their true improvement in percent."""

@@ -15,9 +15,9 @@ from adapters import adapt, method, perturb, perturbed, tiny, tokens, values
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hylo.adapters.landmark_learnable import LearnableConfig
-from hylo.adapters.landmark_mixture import MixtureConfig
-from hylo.adapters.landmark_position_adaptive import PositionAdaptiveConfig
+from hylo.adapters.landmarks.learnable import LearnableConfig
+from hylo.adapters.landmarks.mixture import MixtureConfig
+from hylo.adapters.landmarks.position_adaptive import PositionAdaptiveConfig
 from hylo.adapters.low_rank import LowRankConfig, LowRankLayer, Scaling
 from hylo.adapters.position_bias import PositionBiasConfig
 

@@ -17,7 +17,7 @@ import hylo
 from hylo import HyLoRADAConfig, HyLoRADAModel
 from hylo.adapters.model import AdaptedModel
 from hylo.adapters.saved import SETTINGS, WEIGHTS
-from hylo.errors import ConfigError, MergeRefused, RecordError
+from hylo.core.errors import ConfigError, MergeRefused, RecordError
 from hylo.models.base import skeleton_from_config
 
 IDS = tokens(2, 12)

@@ -9,7 +9,7 @@ from adapters import CONF
 from hydra import initialize_config_dir
 
 from hylo import HyLoRADAConfig, HyLoRADAModel
-from hylo.cli import compose
+from hylo.cli.main import compose
 from hylo.models.tiny import TinyArchitecture, TinyModelConfig
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "python-api.md").read_text(encoding="utf-8")

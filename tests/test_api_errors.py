@@ -25,7 +25,7 @@ from transformers import (
 
 from hylo import HyLoRADAConfig, HyLoRADAModel
 from hylo.adapters.saved import SETTINGS, WEIGHTS
-from hylo.errors import RecordError
+from hylo.core.errors import RecordError
 
 NAN, INFINITY = float("nan"), float("inf")
 IN_CONFIG: dict[str, tuple[dict[str, Any], str]] = {

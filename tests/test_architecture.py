@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hylo.errors import ConfigError
+from hylo.core.errors import ConfigError
 from hylo.models.architecture import (
     ALL_LINEAR,
     default_targets,

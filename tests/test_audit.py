@@ -30,8 +30,8 @@ from hylo.adapters.component import Component, ComponentConfig, Host, zeros
 from hylo.adapters.model import AdaptedModel, Method
 from hylo.audit import Audit, Finding, Status, untouched_logits
 from hylo.models.architecture import final_norm, hidden_size
-from hylo.step import make_optimizer
-from hylo.trainer import TrainerConfig
+from hylo.training.config import TrainerConfig
+from hylo.training.step import make_optimizer
 
 IDS = tokens(2, 20)
 BEFORE = {

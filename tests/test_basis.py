@@ -11,11 +11,11 @@ import pytest
 from recorded import choice, write_recorded_study
 
 from hylo import stats
-from hylo.records import HALF, RESULT, TRIALS, StudyRecord, read_study, write_json
-from hylo.report.basis import basis_of
-from hylo.report.choice_noise import choice_variance
-from hylo.report.contrasts import claim_table, contrast_table, effect_of
-from hylo.report.rates import choice_table, rates_in_words
+from hylo.analysis.basis import basis_of
+from hylo.analysis.choice_noise import choice_variance
+from hylo.analysis.contrasts import claim_table, contrast_table, effect_of
+from hylo.analysis.rates import choice_table, rates_in_words
+from hylo.runs.store import HALF, RESULT, TRIALS, StudyRecord, read_study, write_json
 
 CELLS = {"small": 20.0, "large": 20.4}
 MANIFEST: dict[str, Any] = {

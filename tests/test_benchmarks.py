@@ -11,7 +11,7 @@ import pytest
 from launch import ROOT
 
 from benchmarks.results import Results, Row, measured, spread
-from hylo.errors import ConfigError
+from hylo.core.errors import ConfigError
 
 PARTS = {
     ("step", f"{method} 1x16", metric)

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from hylo.adapters.bias import BiasConfig
 from hylo.adapters.low_rank import LowRankConfig
 from hylo.adapters.model import AdaptedModel
-from hylo.errors import ConfigError, MergeRefused
+from hylo.core.errors import ConfigError, MergeRefused
 from hylo.models.architecture import default_targets, target_layers
 
 IDS = tokens(2, 12)

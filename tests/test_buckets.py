@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries
 from hylo.adapters.component import Host
-from hylo.adapters.landmark_learnable import BoundaryStart, LearnableConfig, LearnableLandmark
-from hylo.adapters.landmark_position_adaptive import PositionAdaptiveConfig
+from hylo.adapters.landmarks.learnable import BoundaryStart, LearnableConfig, LearnableLandmark
+from hylo.adapters.landmarks.position_adaptive import PositionAdaptiveConfig
 
 BASE = tiny("llama")
 sizes = st.tuples(st.integers(2, 128), st.integers(2, 40_000))  # N, P_max

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from hylo.cache import cache_folder, cached_folder, file_hash, text_hash
-from hylo.schema import bound_problems, bounded
+from hylo.core.cache import cache_folder, cached_folder, file_hash, text_hash
+from hylo.core.schema import bound_problems, bounded
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,7 +78,7 @@ def test_a_failure_leaves_nothing(cache: Path):
 
 KILLED = """
 import os, signal
-from hylo.cache import cached_folder
+from hylo.core.cache import cached_folder
 
 def make(draft):
     (draft / "part").write_text("ha")
@@ -108,7 +108,7 @@ def test_the_draft_of_a_killed_process_with_our_id_is_not_in_the_way(cache: Path
 AT_ONCE = """
 import os, sys, time
 from pathlib import Path
-from hylo.cache import cached_folder
+from hylo.core.cache import cached_folder
 
 me, other, meeting = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hylo.clock import Clock
+from hylo.core.timer import Clock
 
 
 @pytest.fixture

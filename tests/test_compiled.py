@@ -8,9 +8,9 @@ import torch
 from adapters import adapt, logits, method, perturb, tiny, tokens
 from launch import composed
 
-import hylo.trainer
-from hylo.compiled import can_compile, compiled_layers
-from hylo.trainer import kernel_problems
+import hylo.training.config
+from hylo.kernels.compiled import can_compile, compiled_layers
+from hylo.training.config import kernel_problems
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_calls_with_a_cache_are_not_compiled(monkeypatch: pytest.MonkeyPatch):
 
     base, ids = tiny("llama"), tokens(2, 12)
     expected = base(input_ids=ids, use_cache=False).logits
-    monkeypatch.setattr("hylo.compiled.torch.compile", counting)
+    monkeypatch.setattr("hylo.kernels.compiled.torch.compile", counting)
     with compiled_layers(base):
         cached = base(input_ids=ids, use_cache=True).logits
         assert not compiled_calls
@@ -59,7 +59,7 @@ def test_calls_with_a_cache_are_not_compiled(monkeypatch: pytest.MonkeyPatch):
 
 def test_without_a_compiler_it_is_refused(monkeypatch: pytest.MonkeyPatch):
     config = composed("model=tiny_llama", "trainer.kernels=compiled").trainer
-    monkeypatch.setattr(hylo.trainer, "can_compile", lambda: False)
+    monkeypatch.setattr(hylo.training.config, "can_compile", lambda: False)
     (text,) = kernel_problems(config)
     assert "trainer.kernels=fused" in text
     assert not list(kernel_problems(composed("model=tiny_llama").trainer))

@@ -35,9 +35,9 @@ from transformers import PreTrainedModel
 from hylo.adapters.component import AtStart
 from hylo.adapters.model import AdaptedModel, adapted
 from hylo.adapters.saved import SETTINGS, WEIGHTS, read_settings
-from hylo.step import make_optimizer
-from hylo.trainer import TrainerConfig
-from hylo.training import prepare_for_training
+from hylo.training.config import TrainerConfig
+from hylo.training.loop import prepare_for_training
+from hylo.training.step import make_optimizer
 
 IDS = tokens(2, 12)
 NEAR_KL = 1e-5

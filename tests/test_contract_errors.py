@@ -11,12 +11,12 @@ from adapters import CONFIGS, CONTEXT, adapt, assert_same_state, method, perturb
 
 from hylo.adapters.component import Host
 from hylo.adapters.full import FullConfig
-from hylo.adapters.landmark_position_adaptive import PositionAdaptiveConfig
+from hylo.adapters.landmarks.position_adaptive import PositionAdaptiveConfig
 from hylo.adapters.low_rank import LowRankConfig
 from hylo.adapters.model import AdaptedModel, Method, method_problems
 from hylo.adapters.position_bias import PositionBiasConfig
 from hylo.adapters.saved import SETTINGS, WEIGHTS, read_settings
-from hylo.errors import ConfigError, RecordError
+from hylo.core.errors import ConfigError, RecordError
 from hylo.models.base import skeleton_from_config
 
 IMPOSSIBLE: list[tuple[Method, str, str]] = [

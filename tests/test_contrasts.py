@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from recorded import SIZE, UNTUNED, write_recorded_study
 
-from hylo.records import PROBE, PROBE_COLUMNS, RESULT, STUDY, StudyRecord, read_study, write_json
+from hylo.analysis.contrasts import SHAPLEY, attribution_table, claim_table, contrast_table, criteria_table
+from hylo.analysis.retrieval_contrasts import retrieval_cells, retrieval_contrasts
 from hylo.report import summarize, write_report
-from hylo.report.contrasts import SHAPLEY, attribution_table, claim_table, contrast_table, criteria_table
-from hylo.report.retrieval_contrasts import retrieval_cells, retrieval_contrasts
-from hylo.until_decided import undecided
+from hylo.runs.store import PROBE, PROBE_COLUMNS, RESULT, STUDY, StudyRecord, read_study, write_json
+from hylo.studies.runner import undecided
 
 CELLS = {"small": 20.0, "large": 28.0, "same": 28.0}
 PARAMS = {"small": 1_000, "large": 1_500, "same": 1_900}
@@ -74,7 +74,7 @@ def test_contrasts(decided: StudyRecord) -> None:
 
 def contrast_p(study: StudyRecord, cell: str, reference: str) -> float:
     """The p-value of a pair by scipy's t, from the interval's own width: an independent way back."""
-    from hylo.report.contrasts import effect_of
+    from hylo.analysis.contrasts import effect_of
 
     effect = effect_of(study, cell, reference)
     assert effect is not None

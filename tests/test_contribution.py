@@ -12,13 +12,13 @@ import torch
 from adapters import adapt, causal_loss, method, tiny, tokens, values
 from launch import train
 
-import hylo.run
+import hylo.runs.run
 from hylo.audit import Contributions, Finding, Status
 from hylo.audit.contribution import read
 from hylo.data.windows import Windows
-from hylo.records import AUDIT, read_study
-from hylo.step import make_optimizer
-from hylo.trainer import TrainerConfig
+from hylo.runs.store import AUDIT, read_study
+from hylo.training.config import TrainerConfig
+from hylo.training.step import make_optimizer
 
 IDS = tokens(2, 20)
 WINDOWS = Windows(
@@ -91,7 +91,7 @@ def test_a_run_has_the_same_bits_with_and_without_these_measurements(
     monkeypatch.chdir(tmp_path)
     dropout = [] if name == "full" else ["method.low_rank.dropout=0.1"]
     assert train(*tiny, f"method={name}", *dropout) == 0
-    evaluate = hylo.run.evaluate
+    evaluate = hylo.runs.run.evaluate
 
     def only_at_the_end(*arguments: Any, label: str, **options: Any) -> Any:
         return (
@@ -106,9 +106,9 @@ def test_a_run_has_the_same_bits_with_and_without_these_measurements(
         )
     )
     with (
-        mock.patch.object(hylo.run, "evaluate", only_at_the_end),
-        mock.patch.object(hylo.run, "Contributions", left_out),
-        mock.patch.object(hylo.run, "prepare_for_training"),
+        mock.patch.object(hylo.runs.run, "evaluate", only_at_the_end),
+        mock.patch.object(hylo.runs.run, "Contributions", left_out),
+        mock.patch.object(hylo.runs.run, "prepare_for_training"),
     ):
         assert train(*tiny, f"method={name}", *dropout, "outputs=plain") == 0
     left_out.assert_called_once()

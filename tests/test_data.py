@@ -11,10 +11,10 @@ import pytest
 from datasets import config, disable_progress_bars, enable_progress_bars
 from launch import ROOT, composed
 
+from hylo.core.errors import ConfigError, MissingDependency
 from hylo.data.base import Document, Split
-from hylo.data.hub_dataset import HubDatasetConfig
 from hylo.data.lines import split_lines
-from hylo.errors import ConfigError, MissingDependency
+from hylo.data.sources.hub_dataset import HubDatasetConfig
 
 SPLITS = [split.name for split in Split]
 

@@ -10,12 +10,12 @@ import pytest
 from launch import TINY, composed
 from launch import train as run
 
-from hylo.cell import Cell, check
+from hylo.core.errors import ConfigError, MissingDependency
 from hylo.data.base import Split
-from hylo.data.plays_wheel import PlaysWheelConfig
-from hylo.data.text_files import TextFilesConfig
-from hylo.errors import ConfigError, MissingDependency
-from hylo.session import Session
+from hylo.data.sources.plays_wheel import PlaysWheelConfig
+from hylo.data.sources.text_files import TextFilesConfig
+from hylo.runs.cell import Cell, check
+from hylo.runs.shared import Session
 
 
 def names(data: PlaysWheelConfig | TextFilesConfig, split: Split) -> list[str]:

@@ -14,7 +14,7 @@ from launch import ROOT, files_below, train_process
 from offline_wandb import read_offline_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hylo.records import read_study
+from hylo.runs.store import read_study
 
 CELL = ("method=hylorada_dora", "trainer.steps=4", "trainer.warmup_steps=1", "data.eval_windows=6")
 

@@ -16,11 +16,11 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hylo.adapters.model import AdaptedModel
+from hylo.core.devices import Device, Precision, accelerator_for
 from hylo.data.windows import Windows
-from hylo.evaluation import BINS, THIRDS, Evaluation, evaluate, position_sums, token_nll
-from hylo.fused.head import token_losses
+from hylo.evaluation.perplexity import BINS, THIRDS, Evaluation, evaluate, position_sums, token_nll
+from hylo.kernels.head import token_losses
 from hylo.models.tiny import TinyArchitecture, TinyModelConfig
-from hylo.runtime import Device, Precision, accelerator_for
 
 LENGTH = 24
 
@@ -123,8 +123,8 @@ import sys
 import numpy as np
 from test_evaluation import LENGTH, TinyArchitecture, random_windows, sharp
 from hylo.adapters.model import AdaptedModel
-from hylo.evaluation import token_nll
-from hylo.runtime import Device, Precision, accelerator_for
+from hylo.evaluation.perplexity import token_nll
+from hylo.core.devices import Device, Precision, accelerator_for
 
 accelerator = accelerator_for(Device.cpu, Precision.float32)
 assert accelerator.num_processes == 2

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from recorded import CELLS, SIZE, write_recorded_study
 
 from hylo import stats
-from hylo.records import EVAL, read_study
+from hylo.analysis.positions import ppl_by_bin
 from hylo.report import write_report
 from hylo.report.figures import (
     attribution_figure,
@@ -28,10 +28,10 @@ from hylo.report.figures import (
     retrieval_heatmap,
 )
 from hylo.report.figures.multiples import TOGETHER
-from hylo.report.files import save
-from hylo.report.hover import svg
-from hylo.report.positions import ppl_by_bin
-from hylo.report.style import WIDTH, fold, text_size
+from hylo.report.figures.style import WIDTH, fold, text_size
+from hylo.report.render.files import save
+from hylo.report.render.hover import svg
+from hylo.runs.store import EVAL, read_study
 
 TABLE_FIGURES: dict[str, Callable[..., Figure]] = {
     "forest": forest_figure,

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from adapters import ARCHITECTURES, METHODS, TRAINED, adapt, method, perturb, tiny, tokens, trained
 from torch import Tensor, nn
 
-from hylo.fused.forwards import FusedForwards, SharedInput
-from hylo.fused.gated_ffn import gated_ffn
-from hylo.fused.product import add_product, product, product_added, summed_product
-from hylo.fused.projection import Projection, Update, project
-from hylo.fused.rms_norm import rms_norm
+from hylo.kernels.forwards import FusedForwards, SharedInput
+from hylo.kernels.gated_ffn import gated_ffn
+from hylo.kernels.product import add_product, product, product_added, summed_product
+from hylo.kernels.projection import Projection, Update, project
+from hylo.kernels.rms_norm import rms_norm
 
 FUSED = ["gemma", "llama", "mistral", "qwen2"]
 """Architectures with RMS norms and gated FFNs."""

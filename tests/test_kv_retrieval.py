@@ -9,16 +9,16 @@ from launch import composed
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hylo.cell import check_documents
+from hylo.core.errors import ConfigError
 from hylo.data.base import Split
-from hylo.data.kv_lists import KvListsConfig
-from hylo.data.kv_text import PROBE_CODES
-from hylo.data.kv_words import PROBE_WORDS
+from hylo.data.kv.text import PROBE_CODES
+from hylo.data.kv.words import PROBE_WORDS
+from hylo.data.sources.kv_lists import KvListsConfig
 from hylo.data.tokens import tokenize
 from hylo.data.windows import cut_windows
-from hylo.errors import ConfigError
 from hylo.models.tiny import byte_tokenizer
-from hylo.session import Session
+from hylo.runs.cell import check_documents
+from hylo.runs.shared import Session
 
 SMALL: dict[str, Any] = {"name": "kv_retrieval", "train_documents": 40, "held_out_documents": 10}
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hylo.adapters.component import ComponentConfig
-from hylo.adapters.landmark_attention import AttentionConfig, Softmax
-from hylo.adapters.landmark_original import OriginalConfig, Pooling
-from hylo.adapters.landmark_per_layer import Choice, PerLayerConfig, Share
+from hylo.adapters.landmarks.attention import AttentionConfig, Softmax
+from hylo.adapters.landmarks.original import OriginalConfig, Pooling
+from hylo.adapters.landmarks.per_layer import Choice, PerLayerConfig, Share
 from hylo.adapters.model import AdaptedModel
 
 LENGTH, PADDING, K = 10, (0, 4), 3

@@ -33,12 +33,12 @@ from transformers import (
 )
 
 from hylo.adapters.component import AtStart, Host, normal
-from hylo.adapters.landmark_attention import AttentionConfig, Softmax
-from hylo.adapters.landmark_original import OriginalConfig, Pooling
-from hylo.adapters.landmark_per_layer import PerLayerConfig, Share
+from hylo.adapters.landmarks.attention import AttentionConfig, Softmax
+from hylo.adapters.landmarks.original import OriginalConfig, Pooling
+from hylo.adapters.landmarks.per_layer import PerLayerConfig, Share
 from hylo.adapters.low_rank import LowRankConfig
 from hylo.adapters.model import AdaptedModel, Method
-from hylo.errors import ConfigError
+from hylo.core.errors import ConfigError
 from hylo.models.architecture import attention_modules, decoder_layers, ffn_modules
 
 IDS = tokens(3, 10)

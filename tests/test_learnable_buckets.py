@@ -19,7 +19,7 @@ from trained import train_once
 
 from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries
 from hylo.adapters.component import Host
-from hylo.adapters.landmark_learnable import (
+from hylo.adapters.landmarks.learnable import (
     Assignment,
     BoundaryStart,
     LearnableConfig,
@@ -27,15 +27,15 @@ from hylo.adapters.landmark_learnable import (
     repulsion,
     spread,
 )
-from hylo.adapters.landmark_mixture import MixtureConfig
-from hylo.adapters.landmark_position_adaptive import PositionAdaptiveConfig
+from hylo.adapters.landmarks.mixture import MixtureConfig
+from hylo.adapters.landmarks.position_adaptive import PositionAdaptiveConfig
 from hylo.adapters.saved import read_settings
-from hylo.cell import Cell, check
-from hylo.errors import ConfigError
-from hylo.records import RunRecord
-from hylo.session import Session
-from hylo.step import make_optimizer
-from hylo.trainer import TrainerConfig
+from hylo.core.errors import ConfigError
+from hylo.runs.cell import Cell, check
+from hylo.runs.shared import Session
+from hylo.runs.store import RunRecord
+from hylo.training.config import TrainerConfig
+from hylo.training.step import make_optimizer
 
 BASE = tiny("llama")
 N, P_MAX = 6, 40

@@ -9,9 +9,9 @@ from adapters import ARCHITECTURES, adapt, method, perturb, tiny, tokens
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 
-import hylo.fused.linear_cross_entropy as fused
-from hylo.fused.head import OutputHead, token_losses
-from hylo.fused.linear_cross_entropy import linear_cross_entropy
+import hylo.kernels.linear_cross_entropy as fused
+from hylo.kernels.head import OutputHead, token_losses
+from hylo.kernels.linear_cross_entropy import linear_cross_entropy
 
 
 @pytest.fixture(autouse=True)

@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hylo.adapters.model import AdaptedModel
+from hylo.core.devices import Device, Precision, accelerator_for
+from hylo.core.errors import ConfigError, TrainingDiverged
 from hylo.data.base import Document, Protocol
 from hylo.data.lines import cut_lines, split_lines
-from hylo.data.text_files import TextFilesConfig
+from hylo.data.sources.text_files import TextFilesConfig
 from hylo.data.windows import IGNORED, Windows, model_inputs, next_tokens
-from hylo.errors import ConfigError, TrainingDiverged
-from hylo.evaluation import BINS, THIRDS, Evaluation, position_sums, token_nll
-from hylo.fused.head import token_losses
+from hylo.evaluation.perplexity import BINS, THIRDS, Evaluation, position_sums, token_nll
+from hylo.kernels.head import token_losses
 from hylo.models.tiny import byte_tokenizer
-from hylo.runtime import Device, Precision, accelerator_for
-from hylo.step import accumulate
+from hylo.training.step import accumulate
 
 CPU = torch.device("cpu")
 ACCELERATOR = accelerator_for(Device.cpu, Precision.float32)

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from launch import TINY, composed, train, train_process
 
-from hylo.cli import SESSION
-from hylo.config import Config
+from hylo.cli.main import SESSION
 from hylo.data.base import Split
 from hylo.data.windows import Windows, batches
-from hylo.fingerprint import fingerprint
-from hylo.records import RunRecord, read_study
+from hylo.runs.config import Config
+from hylo.runs.fingerprint import fingerprint
+from hylo.runs.store import RunRecord, read_study
 
 
 @pytest.fixture(scope="module")

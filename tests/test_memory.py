@@ -4,8 +4,14 @@ import pytest
 import torch
 from adapters import adapt, method, tiny, tokens, values
 
-from hylo.memory import FLOAT, estimate, evaluation_batch_size, evaluation_bytes_per_token, kept_bytes_per_token
-from hylo.trainer import TrainerConfig
+from hylo.training.config import TrainerConfig
+from hylo.training.memory import (
+    FLOAT,
+    estimate,
+    evaluation_batch_size,
+    evaluation_bytes_per_token,
+    kept_bytes_per_token,
+)
 
 LENGTH = 16
 

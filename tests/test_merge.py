@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hylo.adapters.component import Host
 from hylo.adapters.low_rank import LowRankConfig
-from hylo.errors import MergeRefused
+from hylo.core.errors import MergeRefused
 from hylo.models.architecture import weight_OI
 
 IDS = tokens(2, 12)

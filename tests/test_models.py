@@ -14,7 +14,7 @@ from launch import ROOT, composed
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from hylo.errors import ConfigError, MissingDependency
+from hylo.core.errors import ConfigError, MissingDependency
 from hylo.models.base import ModelConfig
 from hylo.models.folder import FolderModelConfig
 from hylo.models.gguf_wheel import GgufWheelConfig

@@ -7,8 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from hylo.records import read_study
 from hylo.report import claims_in_words, components_in_words, study_figures, summarize
+from hylo.runs.store import read_study
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hylo.adapters.model import AdaptedModel
-from hylo.adapters.peft_format import export_peft, import_peft
+from hylo.adapters.peft.format import export_peft, import_peft
 from hylo.models.architecture import default_targets, target_layers
-from hylo.records import ADAPTER, read_study
+from hylo.runs.store import ADAPTER, read_study
 
 IDS = tokens(4, 24)
 ARCHITECTURES = ["gpt2", "llama"]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hylo.adapters.low_rank import LowRankConfig, Scaling
-from hylo.adapters.peft_format import CONFIG, PICKLE, WEIGHTS, export_peft, import_peft
-from hylo.errors import ConfigError, RecordError
+from hylo.adapters.peft.format import CONFIG, PICKLE, WEIGHTS, export_peft, import_peft
+from hylo.core.errors import ConfigError, RecordError
 from hylo.models.architecture import ALL_LINEAR
 
 IDS = tokens(2, 12)

@@ -38,13 +38,13 @@ from transformers.pytorch_utils import Conv1D
 
 from hylo.adapters.component import AtStart
 from hylo.adapters.model import AdaptedModel
-from hylo.adapters.peft_library import REFUSED, make_config, types_known
-from hylo.adapters.peft_method import PeftConfig
-from hylo.errors import ConfigError
+from hylo.adapters.peft.library import REFUSED, make_config, types_known
+from hylo.adapters.peft.method import PeftConfig
+from hylo.core.errors import ConfigError
 from hylo.models.architecture import default_targets, target_layers
-from hylo.step import make_optimizer
-from hylo.trainer import TrainerConfig
-from hylo.training import prepare_for_training
+from hylo.training.config import TrainerConfig
+from hylo.training.loop import prepare_for_training
+from hylo.training.step import make_optimizer
 
 IDS = tokens(2, 12)
 PROMPTS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "CARTRIDGE")
@@ -388,5 +388,5 @@ def test_the_projections_of_vera_are_drawn_from_their_own_key():
 
 def test_the_library_is_imported_on_first_use():
     """It takes as long as torch: composing a configuration, or its help, does not wait for it."""
-    code = "import sys, hylo.cli; sys.exit('peft' in sys.modules)"
+    code = "import sys, hylo.cli.main; sys.exit('peft' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -30,17 +30,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-import hylo.run
-import hylo.training
+import hylo.runs.run
+import hylo.training.loop
 from hylo.adapters.component import AtStart
 from hylo.adapters.model import AdaptedModel
-from hylo.adapters.peft_format import export_peft, import_peft
-from hylo.adapters.peft_library import make_config
-from hylo.adapters.peft_method import PeftConfig
+from hylo.adapters.peft.format import export_peft, import_peft
+from hylo.adapters.peft.library import make_config
+from hylo.adapters.peft.method import PeftConfig
 from hylo.adapters.start import START, load_start, save_start
-from hylo.errors import ConfigError, RecordError
+from hylo.core.errors import ConfigError, RecordError
 from hylo.models.architecture import default_targets, target_layers, weight_OI
-from hylo.records import ADAPTER, read_study
+from hylo.runs.store import ADAPTER, read_study
 
 IDS = tokens(2, 12)
 METHODS = ["peft_pissa", "peft_olora"]
@@ -299,10 +299,10 @@ def test_an_interrupted_run_goes_on_from_what_it_began_with(
             if line["step"] == 4:
                 raise RuntimeError("the power is gone")
 
-        return hylo.training.train(*args, **kwargs | {"on_step": stop})
+        return hylo.training.loop.train(*args, **kwargs | {"on_step": stop})
 
     with monkeypatch.context() as patch:
-        patch.setattr(hylo.run, "train", interrupted)
+        patch.setattr(hylo.runs.run, "train", interrupted)
         assert train(*overrides, "outputs=parts") == 1
     request.getfixturevalue("other_machine")
     assert train(*overrides, "outputs=parts") == 0

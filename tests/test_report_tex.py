@@ -9,8 +9,8 @@ import pytest
 from recorded import row_of
 
 from hylo.report import write_report
-from hylo.report.columns import estimate, quantity, text
-from hylo.report.tex import booktabs, escape
+from hylo.report.render.latex import booktabs, escape
+from hylo.report.tables.columns import estimate, quantity, text
 
 COLUMNS = [
     text("Cell", "cell", ""),

@@ -12,15 +12,15 @@ import pytest
 import torch
 from launch import composed, files_below, train
 
-import hylo.run
+import hylo.runs.run
 from hylo.adapters.model import adapted
 from hylo.adapters.saved import read_settings
-from hylo.cli import SESSION
+from hylo.cli.main import SESSION
+from hylo.core.devices import accelerator_for
 from hylo.data.base import Split
-from hylo.evaluation import evaluate
-from hylo.records import AUDIT, COMPLETE, FAILED, SCHEMA_VERSION, RunRecord, read_study
-from hylo.runtime import accelerator_for
-from hylo.session import weights_checksum
+from hylo.evaluation.perplexity import evaluate
+from hylo.runs.shared import weights_checksum
+from hylo.runs.store import AUDIT, COMPLETE, FAILED, SCHEMA_VERSION, RunRecord, read_study
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ def test_base_weights_are_bit_equal_after_every_cell(tiny: tuple[str, ...]) -> N
 def test_a_complete_run_is_not_run_again(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert train(*tiny, "method=lora") == 0
     before, printed = files_below(Path("outputs")), capsys.readouterr().out
-    with mock.patch.object(hylo.run, "execute", side_effect=AssertionError("ran again")):
+    with mock.patch.object(hylo.runs.run, "execute", side_effect=AssertionError("ran again")):
         assert train(*tiny, "method=lora") == 0
     records = {name: at for name, at in files_below(Path("outputs")).items() if "seed0" in name and ".lock" not in name}
     assert len(records) >= 7
@@ -148,7 +148,7 @@ def test_a_complete_run_is_not_run_again(tiny: tuple[str, ...], capsys: pytest.C
 def test_the_same_run_in_another_study_is_adopted(tiny: tuple[str, ...]) -> None:
     """One record under two names: the second costs a copy."""
     assert train(*tiny, "method=lora") == 0
-    with mock.patch.object(hylo.run, "execute", side_effect=AssertionError("ran again")):
+    with mock.patch.object(hylo.runs.run, "execute", side_effect=AssertionError("ran again")):
         assert train(*tiny, "method=lora", "method.low_rank.rank=8", "cell=mine") == 0
     mine, lora = record("mine"), record("lora") if "lora" in read_study(Path("outputs/runs")).cells else None
     assert lora is None, "the report of the last call names its own cells"
@@ -177,17 +177,19 @@ def test_a_failed_cell_does_not_stop_the_others(tiny: tuple[str, ...], capfd: py
 
 def test_a_failed_run_is_run_again_and_a_complete_one_is_not(tiny: tuple[str, ...]) -> None:
     sweep = ("-m", *tiny, "method=lora,rslora")
-    real = hylo.run.train
+    real = hylo.runs.run.train
 
     def fails_on_rslora(model: Any, *arguments: Any, **named: Any) -> dict[str, Any]:
         if named["label"].startswith("rslora"):
             raise RuntimeError("the disk is full")
         return real(model, *arguments, **named)
 
-    with mock.patch.object(hylo.run, "train", side_effect=fails_on_rslora):
+    with mock.patch.object(hylo.runs.run, "train", side_effect=fails_on_rslora):
         assert train(*sweep) == 1
     labels = []
-    with mock.patch.object(hylo.run, "train", side_effect=lambda *a, **k: labels.append(k["label"]) or real(*a, **k)):
+    with mock.patch.object(
+        hylo.runs.run, "train", side_effect=lambda *a, **k: labels.append(k["label"]) or real(*a, **k)
+    ):
         assert train(*sweep) == 0
     assert labels == ["rslora (seed 0)"]
     folder = read_study(next(Path("outputs").glob("sweep-*"))).cells["rslora"][0].folder

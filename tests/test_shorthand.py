@@ -3,8 +3,8 @@
 import pytest
 from launch import composed, train
 
-from hylo.errors import ConfigError
-from hylo.shorthand import with_slots
+from hylo.cli.shorthand import with_slots
+from hylo.core.errors import ConfigError
 
 
 @pytest.mark.parametrize(

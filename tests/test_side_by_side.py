@@ -14,12 +14,12 @@ from launch import composed, train
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-import hylo.side_by_side
-from hylo.cell import Cell
-from hylo.records import RunRecord, read_study
-from hylo.session import Session
-from hylo.side_by_side import cells_at_once, odd_ones, operations, run_cells
-from hylo.trainer import TrainerConfig
+import hylo.launch.local
+from hylo.launch.local import cells_at_once, odd_ones, operations, run_cells
+from hylo.runs.cell import Cell
+from hylo.runs.shared import Session
+from hylo.runs.store import RunRecord, read_study
+from hylo.training.config import TrainerConfig
 
 SESSION = Session()
 
@@ -73,9 +73,9 @@ def test_after_a_killed_process_the_rest_runs_here(
         left.pop(0)
         raise BrokenProcessPool
 
-    monkeypatch.setattr(hylo.side_by_side, "_in_workers", killed)
+    monkeypatch.setattr(hylo.launch.local, "_in_workers", killed)
     ran: list[str] = []
-    monkeypatch.setattr(hylo.side_by_side, "run_or_report", lambda cell, session: ran.append(cell.name))
+    monkeypatch.setattr(hylo.launch.local, "run_or_report", lambda cell, session: ran.append(cell.name))
     cells[0].config.workers = 2
     run_cells(cells, SESSION)
     assert ran == ["dora", "hylorada"]
@@ -88,12 +88,12 @@ def test_how_many_at_once(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert cells_at_once(cells, SESSION) == 1, "tiny cells are done before processes have started"
-    monkeypatch.setattr(hylo.side_by_side, "WORTH", operations(cells[0], SESSION))
+    monkeypatch.setattr(hylo.launch.local, "WORTH", operations(cells[0], SESSION))
     assert cells_at_once(cells, SESSION) == 2
     assert cells_at_once(cells[:1], SESSION) == 1
     assert cells_at_once([], SESSION) == 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    assert cells_at_once(cells * 3, SESSION) == hylo.side_by_side.MOST
+    assert cells_at_once(cells * 3, SESSION) == hylo.launch.local.MOST
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         assert cells_at_once(cells, SESSION) == 1

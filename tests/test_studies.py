@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 from launch import train
 
-import hylo.run
-import hylo.study_file
-import hylo.tuning
-from hylo.errors import TrainingDiverged
+import hylo.runs.run
+import hylo.studies.spec
+import hylo.studies.tuning
+from hylo.core.errors import TrainingDiverged
 from hylo.publish import publish
-from hylo.records import read_run, read_study
-from hylo.study_file import EXPERIMENTS
+from hylo.runs.store import read_run, read_study
+from hylo.studies.spec import EXPERIMENTS
 
 HEAD = "question: Does it help?\nprotocol: The same for all.\n"
 CELLS = "cells:\n  base: [method=none]\n  small: [method=lora]\n  large: [method=lora, method.low_rank.rank=16]\n"
@@ -28,7 +28,7 @@ CONTRASTS = "contrasts:\n  - {cell: large, reference: small, component: rank}\n"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, and an empty folder of experiments in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hylo.study_file, "EXPERIMENTS", tmp_path / "experiments")
+    monkeypatch.setattr(hylo.studies.spec, "EXPERIMENTS", tmp_path / "experiments")
     (tmp_path / "experiments" / "mine").mkdir(parents=True)
     (tmp_path / "experiments" / "claims.csv").write_text((EXPERIMENTS / "claims.csv").read_text())
     return tmp_path
@@ -74,7 +74,7 @@ def test_a_setting_is_chosen_on_validation_and_nowhere_else(tiny: tuple[str, ...
     overrides = [text for text in tiny if not text.startswith("tracking=")]
     assert manifest()["overrides"] == overrides
     assert f"run with {' '.join(overrides)}" in (folder / "summary.md").read_text().replace("\\", "")
-    with mock.patch.object(hylo.run, "execute", side_effect=AssertionError("ran again")):
+    with mock.patch.object(hylo.runs.run, "execute", side_effect=AssertionError("ran again")):
         assert train("study=mine", *tiny, "seeds=[0,1]") == 0
 
 
@@ -105,7 +105,7 @@ def test_published_trials_are_not_run_again_where_they_hold(
     assert "8 trials, 8 of them published with a study" in said, "another study's, of a cell of another name"
     write_study(CELLS + CONTRASTS + TUNING)
     for change in ("tune=again", "trainer.steps=5"):
-        ran = mock.patch.object(hylo.tuning, "run_pending", side_effect=RuntimeError("ran"))
+        ran = mock.patch.object(hylo.studies.tuning, "run_pending", side_effect=RuntimeError("ran"))
         with ran, pytest.raises(RuntimeError, match="ran"):
             train("study=mine", *tiny, "seeds=[0]", change)
     assert train("study=mine", *tiny, "seeds=[0]", "tune=off") == 0
@@ -134,20 +134,20 @@ def test_every_arm_gets_the_same_number_of_trials_and_its_own_keys(tiny: tuple[s
         "tuning:\n  cells: all\n  fixed: [old]\n  trials: 5\n  keys: {trainer.learning_rate: [1.0e-4, 1.0e-3]}\n"
         "  own: {pa: {method.landmark.learning_rate_multiplier: [1, 8]}}\n"
     )
-    train_cell = hylo.run.train
+    train_cell = hylo.runs.run.train
 
     def failing(model: object, *arguments: Any, **options: Any) -> object:
         if arguments[1].learning_rate < 3e-4:
             raise TrainingDiverged("step 1: loss nan")
         return train_cell(model, *arguments, **options)  # pyright: ignore[reportArgumentType]
 
-    with mock.patch.object(hylo.run, "train", failing):
+    with mock.patch.object(hylo.runs.run, "train", failing):
         assert train("study=mine", *tiny, "seeds=[0,1]", "workers=1") == 0
         choices = {choice["cell"]: choice for choice in manifest()["tuning"]}
         assert {name: choice["trials"] for name, choice in choices.items()} == {"plain": 10, "pa": 10}
         assert [None, None] in [each["ppl"] for each in choices["plain"]["tried"]]
         assert choices["pa"]["keys"] == ["trainer.learning_rate", "method.landmark.learning_rate_multiplier"]
-        with mock.patch.object(hylo.run, "execute", side_effect=AssertionError("ran again")):
+        with mock.patch.object(hylo.runs.run, "execute", side_effect=AssertionError("ran again")):
             assert train("study=mine", *tiny, "seeds=[0,1]", "workers=1") == 0
 
 
@@ -249,14 +249,14 @@ def test_cells_of_several_contexts_have_an_untuned_model_each(tiny: tuple[str, .
 
 def test_one_failing_cell_costs_no_other(tiny: tuple[str, ...]) -> None:
     write_study(CELLS + CONTRASTS)
-    train_cell = hylo.run.train
+    train_cell = hylo.runs.run.train
 
     def failing(model: object, *arguments: object, **options: object) -> object:
         if "large" in str(options["label"]):
             raise RuntimeError("out of luck")
         return train_cell(model, *arguments, **options)  # pyright: ignore[reportArgumentType]
 
-    with mock.patch.object(hylo.run, "train", failing):
+    with mock.patch.object(hylo.runs.run, "train", failing):
         assert train("study=mine", *tiny, "workers=1") == 1
     (folder,) = (path.parent for path in Path("outputs").glob("*/study.json"))
     assert "out of luck" in (folder / "summary.md").read_text()

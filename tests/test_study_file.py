@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from launch import train
 
-import hylo.study_file
-from hylo.claims import read_claims
-from hylo.errors import ConfigError
-from hylo.study_file import EXPERIMENTS, StudyConfig, read_study_file, study_names
+import hylo.studies.spec
+from hylo.core.errors import ConfigError
+from hylo.studies.claims import read_claims
+from hylo.studies.spec import EXPERIMENTS, StudyConfig, read_study_file, study_names
 
 STUDY = """
 question: Does it help?
@@ -23,7 +23,7 @@ cells:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of experiments with the published claims."""
-    monkeypatch.setattr(hylo.study_file, "EXPERIMENTS", tmp_path)
+    monkeypatch.setattr(hylo.studies.spec, "EXPERIMENTS", tmp_path)
     (tmp_path / "claims.csv").write_text((EXPERIMENTS / "claims.csv").read_text())
     (tmp_path / "mine").mkdir()
     return tmp_path

@@ -8,12 +8,12 @@ import pytest
 from hydra import initialize_config_dir
 from launch import ROOT, composed, train
 
-import hylo.run
-from hylo.cli import compose
-from hylo.records import read_study
-from hylo.study import plan_study
-from hylo.study_file import ALL, key_of, read_study_file, study_names
-from hylo.tuning import arms_of
+import hylo.runs.run
+from hylo.cli.main import compose
+from hylo.runs.store import read_study
+from hylo.studies.plan import plan_study
+from hylo.studies.spec import ALL, key_of, read_study_file, study_names
+from hylo.studies.tuning import arms_of
 
 CONF = ROOT / "conf"
 
@@ -62,7 +62,7 @@ def test_names_hold_what_is_swept_and_nothing_else(tiny: tuple[str, ...]) -> Non
 def test_a_sweep_asked_for_again_runs_nothing(tiny: tuple[str, ...]) -> None:
     sweep = ("-m", *tiny, "method=lora,none")
     assert train(*sweep) == 0
-    with mock.patch.object(hylo.run, "execute", side_effect=AssertionError("ran again")):
+    with mock.patch.object(hylo.runs.run, "execute", side_effect=AssertionError("ran again")):
         assert train(*sweep) == 0
         assert train("-m", "method=lora,none", *tiny, "hydra.verbose=false") == 0
     assert len(list(Path("outputs").glob("sweep-*"))) == 1
@@ -71,7 +71,7 @@ def test_a_sweep_asked_for_again_runs_nothing(tiny: tuple[str, ...]) -> None:
 def test_a_component_is_switched_off_by_an_override(tiny: tuple[str, ...]) -> None:
     """Leave-one-out needs no new file, and hylorada without its additions is rslora, found by its fingerprint."""
     assert train("-m", *tiny, "method=rslora") == 0
-    with mock.patch.object(hylo.run, "execute", side_effect=AssertionError("ran again")):
+    with mock.patch.object(hylo.runs.run, "execute", side_effect=AssertionError("ran again")):
         assert train(*tiny, "method=hylorada", "method.landmark=null", "method.position_bias=null") == 0
 
 

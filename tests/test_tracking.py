@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from offline_wandb import BLOCK, HEADER, OfflineRun, read_offline_run, record_payloads
 from omegaconf import OmegaConf
 
-from hylo.errors import ConfigError
-from hylo.schema import bound_problems
-from hylo.tracking import Backend, Mode, TrackingConfig, _requested_mode, log_report, log_run, open_tracker
-from hylo.tracking_wandb import _has_login
+from hylo.core.errors import ConfigError
+from hylo.core.schema import bound_problems
+from hylo.tracking.base import Backend, Mode, TrackingConfig, _requested_mode, log_report, log_run, open_tracker
+from hylo.tracking.wandb import _has_login
 
 ROOT = Path(__file__).parents[1]
 KEY = "0123456789abcdef" * 2 + "01234567"  # well-formed, of no account
@@ -166,7 +166,7 @@ def run_script(script: str, folder: Path, **variables: str) -> subprocess.Comple
     opening = """
         import sys, time
         from pathlib import Path
-        from hylo.tracking import Backend, Mode, TrackingConfig, open_tracker
+        from hylo.tracking.base import Backend, Mode, TrackingConfig, open_tracker
 
         def start(run_id, **config):
             return open_tracker(TrackingConfig(**config), folder=Path("outputs"), group="study", name="lora-seed0",

@@ -14,13 +14,13 @@ from launch import composed
 from trained import SESSION, train_once
 
 from hylo.adapters.model import adapted
-from hylo.config import Config
+from hylo.core.devices import accelerator_for
+from hylo.core.errors import ConfigError, TrainingDiverged
 from hylo.data.base import Split
 from hylo.data.windows import Windows, batches
-from hylo.errors import ConfigError, TrainingDiverged
-from hylo.runtime import accelerator_for
-from hylo.step import accumulate, make_optimizer
-from hylo.trainer import Decay, TrainerConfig, learning_rate_factor
+from hylo.runs.config import Config
+from hylo.training.config import Decay, TrainerConfig, learning_rate_factor
+from hylo.training.step import accumulate, make_optimizer
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from recorded import write_recorded_study
 from trained import train_once
 
-from hylo.adapters.landmark_learnable import spread
-from hylo.curve import Trajectory
-from hylo.errors import RecordError
-from hylo.records import TRAJECTORY, RunRecord, read_study
+from hylo.adapters.landmarks.learnable import spread
+from hylo.core.errors import RecordError
 from hylo.report import summarize, write_report
 from hylo.report.figures import trajectory_figure
-from hylo.tracking import Tracker, log_step
+from hylo.runs.store import TRAJECTORY, RunRecord, read_study
+from hylo.tracking.base import Tracker, log_step
+from hylo.training.logs import Trajectory
 
 BOUNDARIES = "boundaries (tokens)"
 LEARNABLE = ("method=landmark_learnable", "trainer.steps=6", "trainer.learning_rate=0.01")

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hylo.verdicts import Basis, ClaimVerdict, RedFlags, claim_threshold, claim_verdict, component_verdict, success
+from hylo.analysis.verdicts import (
+    Basis,
+    ClaimVerdict,
+    RedFlags,
+    claim_threshold,
+    claim_verdict,
+    component_verdict,
+    success,
+)
 
 numbers = st.floats(-60, 60, allow_nan=False)
 FAIR = Basis(tuned=True, tokens=61_440)

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from launch import composed
 from transformers import PreTrainedModel
 
+from hylo.core.devices import checksum
+from hylo.core.errors import ConfigError
 from hylo.data.base import Split
 from hylo.data.tokens import TokenizedDocument
 from hylo.data.windows import Windows, batches, cut_windows, sample
-from hylo.errors import ConfigError
 from hylo.models.tiny import TinyArchitecture, TinyModelConfig
-from hylo.runtime import checksum
-from hylo.session import Session, weights_checksum
+from hylo.runs.shared import Session, weights_checksum
 
 anything = settings(deadline=None)
 CPU = torch.device("cpu")

@@ -7,11 +7,11 @@ import torch
 from adapters import values
 
 from hylo.adapters.model import adapted
-from hylo.config import Config
+from hylo.core.devices import accelerator_for
 from hylo.data.base import Split
-from hylo.runtime import accelerator_for
-from hylo.session import Session
-from hylo.training import train
+from hylo.runs.config import Config
+from hylo.runs.shared import Session
+from hylo.training.loop import train
 
 SESSION = Session()
 

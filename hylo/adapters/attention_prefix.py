@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hylo.errors import problem
+from hylo.core.errors import problem
 from hylo.models.architecture import attention_modules
 
 Prefix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -22,9 +22,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from hylo.adapters.component import SEPARATOR, Component, ComponentConfig, Host, zeros
-from hylo.errors import problem
+from hylo.core.errors import problem
+from hylo.core.registry import register
 from hylo.models.architecture import default_targets, layer_shape, target_layers
-from hylo.schema import register
 
 
 @register("component", "bias")

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hylo.adapters.positions import Positions
-from hylo.errors import MergeRefused
-from hylo.schema import bounded
+from hylo.core.errors import MergeRefused
+from hylo.core.registry import name_of
+from hylo.core.schema import bounded
 
 SEPARATOR = "/"
 """Stands for the dot of a module path where torch allows no dot (keys of ModuleDict and ParameterDict)."""
@@ -167,8 +168,8 @@ class ComponentConfig(ABC):
 
 
 def component_name(config: ComponentConfig) -> str:
-    """The name of a component in YAML and in saved adapters: that of its file."""
-    return type(config).__module__.rpartition(".")[2]
+    """The name of a component in YAML and in saved adapters."""
+    return name_of("component", type(config))
 
 
 def zeros(tensor: Tensor, generator: torch.Generator) -> None:

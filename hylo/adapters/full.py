@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hylo.adapters.component import SEPARATOR, Component, ComponentConfig, Host
-from hylo.schema import register
+from hylo.core.registry import register
 
 
 @register("component", "full")

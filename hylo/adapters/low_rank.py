@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hylo.adapters.component import SEPARATOR, Component, ComponentConfig, Host, zeros
-from hylo.errors import problem
-from hylo.fused.projection import Projection, Update
+from hylo.core.errors import problem
+from hylo.core.registry import register
+from hylo.core.schema import bounded
+from hylo.kernels.projection import Projection, Update
 from hylo.models.architecture import default_targets, layer_shape, target_layers, weight_OI
-from hylo.schema import bounded, register
 
 
 class Scaling(Enum):

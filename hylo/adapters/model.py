@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 import hylo.adapters
 from hylo.adapters.component import Component, ComponentConfig, Host, component_name
 from hylo.adapters.saved import WEIGHTS, read_settings, read_tensors, write_adapter
-from hylo.errors import ConfigError, MergeRefused, RecordError, problem
-from hylo.fused.forwards import FusedForwards
-from hylo.fused.head import OutputHead, token_losses
-from hylo.schema import bound_problems, import_all
+from hylo.core.errors import ConfigError, MergeRefused, RecordError, problem
+from hylo.core.registry import import_all
+from hylo.core.schema import bound_problems
+from hylo.kernels.forwards import FusedForwards
+from hylo.kernels.head import OutputHead, token_losses
 
 import_all(hylo.adapters)
 

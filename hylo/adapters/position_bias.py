@@ -21,7 +21,8 @@ from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries, 
 from hylo.adapters.component import Component, ComponentConfig, Host, zeros
 from hylo.adapters.low_rank import LowRank, LowRankLayer
 from hylo.adapters.positions import OfThePass
-from hylo.schema import bounded, register
+from hylo.core.registry import register
+from hylo.core.schema import bounded
 
 
 @register("component", "position_bias")

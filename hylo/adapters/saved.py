@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hylo.adapters.component import ComponentConfig, component_name
-from hylo.errors import RecordError
-from hylo.schema import plain, registered
+from hylo.core.errors import RecordError
+from hylo.core.registry import registered
+from hylo.core.schema import plain
 
 WEIGHTS, SETTINGS = "adapter.safetensors", "adapter_config.json"
 

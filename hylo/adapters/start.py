@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hylo.adapters.component import Component
-from hylo.errors import RecordError
+from hylo.core.errors import RecordError
 
 if TYPE_CHECKING:
     from hylo.adapters.model import AdaptedModel  # which imports every module beside it, this one too

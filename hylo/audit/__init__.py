@@ -19,7 +19,7 @@ from hylo.audit.behaviour import cached_decoding, causality, deterministic_evalu
 from hylo.audit.contribution import Contributions
 from hylo.audit.finding import Finding, Status, failed_checks, print_findings
 from hylo.audit.occupancy import bucket_occupancy
-from hylo.audit.probe import Probe
+from hylo.audit.sample import Probe
 from hylo.audit.tensors import (
     backward,
     checksums,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hylo.adapters.component import AtStart
 from hylo.audit.finding import Finding, Status, verdict
-from hylo.audit.probe import ROUNDING, Probe, distance
+from hylo.audit.sample import ROUNDING, Probe, distance
 
 START_KL = {AtStart.same: 1e-6, AtStart.near: 1e-3}
 """Largest mean KL to the base model at step 0, in nats a token, by what the components declare."""

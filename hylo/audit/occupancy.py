@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from hylo.audit.finding import Finding, Status, verdict
-from hylo.audit.probe import Probe
+from hylo.audit.sample import Probe
 
 SHARPNESS = 4.0
 """Most buckets that a position may read at once, on average, as the exponential of the entropy of its weights."""

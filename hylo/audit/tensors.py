@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 
 from hylo.audit.finding import Finding, Status, verdict
-from hylo.audit.probe import Probe
-from hylo.runtime import checksum
+from hylo.audit.sample import Probe
+from hylo.core.devices import checksum
 
 
 def dead_tensors(probe: Probe) -> Finding:

@@ -7,8 +7,8 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from hylo.errors import problem
-from hylo.schema import bounded
+from hylo.core.errors import problem
+from hylo.core.schema import bounded
 
 
 class Split(Enum):

@@ -10,10 +10,10 @@ from itertools import chain
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from hylo.core.errors import ConfigError, problem
 from hylo.data.base import DataConfig, Document
 from hylo.data.tokens import tokenize
 from hylo.data.windows import Windows
-from hylo.errors import ConfigError, problem
 
 
 def split_lines(text: str) -> list[str]:

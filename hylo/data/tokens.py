@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
-from hylo.cache import cached_folder, text_hash
+from hylo.core.cache import cached_folder, text_hash
 from hylo.data.base import Document
 
 _FORMAT = "2"

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from hylo.core.errors import ConfigError, problem
 from hylo.data.tokens import TokenizedDocument
-from hylo.errors import ConfigError, problem
 
 IGNORED = -100
 """Label of a token that is no target of the loss; the value that `torch.nn.functional.cross_entropy` leaves out."""

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import __version__ as transformers_version
 from transformers.utils.logging import disable_progress_bar
 
-from hylo.cache import file_hash, text_hash
-from hylo.errors import MissingDependency
+from hylo.core.cache import file_hash, text_hash
+from hylo.core.errors import MissingDependency
 
 disable_progress_bar()  # transformers' bars for loading a second's worth of weights only clutter a run's log
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from omegaconf import MISSING
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hylo.errors import MissingDependency
+from hylo.core.errors import MissingDependency
+from hylo.core.registry import register
 from hylo.models.base import ModelConfig, folder_identity, folder_tokenizer, load_folder, skeleton_from_folder
-from hylo.schema import register
 
 
 @register("model", "folder")

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
 
-from hylo.cache import cached_folder, file_hash
-from hylo.errors import ConfigError, problem
+from hylo.core.cache import cached_folder, file_hash
+from hylo.core.errors import ConfigError, problem
+from hylo.core.registry import register
+from hylo.core.wheels import wheel_files
 from hylo.models.base import ModelConfig, folder_tokenizer, load_folder, skeleton_from_folder
-from hylo.schema import register
-from hylo.wheels import wheel_files
 
 
 @register("model", "gguf_wheel")

@@ -8,9 +8,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from omegaconf import MISSING
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hylo.errors import MissingDependency
+from hylo.core.errors import MissingDependency
+from hylo.core.registry import register
 from hylo.models.base import ModelConfig, folder_tokenizer, load_folder, skeleton_from_folder
-from hylo.schema import register
 
 _DESCRIPTION = ["*.json", "*.txt", "*.model"]
 _WEIGHTS = ["*.safetensors"]

@@ -20,9 +20,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hylo.cache import text_hash
+from hylo.core.cache import text_hash
+from hylo.core.registry import register
+from hylo.core.schema import bounded
 from hylo.models.base import ModelConfig, skeleton_from_config
-from hylo.schema import bounded, register
 
 END_OF_TEXT = "<|endoftext|>"
 

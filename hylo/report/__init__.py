@@ -4,11 +4,11 @@ outputs/<group>/summary.csv       one row a cell and reference (see `summarize`)
 outputs/<group>/summary.md        the same with captions, figures and the runs that failed
 outputs/<group>/summary.tex       the same tables for a paper
 outputs/<group>/report.html       everything on one page: sorting, exact values, figures; opens without a network
-outputs/<group>/claims.csv, contrasts.csv, ...      what the study decides (hylo/report/decisions.py), where it names it
+outputs/<group>/claims.csv, contrasts.csv, ...      what the study decides, where it names claims and contrasts
 outputs/<group>/figures/          each as PNG and as SVG, which shows values on pointing
 
 Rebuilt on one machine, every file has the same bytes. Another processor may round the tenth digit of a number, its last
-one (hylo/report/numbers.py), to the other side.
+one (hylo/report/tables/numbers.py), to the other side.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from hylo.records import StudyRecord, read_study
-from hylo.report.decisions import Decision, decisions, for_readers
+from hylo.analysis.summary import COLUMNS, incomplete, summarize
 from hylo.report.figures import loss_figure, study_figures
-from hylo.report.files import csv, save, write
-from hylo.report.html import page
-from hylo.report.render import markdown_section, print_tables
-from hylo.report.sections import figure_block, lead, sections, summary_markdown, summary_tex
-from hylo.report.summary import COLUMNS, incomplete, summarize
-from hylo.report.summary_tables import summary_tables
-from hylo.report.words import claims_in_words, claims_overview, components_in_words
+from hylo.report.render.console import markdown_section, print_tables
+from hylo.report.render.files import csv, save, write
+from hylo.report.render.html import page
+from hylo.report.render.sections import figure_block, lead, sections, summary_markdown, summary_tex
+from hylo.report.tables.decisions import Decision, decisions, for_readers
+from hylo.report.tables.summary_tables import summary_tables
+from hylo.report.tables.words import claims_in_words, claims_overview, components_in_words
+from hylo.runs.store import StudyRecord, read_study
 
 __all__ = [
     "COLUMNS",

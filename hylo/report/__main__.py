@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from hylo.errors import HyloError
-from hylo.records import STUDY
+from hylo.core.errors import HyloError
 from hylo.report import print_report, write_report
+from hylo.runs.store import STUDY
 
 OUTPUTS = Path("outputs")
 

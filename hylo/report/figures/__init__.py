@@ -1,7 +1,8 @@
 """The figures of a study, one file a family. They are functions of records or of tables; none reads a file.
 
 `study_figures` draws all that a study has something for. No pyplot, the same bytes for
-the same input, and every mark shows its value on pointing where the figure is saved as SVG (`hylo.report.files.save`).
+the same input, and every mark shows its value on pointing where the figure is saved as SVG
+(`hylo.report.render.files.save`).
 """
 
 from hylo.report.figures.attribution import attribution_figure

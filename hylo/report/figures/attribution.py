@@ -19,8 +19,8 @@ from hylo.report.figures.marks import (
     rows,
     with_seeds,
 )
-from hylo.report.numbers import MISSING
-from hylo.report.style import COLOURS, GRID, MARKERS, fold, framed, legend, legend_columns
+from hylo.report.figures.style import COLOURS, GRID, MARKERS, fold, framed, legend, legend_columns
+from hylo.report.tables.numbers import MISSING
 
 COLUMNS = ["component", "way", "effect", "low", "high", "seeds"]
 

@@ -20,9 +20,9 @@ from hylo.report.figures.marks import (
     rows,
     with_seeds,
 )
-from hylo.report.hover import hover
-from hylo.report.numbers import MISSING, number
-from hylo.report.style import COLOURS, MARKERS, SMALL, fold, framed, legend, legend_columns, text_size
+from hylo.report.figures.style import COLOURS, MARKERS, SMALL, fold, framed, legend, legend_columns, text_size
+from hylo.report.render.hover import hover
+from hylo.report.tables.numbers import MISSING, number
 
 COLUMNS = [
     "cell", "reference", "component", "measure", "effect", "low", "high", "seeds", "p_holm", "detectable", "published",

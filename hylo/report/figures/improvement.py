@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hylo.records import StudyRecord
-from hylo.report.caption import caption
 from hylo.report.figures.marks import ends, row_axis, rows
-from hylo.report.hover import hover
-from hylo.report.numbers import MISSING, interval
-from hylo.report.style import COLOURS, GRID, fold, framed
-from hylo.report.summary_tables import split_by_reference
+from hylo.report.figures.style import COLOURS, GRID, fold, framed
+from hylo.report.render.hover import hover
+from hylo.report.tables.caption import caption
+from hylo.report.tables.numbers import MISSING, interval
+from hylo.report.tables.summary_tables import split_by_reference
+from hylo.runs.store import StudyRecord
 
 
 def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hylo.report.style import LINE, SMALL, text_size
+from hylo.report.figures.style import LINE, SMALL, text_size
 
 _FAR = 0.15  # inches: a name further from its point has a thin line back to it
 _DISTANCES = np.arange(0.08, 2.4, 0.06)  # inches, the nearest first

@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from hylo.records import StudyRecord
+from hylo.analysis.rates import choices, mean_ppl
 from hylo.report.figures.marks import perplexity_axis
 from hylo.report.figures.multiples import grid, label_outer, panels
-from hylo.report.hover import hover
-from hylo.report.numbers import number
-from hylo.report.rates import choices, mean_ppl
-from hylo.report.style import COLOURS, FAINT, SMALL, framed
+from hylo.report.figures.style import COLOURS, FAINT, SMALL, framed
+from hylo.report.render.hover import hover
+from hylo.report.tables.numbers import number
+from hylo.runs.store import StudyRecord
 
 ABOVE_BEST = 1.15
 """The upright axis ends at most at so many times the best perplexity; what is worse stands at its upper edge."""

@@ -6,11 +6,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hylo.records import StudyRecord
+from hylo.analysis.pairs import complete_runs
 from hylo.report.figures.multiples import TOGETHER, grid, label_outer, panels, same_scale
-from hylo.report.hover import hover
-from hylo.report.pairs import complete_runs
-from hylo.report.style import FAINT, GRID, cell_style, framed, legend, legend_columns
+from hylo.report.figures.style import FAINT, GRID, cell_style, framed, legend, legend_columns
+from hylo.report.render.hover import hover
+from hylo.runs.store import StudyRecord
 
 
 def loss_figure(study: StudyRecord, *, smoothing: int = 1) -> Figure:

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
-from hylo.report.hover import hover
-from hylo.report.numbers import number
-from hylo.report.style import FAINT, GRID, LINE, SMALL, text_size
+from hylo.report.figures.style import FAINT, GRID, LINE, SMALL, text_size
+from hylo.report.render.hover import hover
+from hylo.report.tables.numbers import number
 
 GUIDES = {2: "drop below 2 %", 5: "core above 5 %"}
 """Limits of the verdicts on components, in percent of perplexity, drawn as light lines on both sides of 0."""

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure, SubFigure
 
-from hylo.report.style import GRID, LINE, SMALL, fold, text_size
+from hylo.report.figures.style import GRID, LINE, SMALL, fold, text_size
 
 TOGETHER = 6
 """Cells whose lines and intervals are told apart in one panel."""

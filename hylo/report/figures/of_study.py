@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hylo.records import StudyRecord
-from hylo.report.caption import caption
-from hylo.report.contrasts import attribution_table, claim_table, contrast_table
+from hylo.analysis.contrasts import attribution_table, claim_table, contrast_table
+from hylo.analysis.retrieval import retrieval_table
 from hylo.report.figures.attribution import attribution_figure
 from hylo.report.figures.forest import forest_figure
 from hylo.report.figures.heatmap import retrieval_heatmap
@@ -19,7 +18,8 @@ from hylo.report.figures.pareto import pareto_figure, pareto_front
 from hylo.report.figures.positions import position_figure
 from hylo.report.figures.retrieval import retrieval_figure
 from hylo.report.figures.trajectories import trajectory_figure
-from hylo.report.retrieval import retrieval_table
+from hylo.report.tables.caption import caption
+from hylo.runs.store import StudyRecord
 
 FEWEST_ON_A_FRONT = 3
 """Trained cells from which quality against parameters is worth a figure."""

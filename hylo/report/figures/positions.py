@@ -8,14 +8,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from hylo.records import StudyRecord
-from hylo.report.caption import caption
+from hylo.analysis.pairs import complete_runs
+from hylo.analysis.positions import COLUMNS, ppl_by_bin
 from hylo.report.figures.marks import checked, curve, perplexity_axis, with_seeds
 from hylo.report.figures.multiples import TOGETHER, grid, label_outer, panels, same_scale
-from hylo.report.numbers import interval
-from hylo.report.pairs import complete_runs
-from hylo.report.positions import COLUMNS, ppl_by_bin
-from hylo.report.style import FAINT, GRID, SMALL, cell_style, framed, legend, legend_columns
+from hylo.report.figures.style import FAINT, GRID, SMALL, cell_style, framed, legend, legend_columns
+from hylo.report.tables.caption import caption
+from hylo.report.tables.numbers import interval
+from hylo.runs.store import StudyRecord
 
 BINS = 10
 _IMPROVEMENT = "improvement_pct"
@@ -36,7 +36,7 @@ def ppl_by_position_figure(
 
     Args:
         title, lines: above the figure, and what its caption says besides what is drawn.
-        bins: columns as of `hylo.report.positions.ppl_by_bin`; intervals are drawn as bands.
+        bins: columns as of `hylo.analysis.positions.ppl_by_bin`; intervals are drawn as bands.
         edges: [bins + 1] of the bins, in `unit`. The middle third of what they span is shaded.
         unit: of positions, for example tokens.
         untuned: name of the cell that has a perplexity and no improvement.

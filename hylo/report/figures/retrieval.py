@@ -11,8 +11,8 @@ from matplotlib.ticker import FixedLocator
 
 from hylo.report.figures.marks import checked, curve, with_seeds
 from hylo.report.figures.multiples import TOGETHER, grid, label_outer, panels, same_scale
-from hylo.report.numbers import interval
-from hylo.report.style import GRID, cell_style, framed, legend, legend_columns
+from hylo.report.figures.style import GRID, cell_style, framed, legend, legend_columns
+from hylo.report.tables.numbers import interval
 
 COLUMNS = [
     "cell", "facts", "depth", "place", "accuracy", "accuracy_low", "accuracy_high", "logprob", "logprob_low",

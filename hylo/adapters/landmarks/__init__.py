@@ -1,0 +1,1 @@
+"""Landmark designs: one file each."""

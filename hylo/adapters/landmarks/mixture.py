@@ -1,0 +1,86 @@
+"""What the position-adaptive landmark designs share: a mixture of learned vectors added after the final norm.
+
+    out = h + a (w L)        w = softmax(position_logits + C h)
+
+L [K, d] ~ N(0, 0.02^2), C [K, d] and P [N, K] start at zero (w is uniform at step 0) and the scalar a at 0.1, so the
+output at step 0 lies within a few thousandths of h: close to the base model, not equal to it.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from hylo.adapters.component import AtStart, Component, ComponentConfig, Host, component_name, constant, normal, zeros
+from hylo.core.errors import problem
+from hylo.core.schema import bounded
+from hylo.models.architecture import final_norm, hidden_size
+
+
+@dataclass(kw_only=True, slots=True)
+class MixtureConfig(ComponentConfig):
+    """Sizes of the mixture."""
+
+    at_start: ClassVar[AtStart] = AtStart.near
+
+    num_landmarks: int = bounded(8, ge=1)
+    """K, the number of learned vectors."""
+    num_buckets: int = bounded(32, ge=2)
+    """N, the number of position buckets."""
+    max_position: int | None = bounded(None, ge=2)
+    """P_max in tokens, the end of the buckets; None: the run's context length."""
+
+    def mixture_problems(self, key: str, host: Host) -> Iterator[str]:
+        """A model without a final norm has no place for the mixture."""
+        try:
+            final_norm(host.model)
+        except ValueError as error:
+            yield problem(key, component_name(self), f"a model with a final norm; {error}", f"{key}=null")
+
+    def mixture_parameter_count(self, host: Host) -> int:
+        """K d for L, K d for C, N K for P, one for a."""
+        return 2 * self.num_landmarks * hidden_size(host.model) + self.num_buckets * self.num_landmarks + 1
+
+
+class MixtureLandmark(Component):
+    """Learned vectors mixed into the last hidden state by position and content.
+
+    Shapes: B batch, T tokens, D hidden size, K landmarks, N buckets.
+    """
+
+    def __init__(self, config: MixtureConfig, host: Host) -> None:
+        super().__init__()
+        width, K, N = hidden_size(host.model), config.num_landmarks, config.num_buckets
+        self.L = host.parameter("landmark.L", (K, width), normal(0.02))
+        self.C = host.parameter("landmark.C", (K, width), zeros)
+        self.P = host.parameter("landmark.P", (N, K), zeros)
+        self.a = host.parameter("landmark.a", (), constant(0.1))
+        self.positions = host.positions
+        self.max_position = config.max_position or host.context_length
+        self._hook: RemovableHandle | None = None
+
+    @abstractmethod
+    def position_logits(self) -> Tensor:
+        """The share of position in the mixture's logits for the pass under way: [B, T, K] or [1, T, K]."""
+
+    def forward(self, h_BTD: Tensor) -> Tensor:
+        w_BTK = F.softmax(self.position_logits() + F.linear(h_BTD, self.C).float(), dim=-1)
+        return h_BTD + (w_BTK @ (self.a * self.L)).to(h_BTD.dtype)
+
+    def merge_refusal(self) -> str:
+        return "what it adds depends on the token's position and text, and a weight does not"
+
+    def attach(self, model: PreTrainedModel) -> None:
+        self._hook = final_norm(model).register_forward_hook(self._after_norm)
+
+    def _after_norm(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return self(output)
+
+    def detach(self, model: PreTrainedModel) -> None:
+        assert self._hook is not None, "detach follows attach"
+        self._hook.remove()

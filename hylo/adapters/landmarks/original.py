@@ -1,0 +1,164 @@
+"""Original landmarks: the mixture depends on what the text has been about so far.
+
+    out = h + a (w L)        w = softmax(G pool(h))
+
+L [K, d] ~ N(0, 0.02^2), G [K, d] starts at zero (w is uniform at step 0) and the scalar a at 0.1, so the output at
+step 0 lies within a few thousandths of h. pool is the mean of h over the text's real tokens: up to and including the
+token itself (`causal`), or over all positions of the pass (`sequence`), as published, which lets every token see the
+later ones. Padding never counts. Own design after the published HyLoRADA.
+
+Decoding goes on from the tokens of earlier passes, whose running sums ride in the cache as one more layer. So whatever
+happens to the cache (copied, cropped, reordered for beam search, reset) happens to them, too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from hylo.adapters.component import AtStart, Component, ComponentConfig, Host, constant, normal, zeros
+from hylo.core.errors import problem
+from hylo.core.registry import register
+from hylo.core.schema import bounded
+from hylo.models.architecture import final_norm, hidden_size
+
+
+class Pooling(Enum):
+    """Which tokens are averaged. Member names are what users type."""
+
+    causal = "the token and those before it"
+    sequence = "all tokens of the pass and those before it: leaks"
+
+
+@register("component", "landmark_original")
+@dataclass(kw_only=True, slots=True)
+class OriginalConfig(ComponentConfig):
+    """Landmarks chosen by a mean of hidden states."""
+
+    at_start: ClassVar[AtStart] = AtStart.near
+
+    num_landmarks: int = bounded(4, ge=1)
+    """K, the number of learned vectors."""
+    pooling: Pooling = Pooling.causal
+    """causal, or sequence as published, which leaks later tokens."""
+
+    @property
+    def breaks(self) -> frozenset[str]:
+        leaks = self.pooling is Pooling.sequence
+        return frozenset({"causality", "cached_decoding"} if leaks else ())
+
+    def problems(self, key: str, host: Host) -> Iterator[str]:
+        try:
+            final_norm(host.model)
+        except ValueError as error:
+            yield problem(key, "landmark_original", f"a model with a final norm; {error}", f"{key}=null")
+
+    def build(self, host: Host) -> "OriginalLandmark":
+        return OriginalLandmark(self, host)
+
+    def parameter_count(self, host: Host) -> int:
+        return 2 * self.num_landmarks * hidden_size(host.model) + 1
+
+
+class RunningSums(DynamicLayer):
+    """A layer of a cache that holds, for every token, the sum of the hidden states up to it and their number."""
+
+    is_compileable = True  # leaves the answer to the other layers: without it, caches of fixed size lose their mask
+
+
+class OriginalLandmark(Component):
+    """Learned vectors mixed into the last hidden state by the mean of the hidden states.
+
+    Shapes: B batch, T tokens, D hidden size, K landmarks, S = D + 1 sums (the last one counts the tokens).
+    """
+
+    def __init__(self, config: OriginalConfig, host: Host) -> None:
+        super().__init__()
+        shape = (config.num_landmarks, hidden_size(host.model))
+        self.L = host.parameter("landmark.L", shape, normal(0.02))
+        self.G = host.parameter("landmark.G", shape, zeros)
+        self.a = host.parameter("landmark.a", (), constant(0.1))
+        self.pooling = config.pooling
+        self._positions = host.positions
+        self._sums_BTS: Tensor | None = None
+        self._hooks: list[RemovableHandle] = []
+
+    def forward(self, h_BTD: Tensor) -> Tensor:
+        w_BTK = F.softmax(F.linear(self.pool(h_BTD), self.G), dim=-1)
+        return h_BTD + (w_BTK @ (self.a * self.L)).to(h_BTD.dtype)
+
+    def pool(self, h_BTD: Tensor) -> Tensor:
+        """The mean of the hidden states of real tokens: [B, T, D], or [B, 1, D] over the sequence."""
+        counted_BTS = F.pad(h_BTD.float(), (0, 1), value=1.0)
+        if self._positions.real is not None:
+            counted_BTS = counted_BTS.masked_fill(~self._positions.real.unsqueeze(-1), 0.0)
+        sums_BTS = counted_BTS.cumsum(dim=1)
+        if (before_B1S := _last_sums(self._positions.cache, h_BTD.shape[1])) is not None:
+            sums_BTS = sums_BTS + before_B1S
+        self._sums_BTS = sums_BTS
+        pooled = sums_BTS if self.pooling is Pooling.causal else sums_BTS[:, -1:]
+        return pooled[..., :-1] / pooled[..., -1:].clamp(min=1)
+
+    def merge_refusal(self) -> str:
+        return "what it adds depends on the text so far, and a weight does not"
+
+    def attach(self, model: PreTrainedModel) -> None:
+        def after_norm(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return self(output)
+
+        def after_pass(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            cache = self._positions.cache
+            if cache is None:  # the model may have made one
+                cache = next((part for part in _parts(output) if isinstance(part, Cache)), None)
+            if cache is not None and self._sums_BTS is not None:
+                _append_sums(cache, self._sums_BTS)
+            self._sums_BTS = None
+
+        self._hooks = [final_norm(model).register_forward_hook(after_norm), model.register_forward_hook(after_pass)]
+
+    def detach(self, model: PreTrainedModel) -> None:
+        assert self._hooks, "detach follows attach"
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _parts(output: Any) -> tuple[Any, ...]:
+    return output if isinstance(output, tuple) else tuple(output.values())
+
+
+def _sums_layer(cache: Cache) -> RunningSums | None:
+    return next((layer for layer in cache.layers if isinstance(layer, RunningSums)), None)
+
+
+def _last_sums(cache: Cache | None, time: int) -> Tensor | None:
+    """The sums up to the last token of earlier passes, [B, 1, S]; None where this pass is the first.
+
+    The cache already holds the keys and values of this pass's `time` tokens.
+    """
+    if cache is None:
+        return None
+    layer = _sums_layer(cache)
+    known, seen = layer.get_seq_length() if layer else 0, int(cache.get_seq_length()) - time
+    if known != seen:
+        raise ValueError(
+            f"the cache holds {seen} tokens of earlier passes and running sums of {known}: it was filled without these "
+            f"landmarks; start from an empty cache"
+        )
+    if layer is None or layer.keys is None:
+        return None
+    return layer.keys[:, 0, -1:]
+
+
+def _append_sums(cache: Cache, sums_BTS: Tensor) -> None:
+    layer = _sums_layer(cache)
+    if layer is None:
+        layer = RunningSums()
+        cache.layers.append(layer)
+    as_head = sums_BTS.unsqueeze(1)  # a cache layer is [batch, heads, tokens, width]
+    layer.update(as_head, as_head[..., :0])

@@ -1,0 +1,134 @@
+"""Per-layer landmarks: each layer's FFN output attends to learned vectors of its own.
+
+    out = h + a (w L)        w = softmax(h L^T / sqrt(d))
+
+h: the FFN's output before the residual is added. Each layer has its L [K, d] ~ N(0, 0.02^2) and its scalar a, which
+starts at 0.05, so that an entry of h moves by about 0.0005 at step 0: close to the base model, not equal to it. With
+`share=layers` all layers have one L and each keeps its own a: K d + layers parameters instead of layers (K d + 1).
+Every token chooses by itself (`token`); `sequence` chooses by the mean over the real tokens of the pass, as published,
+which lets every token see the later ones. Own design after the published HyLoRADA, which hooked parts of the FFN as
+well.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from hylo.adapters.component import AtStart, Component, ComponentConfig, Host, constant, normal
+from hylo.core.errors import problem
+from hylo.core.registry import register
+from hylo.core.schema import bounded
+from hylo.models.architecture import decoder_layers, ffn_modules, hidden_size
+
+
+class Choice(Enum):
+    """What chooses among the landmarks. Member names are what users type."""
+
+    token = "the token itself"
+    sequence = "the mean over all tokens of the pass: leaks"
+
+
+class Share(Enum):
+    """What of the landmarks layers have in common. Member names are what users type."""
+
+    none = "nothing: each layer has its own vectors"
+    layers = "the vectors; each layer has its own scalar"
+
+
+@register("component", "landmark_per_layer")
+@dataclass(kw_only=True, slots=True)
+class PerLayerConfig(ComponentConfig):
+    """Landmarks at every FFN."""
+
+    at_start: ClassVar[AtStart] = AtStart.near
+
+    num_landmarks: int = bounded(4, ge=1)
+    """K, the number of learned vectors of a layer."""
+    pooling: Choice = Choice.token
+    """token, or sequence as published, which leaks later tokens."""
+    share: Share = Share.none
+    """none, or layers: one L for all layers. The scalar a is always a layer's own."""
+
+    @property
+    def breaks(self) -> frozenset[str]:
+        return frozenset({"causality", "cached_decoding"} if self.pooling is Choice.sequence else ())
+
+    def problems(self, key: str, host: Host) -> Iterator[str]:
+        try:
+            ffn_modules(host.model)
+        except ValueError as error:
+            yield problem(key, "landmark_per_layer", f"a model with an FFN in every layer; {error}", f"{key}=null")
+
+    def build(self, host: Host) -> "PerLayerLandmark":
+        return PerLayerLandmark(self, host)
+
+    def parameter_count(self, host: Host) -> int:
+        layers = len(decoder_layers(host.model))
+        return (1 if self.share is Share.layers else layers) * self.num_landmarks * hidden_size(host.model) + layers
+
+
+class LayerLandmarks(nn.Module):
+    """One layer's vectors, or those of all layers. Shapes: B batch, T tokens, D hidden size, K landmarks."""
+
+    def __init__(self, config: PerLayerConfig, host: Host, index: int, shared: nn.Parameter | None) -> None:
+        super().__init__()
+        self.L = _vectors(config, host, f"landmark.layers.{index}.L") if shared is None else shared
+        self.a = host.parameter(f"landmark.layers.{index}.a", (), constant(0.05))
+        self.pooling = config.pooling
+        self._positions = host.positions
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h [B, T, D], or [B T, D] where the architecture joins a batch for its FFN."""
+        chooses = h.float() if self.pooling is Choice.token else self.mean(h.float())
+        w = F.softmax(F.linear(chooses, self.L) / math.sqrt(self.L.shape[-1]), dim=-1)
+        return h + (w @ (self.a * self.L)).to(h.dtype)
+
+    def mean(self, h: Tensor) -> Tensor:
+        """The mean over the real tokens of a text, for each of its tokens, in the shape of h."""
+        h_BTD = h.reshape(-1, self._positions.current.shape[-1], h.shape[-1])
+        real = self._positions.real
+        counts_BT1 = h_BTD.new_ones(h_BTD.shape[:2]).unsqueeze(-1) if real is None else real.unsqueeze(-1).to(h.dtype)
+        mean_B1D = (h_BTD * counts_BT1).sum(1, keepdim=True) / counts_BT1.sum(1, keepdim=True).clamp(min=1)
+        return mean_B1D.expand_as(h_BTD).reshape(h.shape)
+
+
+class PerLayerLandmark(Component):
+    """The landmarks of all layers."""
+
+    def __init__(self, config: PerLayerConfig, host: Host) -> None:
+        super().__init__()
+        count = len(decoder_layers(host.model))
+        # Set before the layers: of a shared tensor's names the first one counts.
+        self.L = _vectors(config, host, "landmark.L") if config.share is Share.layers else None
+        self.layers = nn.ModuleList(LayerLandmarks(config, host, index, self.L) for index in range(count))
+        self._hooks: list[RemovableHandle] = []
+
+    def merge_refusal(self) -> str:
+        return "what it adds depends on the text, and a weight does not"
+
+    def attach(self, model: PreTrainedModel) -> None:
+        for landmarks, ffn in zip(self.layers, ffn_modules(model), strict=True):
+
+            def after_ffn(module: nn.Module, args: object, output: Any, landmarks: nn.Module = landmarks) -> Any:
+                if isinstance(output, tuple):  # mixtures of experts return their router's scores as well
+                    return landmarks(output[0]), *output[1:]
+                return landmarks(output)
+
+            self._hooks.append(ffn.register_forward_hook(after_ffn))
+
+    def detach(self, model: PreTrainedModel) -> None:
+        assert self._hooks, "detach follows attach"
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _vectors(config: PerLayerConfig, host: Host, name: str) -> nn.Parameter:
+    """L, [K, D]."""
+    return host.parameter(name, (config.num_landmarks, hidden_size(host.model)), normal(0.02))

@@ -1,0 +1,57 @@
+"""Position-adaptive landmarks: the mixture depends on a fixed bucket of the position.
+
+    out = h + a (w L)        w = softmax(P[bucket(p)] + C h)
+
+See `landmark_mixture` for the symbols and what they start as, `buckets` for bucket(p). Own design after the published
+HyLoRADA, whose buckets were linear over 32,768 positions (`bucketing: uniform`, `max_position: 32768`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries, one_hot_buckets
+from hylo.adapters.component import Host
+from hylo.adapters.landmarks.mixture import MixtureConfig, MixtureLandmark
+from hylo.core.registry import register
+
+
+@register("component", "landmark_position_adaptive")
+@dataclass(kw_only=True, slots=True)
+class PositionAdaptiveConfig(MixtureConfig):
+    """Landmarks with fixed position buckets."""
+
+    bucketing: Bucketing = Bucketing.logarithmic
+    """logarithmic, or uniform as published."""
+
+    @property
+    def breaks(self) -> frozenset[str]:
+        return frozenset({"bucket_occupancy"} if self.bucketing is Bucketing.uniform and self.max_position else ())
+
+    def problems(self, key: str, host: Host) -> Iterator[str]:
+        yield from self.mixture_problems(key, host)
+
+    def build(self, host: Host) -> "PositionAdaptiveLandmark":
+        return PositionAdaptiveLandmark(self, host)
+
+    def parameter_count(self, host: Host) -> int:
+        return self.mixture_parameter_count(host)
+
+
+class PositionAdaptiveLandmark(MixtureLandmark):
+    """Landmarks whose position logits are a row of P."""
+
+    boundaries: Tensor
+
+    def __init__(self, config: PositionAdaptiveConfig, host: Host) -> None:
+        super().__init__(config, host)
+        boundaries = bucket_boundaries(config.bucketing, config.num_buckets, self.max_position)
+        self.register_buffer("boundaries", boundaries.to(self.P.device), persistent=False)
+
+    def position_logits(self) -> Tensor:
+        return F.embedding(assign_buckets(self.positions.current, self.boundaries), self.P)
+
+    def bucket_weights(self, positions: Tensor) -> Tensor:
+        return one_hot_buckets(positions, self.boundaries)

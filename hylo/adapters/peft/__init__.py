@@ -1,0 +1,1 @@
+"""Any method of the peft library as a component."""

@@ -1,0 +1,280 @@
+"""Layers of the `peft` library in a base model, and out of it again.
+
+The library replaces modules of the model it is given. Here it does so once, the replaced modules are put back at once,
+and a component swaps the two sets when it attaches and detaches: the base model is the same object before and after,
+with the same modules and weights. What the library would change in another way is refused.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hylo.adapters.component import SEPARATOR
+from hylo.adapters.peft.library import (
+    OLORA,
+    START_KEY,
+    has_transposed_layers,
+    make_config,
+    rates_of,
+    takes_from_inputs,
+    takes_from_weights,
+    tuner_class,
+)
+from hylo.adapters.peft.start import TakenPart, check_ranks, copied_layers, start_of
+from hylo.adapters.start import KeepsStart
+
+ADAPTER = "default"
+"""The library's name for an adapter; no part of a saved tensor's name."""
+LIBRARY_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError, AssertionError)
+"""What the library raises for settings that it cannot use on a model."""
+
+
+@dataclass
+class Layers:
+    """What the library made for a model."""
+
+    replaced: dict[str, nn.Module]
+    """The new modules by the path of those that they stand for."""
+    shared: dict[str, nn.Module]
+    """Tensors that layers share, such as VeRA's projections, by the library's name."""
+    taken: dict[str, TakenPart] = field(default_factory=dict)
+    """By path, what the weights of the new modules lack because A and B start with it."""
+
+
+def make_layers(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel) -> Layers:
+    """The library's layers for a model, which is left as it was.
+
+    A type that does not know GPT-2's transposed Conv1D is given linear layers on the same weights instead. A start that
+    changes weights is given copies.
+
+    Raises:
+        ValueError, TypeError, ...: the library cannot use the settings on this model, or would change more of it than
+            layers (LIBRARY_ERRORS).
+    """
+    if not takes_from_weights(peft_type, kwargs):
+        layers = _make(peft_type, kwargs, model)
+        if takes_from_inputs(peft_type, kwargs):
+            check_ranks(layers.replaced, ADAPTER, model)
+        return layers
+    if model.device.type == "meta":  # nothing to decompose: the layers alone, as from any other start
+        layers = _make(peft_type, {name: value for name, value in kwargs.items() if name != START_KEY}, model)
+        check_ranks(layers.replaced, ADAPTER, model)
+        return layers
+    with copied_layers(model):
+        layers = _make(peft_type, kwargs, model)
+    check_ranks(layers.replaced, ADAPTER, model)
+    for path, layer in layers.replaced.items():
+        layers.taken[path] = TakenPart(layer, ADAPTER, model.get_submodule(path))
+    return layers
+
+
+def _make(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel) -> Layers:
+    transposed = has_transposed_layers(model)
+    if transposed and kwargs.get(START_KEY) == OLORA:  # the library decomposes a Conv1D's W as it is stored
+        with _linear_views(model):
+            return _inject(peft_type, kwargs, model, transposed=False)
+    try:
+        return _inject(peft_type, kwargs, model, transposed=transposed)
+    except LIBRARY_ERRORS:
+        if not transposed:
+            raise
+        try:
+            with _linear_views(model):
+                return _inject(peft_type, kwargs, model, transposed=False)
+        except LIBRARY_ERRORS as error:
+            if needs_weights(error):
+                raise
+        raise
+
+
+def outline(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model on the meta device: everything but the numbers."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, memo | {id(buffer): buffer.to("meta") for buffer in model.buffers()})
+
+
+def needs_weights(error: Exception) -> bool:
+    """Whether an error says no more than that an outline has no numbers: some types start from the weights."""
+    return isinstance(error, NotImplementedError) and "meta" in str(error)
+
+
+def _inject(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel, *, transposed: bool) -> Layers:
+    config = make_config(peft_type, kwargs, model, transposed=transposed)
+    own = {id(parameter) for parameter in model.parameters()}
+    modules = list(model.modules())
+    hooks = _hooks(modules)
+    with _restored(model) as replaced, warnings.catch_warnings():
+        # peft 0.21.2 reads a property that transformers 5.23.0 calls deprecated (November 2026).
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        tuner = tuner_class(peft_type)(model, config, ADAPTER)
+        trained = [name for name, p in model.named_parameters() if p.requires_grad and id(p) in own]
+        hooked = _hooks(modules) != hooks
+    shared = {name: child for name, child in tuner.named_children() if name != "model"}
+    layers = Layers(replaced, shared)
+    for module in nn.ModuleList([*shared.values(), *replaced.values()]).modules():
+        _freeze_what_is_not_trained(module)
+    if trained:
+        raise ValueError(f"it would train the base model's own {trained[0]}")
+    if hooked:
+        raise ValueError("it would put hooks into the base model")
+    if not replaced:
+        raise ValueError("it finds no layer to adapt in this model")
+    return layers
+
+
+@contextmanager
+def _restored(model: PreTrainedModel) -> Iterator[dict[str, nn.Module]]:
+    """Takes out of the model, at the end of the block, all modules that came into it, and yields them by path."""
+    before = dict(model.named_modules(remove_duplicate=False))
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    replaced: dict[str, nn.Module] = {}
+    try:
+        yield replaced
+    finally:
+        for path, module in before.items():
+            if path and (now := model.get_submodule(path)) is not module:
+                replaced[path] = now
+                model.set_submodule(path, module)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        vars(model).pop("peft_config", None)
+
+
+@contextmanager
+def _linear_views(model: PreTrainedModel) -> Iterator[None]:
+    """Linear layers on the same weights stand in for every Conv1D in the block."""
+    transposed = {path: module for path, module in model.named_modules() if isinstance(module, Conv1D)}
+    for path, module in transposed.items():
+        model.set_submodule(path, LinearView(module))
+    try:
+        yield
+    finally:
+        for path, module in transposed.items():
+            model.set_submodule(path, module)
+
+
+def _hooks(modules: list[nn.Module]) -> int:
+    """Number of hooks of the modules together."""
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+
+
+def _freeze_what_is_not_trained(module: nn.Module) -> None:
+    """Moving a layer to a device makes some of the library's constants (AdaLoRA's `ranknum`) trainable."""
+    for name in getattr(module, "other_param_names", ()):
+        constants = getattr(module, name, None)
+        if isinstance(constants, nn.ParameterDict):
+            constants.requires_grad_(False)
+
+
+class LinearView(nn.Linear):
+    """GPT-2's Conv1D as the linear layer that it is, on the same weights."""
+
+    def __init__(self, source: Conv1D) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = source.weight.shape
+        self.source = source
+
+    @property
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """[out, in]: a view of the source's [in, out]."""
+        return self.source.weight.detach().T
+
+    @property
+    def bias(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """[out], the source's own."""
+        return self.source.bias
+
+
+class LayerTuning(KeepsStart):
+    """A layer-based method of the library: its layers in the places of the base model's.
+
+    Merged, where it is LoRA or DoRA on linear layers: the library's own sum W' = W + s B A, or m / n (W + s B A).
+
+    Arguments:
+        rates: learning-rate multipliers by a part of a tensor's name.
+    """
+
+    def __init__(self, layers: Layers, rates: Mapping[str, float]) -> None:
+        super().__init__()
+        self._rates = rates
+        self.shared = nn.ModuleDict(layers.shared)
+        self.layers = nn.ModuleDict({path.replace(".", SEPARATOR): new for path, new in layers.replaced.items()})
+        self._originals: dict[str, nn.Module] = {}
+        self._taken = layers.taken
+
+    def tensors(self) -> dict[str, nn.Parameter]:
+        return {name.replace(f".{ADAPTER}", ""): tensor for name, tensor in super().tensors().items()}
+
+    def learning_rate_multipliers(self) -> dict[str, float]:
+        return rates_of(self.tensors(), self._rates)
+
+    def start(self) -> dict[str, Tensor]:
+        return start_of(self._taken)
+
+    @torch.no_grad()
+    def take_start(self, start: Mapping[str, Tensor], *, untrained: bool) -> None:
+        trained = self.tensors()
+        for path, part in self._taken.items():
+            part.replace(start[f"{path}.A"], start[f"{path}.B"], self._originals[path])
+            if untrained:
+                trained[f"layers.{path}.lora_A.weight"].copy_(part.A)
+                trained[f"layers.{path}.lora_B.weight"].copy_(part.B)
+
+    @torch.no_grad()
+    def take_directions(self, directions: Mapping[str, Tensor]) -> None:
+        """Start each A [r, in] of LoRA at these, by the path of its layer."""
+        trained = self.tensors()
+        for path, A in directions.items():
+            trained[f"layers.{path}.lora_A.weight"].copy_(A)
+
+    def attach(self, model: PreTrainedModel) -> None:
+        self._originals = {}
+        for path, layer in self.layers.items():
+            path = path.replace(SEPARATOR, ".")
+            self._originals[path] = model.get_submodule(path)
+            model.set_submodule(path, layer)
+
+    def detach(self, model: PreTrainedModel) -> None:
+        for path, module in self._originals.items():
+            model.set_submodule(path, module)
+            if path in self._taken:
+                self._taken[path].follow(module)
+        self._originals = {}
+
+    def merge_refusal(self) -> str | None:
+        from peft.tuners.lora.layer import Linear
+
+        for path, layer in self.layers.items():
+            path = path.replace(SEPARATOR, ".")
+            if not isinstance(layer, Linear) or (layer.lora_variant and not layer.use_dora[ADAPTER]):
+                return super().merge_refusal()
+            base: Any = layer.get_base_layer()
+            if base.weight.dtype.itemsize < 4:
+                dtype = base.weight.dtype
+                return f"the weight of {path} is {dtype}, which would round the update; convert the model with .float()"
+            if layer.lora_bias[ADAPTER] and base.bias is None:
+                return f"{path} has no bias to add the update's own to"
+            if isinstance(base, LinearView) and layer.use_dora[ADAPTER]:
+                return f"{path} is a view of a transposed layer, which the library's DoRA does not write into"
+        return None
+
+    @torch.no_grad()
+    def merge(self, model: PreTrainedModel) -> None:
+        if self.merge_refusal() is not None:
+            super().merge(model)
+        for path, layer in self.layers.items():
+            library: Any = layer
+            library.merge(adapter_names=[ADAPTER])
+            path = path.replace(SEPARATOR, ".")
+            if path in self._taken:
+                self._taken[path].follow(self._originals[path])
+                self._taken[path].give_back(self._originals[path])
+        self.detach(model)

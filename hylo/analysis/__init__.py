@@ -1,0 +1,1 @@
+"""Numbers from records: paired differences, contrasts, verdicts. Neither torch nor matplotlib."""

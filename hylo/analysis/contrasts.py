@@ -1,0 +1,232 @@
+"""What a study's contrasts say: of published claims, of components, and of who earned the gain of the whole stack.
+
+From the manifest and the records alone. Effects are improvements of perplexity in percent, 100 (1 - PPL_X / PPL_R), by
+`hylo.stats.effect` over paired seeds and windows; p values are of no effect at all (contrasts) or of half the published
+effect (claims), corrected by Holm over the rows of a table with the same measure.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hylo import stats
+from hylo.analysis.basis import basis_of
+from hylo.analysis.choice_noise import choice_variance
+from hylo.analysis.pairs import (
+    LIM_PPL,
+    PPL,
+    complete_runs,
+    measure_of,
+    paired_runs,
+    paired_sums,
+    percent,
+    value_of,
+    window_sums,
+)
+from hylo.analysis.verdicts import RedFlags, claim_threshold, claim_verdict, component_verdict, success
+from hylo.runs.store import StudyRecord
+
+CONTRASTS = [
+    "cell", "reference", "component", "way", "measure", "seeds", "effect_pct", "low", "high", "p_holm",
+    "detectable_pct", "added_params", "params_per_pct", "verdict", "rests_on",
+]  # fmt: skip
+CLAIMS = [
+    "id", "cell", "reference", "measure", "published_pct", "seeds", "effect_pct", "low", "high", "p_holm", "verdict",
+    "rests_on", "seeds_to_decide", "source", "note",
+]  # fmt: skip
+ATTRIBUTION = ["component", "way", "cell", "reference", "seeds", "effect_pct", "low", "high", "added_params"]
+SHAPLEY = "Shapley"
+ONE_SEED = "undecided: one seed"
+"""Whatever its interval: it covers evaluation noise only, and another run may say something else."""
+
+
+def contrast_table(study: StudyRecord) -> pd.DataFrame:
+    """One row a named contrast and measure (ppl, lim_ppl), in the order of the study; columns CONTRASTS.
+
+    - `detectable_pct`: the smallest true improvement that this many seeds would show in four of five studies.
+    - `verdict`: of the component, where the contrast has one; from PPL alone.
+    """
+    rows = []
+    for measure in (PPL, LIM_PPL):
+        found = [row for contrast in contrasts_of(study) if (row := _contrast_row(study, contrast, measure))]
+        rows += _corrected(found)
+    return pd.DataFrame(rows, columns=pd.Index(CONTRASTS))
+
+
+def contrasts_of(study: StudyRecord) -> list[dict[str, Any]]:
+    """The contrasts that the manifest names; older manifests have none."""
+    return study.manifest.get("contrasts", [])
+
+
+def claim_table(study: StudyRecord) -> pd.DataFrame:
+    """One row a published claim; columns CLAIMS.
+
+    - `seeds_to_decide`: the seeds with which an effect of the measured size would be told from half the published one;
+      missing where the seeds' spread is not known, or no number of seeds is enough for this many windows.
+    """
+    rows = []
+    claims = study.manifest.get("claims", [])
+    for measure in (PPL, LIM_PPL, None):
+        of_measure = [claim for claim in claims if measure_of(claim["metric"]) == measure]
+        rows += _corrected([_claim_row(study, claim, measure) for claim in of_measure])
+    for row in rows:
+        if pd.notna(row["effect_pct"]):
+            decided = row["seeds"] > 1 and row["p_holm"] < 1 - stats.LEVEL
+            basis = basis_of(study, row["cell"], row["reference"], direction=math.copysign(1, row["published_pct"]))
+            row["verdict"] = claim_verdict(row["published_pct"], row["low"], row["high"], basis, decided=decided).name
+            row["rests_on"] = str(basis)
+    order = {claim["id"]: place for place, claim in enumerate(claims)}
+    return pd.DataFrame(sorted(rows, key=lambda row: order[row["id"]]), columns=pd.Index(CLAIMS))
+
+
+def attribution_table(study: StudyRecord) -> pd.DataFrame:
+    """What each component earned, by every way the study has of asking; columns ATTRIBUTION."""
+    rows = []
+    for contrast in contrasts_of(study):
+        if contrast["component"] and (row := _contrast_row(study, contrast, PPL)):
+            rows.append({column: row.get(column) for column in ATTRIBUTION})
+    return pd.DataFrame([*rows, *_shapley_rows(study)], columns=pd.Index(ATTRIBUTION))
+
+
+def criteria_table(study: StudyRecord) -> pd.DataFrame:
+    """Success criteria and red flags of each contrast of a component: columns cell, reference, component, then one
+    yes or no a criterion."""
+    rows = []
+    for contrast in contrasts_of(study):
+        ppl, lim = (_contrast_row(study, contrast, measure) for measure in (PPL, LIM_PPL))
+        if contrast["component"] and ppl:
+            lim_low, flags = lim["low"] if lim else math.nan, _flags(study, ppl["cell"])
+            met = success(ppl["low"], lim_low, ppl["params_per_pct"], flags)
+            named = {name: ppl[name] for name in ("cell", "reference", "component")}
+            rows.append(named | {name: "yes" if holds else "no" for name, holds in met.items()})
+    return pd.DataFrame(rows)
+
+
+def level(study: StudyRecord) -> float:
+    """Coverage of a study's intervals: 0.95 unless a rule of stopping needed more."""
+    return study.manifest.get("level", stats.LEVEL)
+
+
+def effect_of(study: StudyRecord, cell: str, reference: str, measure: str = PPL) -> stats.Effect | None:
+    """log PPL of a cell less that of its reference, nats a token; None without a pair of complete runs, or where no
+    window has a token of the measure."""
+    found = _difference(study, cell, reference, measure)
+    if found is None:
+        return None
+    return stats.effect(*found, level=level(study), choice_variance=choice_variance(study, cell, reference))
+
+
+def p_value(
+    study: StudyRecord, sums: np.ndarray, tokens: np.ndarray, threshold: float = 0.0, chosen: float = 0.0
+) -> float:
+    """Of "the effect in these paired differences is the threshold"; where seeds were added until the study was decided,
+    one p-value for all its looks.
+
+    Arguments:
+        chosen: the variance that the choice of settings adds.
+    """
+    planned = study.manifest.get("looks", [])
+    taken = [look for look in planned if look <= len(sums)]
+    found = [stats.effect(sums[:look], tokens, choice_variance=chosen) for look in taken or [len(sums)]]
+    values = [each.p_value(threshold) for each in found]
+    return stats.sequential_p_value(values, planned) if taken else values[0]
+
+
+def _difference(study: StudyRecord, cell: str, reference: str, measure: str) -> tuple[np.ndarray, np.ndarray] | None:
+    pairs = paired_runs(study, cell, reference) if {cell, reference} <= study.cells.keys() else []
+    sums, tokens = paired_sums(pairs, measure) if pairs else (np.empty(0), np.empty(0))
+    return (sums, tokens) if tokens.size > 1 else None
+
+
+def in_nats(improvement_pct: float) -> float:
+    """The difference of log PPL that an improvement in percent is."""
+    return math.log1p(-improvement_pct / 100)
+
+
+def _contrast_row(study: StudyRecord, contrast: dict[str, Any], measure: str) -> dict[str, Any] | None:
+    cell, reference = contrast["cell"], contrast["reference"]
+    found = _difference(study, cell, reference, measure)
+    if found is None:
+        return None
+    chosen = choice_variance(study, cell, reference)
+    effect = stats.effect(*found, level=level(study), choice_variance=chosen)
+    row = {"cell": cell, "reference": reference, "component": contrast["component"] or "", "way": contrast["way"]}
+    row |= {"measure": measure, "seeds": effect.seeds, **percent(effect), "p": p_value(study, *found, chosen=chosen)}
+    row["detectable_pct"] = -100 * math.expm1(-effect.smallest_detectable())
+    row["added_params"] = _trainable(study, cell) - _trainable(study, reference)
+    ends = row["effect_pct"], row["low"], row["high"]
+    row["params_per_pct"] = stats.params_per_pct(row["added_params"], *ends) if np.isfinite(ends).all() else None
+    basis = basis_of(study, cell, reference, direction=math.copysign(1, row["effect_pct"]), measure=measure)
+    row["verdict"], row["rests_on"] = "", str(basis)
+    if contrast["component"] and measure == PPL:
+        several = effect.seeds > 1
+        row["verdict"] = component_verdict(row["low"], row["high"], basis, _flags(study, cell)) if several else ONE_SEED
+    return row
+
+
+def _claim_row(study: StudyRecord, claim: dict[str, Any], measure: str | None) -> dict[str, Any]:
+    row = {name: claim[name] for name in ("id", "cell", "reference", "source", "note")}
+    row |= {"measure": measure or claim["metric"], "published_pct": claim["value"] if measure else math.nan}
+    row |= {"effect_pct": math.nan, "low": math.nan, "high": math.nan, "p": math.nan, "verdict": "inconclusive"}
+    row["rests_on"] = ""
+    found = _difference(study, claim["cell"], claim["reference"], measure) if measure else None
+    if found is None:
+        return row | {"seeds": 0, "seeds_to_decide": None}
+    chosen = choice_variance(study, row["cell"], row["reference"])
+    threshold = in_nats(claim_threshold(claim["value"]))
+    effect = stats.effect(*found, level=level(study), choice_variance=chosen)
+    row |= {"seeds": effect.seeds, **percent(effect), "p": p_value(study, *found, threshold, chosen)}
+    return row | {"seeds_to_decide": effect.seeds_to_decide(threshold)}
+
+
+def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with p_holm beside p. A contrast that is asked for in two ways is one hypothesis."""
+    known = {_hypothesis(row): row["p"] for row in rows if math.isfinite(row["p"])}
+    adjusted = dict(zip(known, stats.holm(list(known.values())) if known else [], strict=True))
+    return [row | {"p_holm": float(adjusted.get(_hypothesis(row), math.nan))} for row in rows]
+
+
+def _hypothesis(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["cell"], row["reference"], row.get("id")
+
+
+def _shapley_rows(study: StudyRecord) -> Iterable[dict[str, Any]]:
+    """Shapley values of a factorial's components; none where a cell of it has no complete run for every seed."""
+    cells = {frozenset(entry["on"]): entry["cell"] for entry in study.manifest.get("factorial", [])}
+    runs = {on: {run.seed: run for run in complete_runs(study, cell)} for on, cell in cells.items()}
+    seeds = sorted(set.intersection(*(set(of_cell) for of_cell in runs.values()))) if runs else []
+    if not seeds:
+        return
+    values, tokens = {}, np.empty(0)
+    for on, of_cell in runs.items():
+        values[on], tokens = window_sums([of_cell[seed] for seed in seeds])
+    whole = max(cells, key=len)
+    params = stats.shapley({on: float(_trainable(study, cell)) for on, cell in cells.items()})
+    for factor, sums in stats.shapley(values).items():
+        effect = stats.effect(sums, tokens, level=level(study))
+        yield {
+            "component": factor,
+            "way": SHAPLEY,
+            "cell": cells[whole],
+            "reference": cells[frozenset()],
+            "seeds": effect.seeds,
+            **percent(effect),
+            "added_params": round(float(params[factor])),
+        }
+
+
+def _trainable(study: StudyRecord, cell: str) -> int:
+    return value_of(complete_runs(study, cell)[0], "params", "trainable")
+
+
+def _flags(study: StudyRecord, cell: str) -> RedFlags:
+    runs = complete_runs(study, cell)
+    jumps = [jump for run in runs if (jump := value_of(run, "training", "max_loss_jump")) is not None]
+    return RedFlags(
+        nonfinite_steps=sum(value_of(run, "training", "nonfinite_steps") for run in runs),
+        largest_loss_jump=max(jumps, default=None),
+        leaks=any("causality" in value_of(run, "audit", "failed") for run in runs),
+    )

@@ -1,0 +1,103 @@
+"""At which settings cells were run: learning rates and other chosen keys, from a study's records alone."""
+
+import math
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from hylo.runs.store import CONFIG, RunRecord, StudyRecord
+
+LEARNING_RATE = "trainer.learning_rate"
+MULTIPLIER = "learning_rate_multiplier"
+
+
+def choices(study: StudyRecord) -> dict[str, dict[str, Any]]:
+    """What was chosen by cell: keys, chosen, at_an_end, trials, seeds, and tried: values and ppl by seed.
+
+    Manifests of before there was a search hold a grid of one key and one seed.
+    """
+    return {note["cell"]: note if "keys" in note else _of_a_grid(note) for note in study.manifest.get("tuning", [])}
+
+
+def choice_table(study: StudyRecord) -> pd.DataFrame:
+    """One row a tuned cell: cell, chosen, trials, tried, end (as text)."""
+    rows = []
+    for cell, choice in choices(study).items():
+        tried = sorted((tuple(each["values"]), mean_ppl(each["ppl"])) for each in choice["tried"])
+        rows.append(
+            {
+                "cell": cell,
+                "chosen": ", ".join(
+                    f"{key}={value:g}" for key, value in zip(choice["keys"], choice["chosen"], strict=True)
+                ),
+                "trials": choice["trials"],
+                "tried": "; ".join(
+                    f"{', '.join(f'{value:g}' for value in values)}: {'failed' if math.isinf(ppl) else f'{ppl:.2f}'}"
+                    for values, ppl in tried
+                ),
+                "end": ", ".join(choice["at_an_end"]) or "no",
+            }
+        )
+    return pd.DataFrame(rows, columns=pd.Index(["cell", "chosen", "trials", "tried", "end"]))
+
+
+def mean_ppl(found: list[float | None]) -> float:
+    """Geometric mean over seeds; infinite where one of them failed."""
+    values = [value for value in found if value is not None]
+    return math.exp(sum(map(math.log, values)) / len(values)) if len(values) == len(found) > 0 else math.inf
+
+
+def rate_of(run: RunRecord) -> str:
+    """The learning rate of a run, and the multipliers of components that have another one, for example
+    `0.004, landmark x8`; empty where nothing was trained or the record has no configuration."""
+    path = run.folder / CONFIG
+    if not path.exists():
+        return ""
+    config: Any = OmegaConf.to_container(OmegaConf.load(path))
+    method = {slot: part for slot, part in config.get("method", {}).items() if part is not None}
+    if not method:
+        return ""
+    multipliers = {slot: part.get(MULTIPLIER, 1) for slot, part in method.items()}
+    parts = [f"{slot} x{value:g}" for slot, value in multipliers.items() if value != 1]
+    return ", ".join([f"{config['trainer']['learning_rate']:g}", *parts])
+
+
+def rate_in_words(study: StudyRecord, cell: str) -> str:
+    """`rate_of` a cell's runs, with `own` behind it where it was chosen for the cell; empty for an untuned model."""
+    runs = [run for run in study.cells.get(cell, []) if run.complete]
+    rate = rate_of(runs[0]) if runs else ""
+    return f"{rate} (own)" if rate and cell in choices(study) else rate
+
+
+def rates_in_words(study: StudyRecord) -> str:
+    """How the learning rates of a study's cells came about, and on how many useful tokens they were trained."""
+    trained = [run for runs in study.cells.values() for run in runs if run.complete and run.result["training"]["steps"]]
+    if not trained:
+        return ""
+    chosen = choices(study)
+    tokens = sorted({run.result["training"]["tokens"] for run in trained})
+    budget = " to ".join(f"{count:,}" for count in dict.fromkeys([tokens[0], tokens[-1]]))
+    if not chosen:
+        return f"learning rates: those of the files, chosen for no cell; trained on {budget} useful tokens"
+    trials = sorted({choice["trials"] for choice in chosen.values()})
+    own = "every cell" if {run.cell for run in trained} <= chosen.keys() else ", ".join(chosen)
+    counts = " to ".join(str(count) for count in dict.fromkeys([trials[0], trials[-1]]))
+    return (
+        f"learning rates: chosen on validation documents for {own}, {counts} trials each; "
+        f"trained on {budget} useful tokens"
+    )
+
+
+def _of_a_grid(note: dict[str, Any]) -> dict[str, Any]:
+    tried = [{"values": [float(value)], "ppl": [ppl]} for value, ppl in note["validation_ppl"].items()]
+    return {
+        "cell": note["cell"],
+        "keys": [note["key"]],
+        "chosen": [note["chosen"]],
+        "at_an_end": [note["key"]] * note["at_an_end_of_the_grid"],
+        "trials": len(tried),
+        "seeds": [None],
+        "defaults": [math.nan],
+        "tried": tried,
+    }

@@ -1,0 +1,141 @@
+"""Retrieval by depth, from the records of a study whose runs were probed (probe=kv). Pure: no files but the records.
+
+Unit: a list within a seed. All runs are asked the same questions on the same lists, so a contrast is paired by seed
+and list; the one run of the untuned model pairs with every seed. Intervals are those of `hylo.stats`, with lists in the
+place of windows: one seed covers other lists only, several cover new seeds and new lists. Where every answer is right,
+or every one wrong, nothing varies and an interval has no width: that is no proof that other lists are answered so.
+
+Shapes: S seeds, N lists, D depths.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hylo import stats
+from hylo.analysis.pairs import complete_runs, generator
+from hylo.core.errors import RecordError
+from hylo.evaluation.probes.score import ends_minus_middle as difference
+from hylo.runs.store import PROBE, RESULT, RunRecord, StudyRecord
+
+TABLE = [
+    "cell", "facts", "depth", "place", "accuracy", "accuracy_low", "accuracy_high", "logprob", "logprob_low",
+    "logprob_high", "seeds",
+]  # fmt: skip
+DIFFERENCE = ["cell", "facts", "seeds", "value", "low", "high"]
+
+
+def retrieval_table(study: StudyRecord) -> pd.DataFrame:
+    """A row a cell, number of facts and depth; cells in the order of the study, those without a probe left out.
+
+    - `depth`: 0 is the first fact; `place`: the index in the list of the fact asked for.
+    - `accuracy`: share of lists and seeds whose answer greedy decoding gives, from 0 to 1.
+    - `logprob`: mean log-probability of the answer, nats, the sum over its tokens.
+    - `seeds`: that all of it is over.
+
+    Raises:
+        RecordError: a record is damaged, or two runs were asked different probes.
+    """
+    rows = []
+    for cell, facts, runs in _probed(study):
+        exact_SND, logprob_SND = _answers(runs, facts, "exact"), _answers(runs, facts, "answer_logprob")
+        places = _places(runs[0], facts)
+        for depth, place in enumerate(places):
+            names = (cell, str(facts), str(depth))
+            accuracy = interval(exact_SND[..., depth], *names, low=0, high=1)
+            logprob = interval(logprob_SND[..., depth], *names, high=0)
+            rows.append((cell, facts, depth, place, *accuracy, *logprob, len(runs)))
+    return pd.DataFrame(rows, columns=pd.Index(TABLE))
+
+
+def ends_minus_middle(study: StudyRecord) -> pd.DataFrame:
+    """A row a cell and number of facts: accuracy at the first and last depth minus that of those between, -1 to 1.
+
+    Raises:
+        RecordError: as `retrieval_table`.
+    """
+    rows = []
+    for cell, facts, runs in _probed(study):
+        value = interval(difference(_answers(runs, facts, "exact")), cell, str(facts), low=-1, high=1)
+        rows.append((cell, facts, len(runs), *value))
+    return pd.DataFrame(rows, columns=pd.Index(DIFFERENCE))
+
+
+def retrieval_contrast(study: StudyRecord, cell: str, reference: str, facts: int) -> tuple[np.ndarray, np.ndarray]:
+    """A cell minus a reference, paired by seed and list: what `interval` takes.
+
+    Returns:
+        Differences of (accuracy at the ends minus accuracy in the middle), and of the mean accuracy over depths, [S, N]
+        each; S are the seeds that both have, in order.
+
+    Raises:
+        RecordError: a cell has no probe with so many facts, no seed is common, or as `retrieval_table`.
+    """
+    found = {name: runs for name, count, runs in _probed(study) if count == facts}
+    for name in (cell, reference):
+        if name not in found:
+            raise RecordError(f"{study.folder}: {name!r} was not asked of {facts} facts; run it with probe=kv")
+    others = {run.seed: run for run in found[reference]}
+    if study.is_untuned(reference):
+        others = {run.seed: found[reference][0] for run in found[cell]}
+    runs = [run for run in found[cell] if run.seed in others]
+    if not runs:
+        raise RecordError(f"{study.folder}: {cell!r} and {reference!r} have no seed in common; run the missing seeds")
+    one = _answers(runs, facts, "exact")
+    other = _answers([others[run.seed] for run in runs], facts, "exact")
+    return difference(one) - difference(other), one.mean(axis=-1) - other.mean(axis=-1)
+
+
+def interval(values_SN: np.ndarray, *names: str, low: float = -np.inf, high: float = np.inf) -> stats.Interval:
+    """The mean over seeds and lists with its 95 % interval, cut off at the ends of what is possible.
+
+    Arguments:
+        names: of what is measured; they seed the bootstrap of one seed, so a row does not depend on other rows.
+    """
+    ones = np.ones(values_SN.shape[1])
+    if len(values_SN) == 1:
+        ends = stats.window_bootstrap(values_SN[0], ones, generator(*names))
+    else:
+        ends = [float(each) for each in stats.crossed_interval(values_SN, ones)]
+    return stats.Interval(ends[0], *np.clip(ends[1:], low, high).tolist())
+
+
+def _probed(study: StudyRecord) -> Iterator[tuple[str, int, list[RunRecord]]]:
+    """Cells, numbers of facts, and the cell's complete runs by seed that were asked of so many."""
+    first: RunRecord | None = None
+    for cell in study.cells:
+        runs = [run for run in complete_runs(study, cell) if run.probe_mark is not None]
+        for run in runs:
+            first = first or run
+            if run.probe_mark != first.probe_mark:
+                raise RecordError(
+                    f"{first.folder / RESULT} and {run.folder / RESULT} hold the answers to different probes; "
+                    f"run the study again with one probe"
+                )
+        for facts in sorted(set(runs[0].probe["facts"].tolist())) if runs else []:
+            yield cell, facts, runs
+
+
+def _answers(runs: list[RunRecord], facts: int, column: str) -> np.ndarray:
+    """A column of the answers on lists of so many facts, [S, N, D].
+
+    Raises:
+        RecordError: a run lacks an answer that another has.
+    """
+    tables = [_of(run, facts).pivot(index="list", columns="depth", values=column) for run in runs]
+    for run, table in zip(runs, tables, strict=True):
+        same = table.index.equals(tables[0].index) and table.columns.equals(tables[0].columns)
+        if not same or not np.isfinite(table.to_numpy(dtype=float, na_value=np.nan)).all():
+            raise RecordError(f"{run.folder / PROBE} lacks answers; delete it and run the cell again")
+    return np.stack([table.to_numpy(dtype=float) for table in tables])
+
+
+def _places(run: RunRecord, facts: int) -> list[float]:
+    return _of(run, facts).groupby("depth")["place"].mean().tolist()
+
+
+def _of(run: RunRecord, facts: int) -> Any:
+    """The answers on lists of so many facts. Any, because pandas types a selection as everything a table can hold."""
+    return run.probe[run.probe["facts"] == facts]

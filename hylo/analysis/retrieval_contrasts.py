@@ -1,0 +1,80 @@
+"""Which component flattens the U of retrieval, and whether LIM-PPL agrees: contrasts of probed cells.
+
+Flattening is the reference's accuracy at the ends less that in the middle, minus the cell's: positive where the cell
+depends less on the depth. A cell that forgets everything is flat, too, so the difference of accuracy stands beside it.
+Both in percentage points, paired by seed and list, by `hylo.stats.effect`; p by Holm over the rows with as many facts.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hylo import stats
+from hylo.analysis.contrasts import contrasts_of, effect_of, level, p_value, percent
+from hylo.analysis.pairs import LIM_PPL, paired_runs
+from hylo.analysis.retrieval import ends_minus_middle, retrieval_contrast, retrieval_table
+from hylo.runs.store import StudyRecord
+
+CONTRASTS = [
+    "cell", "reference", "component", "facts", "seeds", "flattening", "low", "high", "p_holm", "accuracy",
+    "accuracy_low", "accuracy_high", "lim_effect_pct", "lim_low", "lim_high", "agrees",
+]  # fmt: skip
+CELLS = ["cell", "facts", "seeds", "accuracy", "ends_minus_middle", "low", "high"]
+
+
+def retrieval_contrasts(study: StudyRecord) -> pd.DataFrame:
+    """One row a named contrast of two probed cells and number of facts; columns CONTRASTS.
+
+    - `agrees`: yes or no where both intervals exclude 0, whether they have the same sign; else open.
+    """
+    rows: list[dict[str, Any]] = []
+    counts = sorted(set(retrieval_table(study)["facts"]))
+    for facts in counts:
+        probed = set(ends_minus_middle(study).query(f"facts == {facts}")["cell"])
+        named = [each for each in contrasts_of(study) if {each["cell"], each["reference"]} <= probed]
+        found = [_row(study, each, facts) for each in named if paired_runs(study, each["cell"], each["reference"])]
+        for row, adjusted in zip(found, stats.holm([row.pop("p") for row in found]) if found else [], strict=True):
+            rows.append(row | {"p_holm": float(adjusted)})
+    return pd.DataFrame(rows, columns=pd.Index(CONTRASTS))
+
+
+def retrieval_cells(study: StudyRecord) -> pd.DataFrame:
+    """One row a probed cell and number of facts: mean accuracy over depths, and the depth of the U; columns CELLS.
+
+    All in percent and percentage points.
+    """
+    by_depth: Any = retrieval_table(study).groupby(["cell", "facts"], sort=False)["accuracy"]
+    accuracy = (100 * by_depth.mean()).rename("accuracy").reset_index()
+    depth: Any = ends_minus_middle(study)
+    ends = {"value": "ends_minus_middle", "low": "low", "high": "high"}
+    scaled = depth.assign(**{name: 100 * depth[name] for name in ends}).rename(columns=ends)
+    return scaled.merge(accuracy, on=["cell", "facts"])[CELLS]
+
+
+def _row(study: StudyRecord, contrast: dict[str, Any], facts: int) -> dict[str, Any]:
+    cell, reference = contrast["cell"], contrast["reference"]
+    deeper, better = retrieval_contrast(study, cell, reference, facts)
+    flattening, accuracy = (_effect(study, values) for values in (-deeper, better))
+    row = {"cell": cell, "reference": reference, "component": contrast["component"] or "", "facts": facts}
+    row |= {"seeds": flattening.seeds, "p": p_value(study, deeper, np.ones(deeper.shape[1]))}
+    row |= _points("flattening", "", flattening)
+    row |= _points("accuracy", "accuracy_", accuracy)
+    lim = effect_of(study, cell, reference, LIM_PPL)
+    found = percent(lim) if lim else dict.fromkeys(("effect_pct", "low", "high"), math.nan)
+    row |= {f"lim_{name}": value for name, value in found.items()}
+    return row | {"agrees": _agree((row["low"], row["high"]), (row["lim_low"], row["lim_high"]))}
+
+
+def _effect(study: StudyRecord, values_SN: np.ndarray) -> stats.Effect:
+    return stats.effect(values_SN, np.ones(values_SN.shape[1]), level=level(study))
+
+
+def _points(name: str, prefix: str, effect: stats.Effect) -> dict[str, float]:
+    return {name: 100 * effect.value, f"{prefix}low": 100 * effect.low, f"{prefix}high": 100 * effect.high}
+
+
+def _agree(one: tuple[float, float], other: tuple[float, float]) -> str:
+    signs = [1 if low > 0 else -1 if high < 0 else 0 for low, high in (one, other)]
+    return "open" if 0 in signs else "yes" if signs[0] == signs[1] else "no"

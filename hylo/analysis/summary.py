@@ -1,0 +1,181 @@
+"""The numbers of a study, from its records alone: one row a cell and reference."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hylo import stats
+from hylo.analysis.choice_noise import choice_variance
+from hylo.analysis.pairs import (
+    LIM_PPL,
+    PPL,
+    Pair,
+    complete_runs,
+    generator,
+    paired_runs,
+    paired_sums,
+    percent,
+    value_of,
+    window_sums,
+)
+from hylo.analysis.rates import rate_in_words
+from hylo.core.errors import RecordError
+from hylo.runs.store import FAILED, STUDY, TRACEBACK, RunRecord, StudyRecord
+
+COLUMNS = [
+    "cell", "reference", "seeds", "ppl", "ppl_low", "ppl_high", "lim_ppl", "mean_window_ppl",
+    "improvement_pct", "improvement_low", "improvement_high",
+    "lim_improvement_pct", "lim_improvement_low", "lim_improvement_high",
+    "trainable_params", "added_params", "params_per_pct", "train_seconds", "tokens_per_second", "peak_memory_bytes",
+    "rate", "audit",
+]  # fmt: skip
+_COUNTS = ["seeds", "trainable_params", "added_params", "peak_memory_bytes"]
+_TEXTS = ["cell", "reference", "rate", "audit"]
+PASSED = "passed"
+
+
+def summarize(study: StudyRecord) -> pd.DataFrame:
+    """Every cell against the untuned model on the same windows, then the contrasts that the study names, or, where it
+    names none, every cell against the previous row.
+
+    A cell without a complete run has no row (see `incomplete`). Runs are paired by seed and window; the one run of the
+    untuned model pairs with every seed. What the columns mean:
+
+    - `seeds`: the seeds that both sides have, and all measures of the row are over these. Where none is common it is 0,
+      the improvement is missing, and the other measures are over all of the cell's seeds.
+    - `ppl`, `lim_ppl`: exp of the mean over seeds of log PPL, over all positions and over the middle third.
+    - `mean_window_ppl`: arithmetic mean over windows and seeds of each window's own perplexity, as published.
+    - `improvement_pct`: 100 (1 - PPL / PPL of the reference); intervals as in `hylo.stats`, 95 %.
+    - `added_params`: trainable parameters beyond the same reference's; `params_per_pct`: divided by the improvement.
+    - `train_seconds`, `tokens_per_second`: means over seeds; `peak_memory_bytes`: the largest.
+    - `rate`: learning rate, and multipliers of components that have another one; `own`: chosen for the cell.
+    - `audit`: passed, or the checks that failed in any run of the cell.
+
+    A perplexity too large for a number (a mean NLL above 709 nats) is missing, and so is what rests on it.
+
+    The bootstrap's generator is seeded by the names of cell and reference, so a row does not depend on other rows.
+
+    Raises:
+        RecordError: a record is damaged, or two cells were evaluated on different windows.
+    """
+    if not isinstance(study.manifest.get("untuned"), str):
+        raise RecordError(
+            f"{study.folder / STUDY} does not name the untuned cell; run the study again to write it anew"
+        )
+    rows = [_row(study, cell, reference) for cell, reference in _contrasts(study)]
+    table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
+    kinds = {column: "Int64" if column in _COUNTS else "float64" for column in COLUMNS if column not in _TEXTS}
+    return table.astype(kinds).replace([np.inf, -np.inf], np.nan)
+
+
+def incomplete(study: StudyRecord) -> list[str]:
+    """One line a run that failed or was interrupted: status, cell and seed, the error's first line, the folder."""
+    lines = []
+    for cell, runs in study.cells.items():
+        for run in (run for run in runs if not run.complete):
+            failed = run.result["status"] == FAILED
+            parts = [
+                "failed" if failed else "not finished",
+                f"{cell} seed {run.seed}",
+                _first_line(run),
+                str(run.folder),
+            ]
+            lines.append(f"{parts[0]}: " + ", ".join(part for part in parts[1:] if part))
+        if not runs:
+            lines.append(f"not run: {cell}")
+    return lines
+
+
+def _contrasts(study: StudyRecord) -> Iterator[tuple[str, str]]:
+    cells = list(study.cells)
+    ran = {cell for cell in cells if complete_runs(study, cell)}
+    yield from ((cell, "" if study.is_untuned(cell) else study.untuned_of(cell)) for cell in cells if cell in ran)
+    for reference, cell in named_contrasts(study) or _neighbours(study):
+        if {cell, reference} <= ran:
+            yield cell, reference
+
+
+def named_contrasts(study: StudyRecord) -> list[tuple[str, str]]:
+    """Reference and cell of each contrast that the study names between trained cells, once each."""
+    named = [(contrast["reference"], contrast["cell"]) for contrast in study.manifest.get("contrasts", [])]
+    return [pair for pair in dict.fromkeys(named) if not any(study.is_untuned(cell) for cell in pair)]
+
+
+def _neighbours(study: StudyRecord) -> Iterator[tuple[str, str]]:
+    for previous, cell in itertools.pairwise(study.cells):
+        untuned = study.is_untuned(previous) or study.is_untuned(cell)
+        if not untuned and study.untuned_of(previous) == study.untuned_of(cell):
+            yield previous, cell
+
+
+def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
+    runs, others = complete_runs(study, cell), complete_runs(study, reference)
+    pairs = paired_runs(study, cell, reference) if reference else []
+    used = [run for run, _ in pairs] or runs
+    row: dict[str, Any] = {"cell": cell, "reference": reference, "seeds": len(pairs if reference else runs)}
+    nll, tokens = window_sums(used)
+    try:
+        ppl = stats.ppl(nll, tokens, generator(cell))
+        lim_ppl, mean_window_ppl = stats.perplexity(_middle_log_ppl(used)), stats.mean_window_ppl(nll, tokens)
+        row |= {"ppl": ppl.value, "ppl_low": ppl.low, "ppl_high": ppl.high}
+        row |= {"lim_ppl": lim_ppl, "mean_window_ppl": mean_window_ppl}
+        if pairs:
+            row |= _improvement(pairs, generator(cell, reference), choice_variance(study, cell, reference))
+    except ValueError as error:
+        raise RecordError(f"{used[0].folder}: {error}") from error
+    row |= _cost(used) | {"rate": rate_in_words(study, cell)}
+    row["audit"] = ", ".join(sorted({name for run in used for name in value_of(run, "audit", "failed")})) or PASSED
+    if others:
+        row["added_params"] = row["trainable_params"] - value_of(others[0], "params", "trainable")
+    if pairs:
+        contrast = row["improvement_pct"], row["improvement_low"], row["improvement_high"]
+        if np.isfinite(contrast).all():
+            row["params_per_pct"] = stats.params_per_pct(row["added_params"], *contrast)
+    return row
+
+
+def _improvement(pairs: list[Pair], rng: np.random.Generator, chosen: float) -> dict[str, float]:
+    """Of PPL and LIM-PPL with their intervals; `chosen` is the variance that the choice of settings adds."""
+    row = {}
+    for name, measure in (("improvement", PPL), ("lim_improvement", LIM_PPL)):
+        difference, tokens = paired_sums(pairs, measure)
+        if measure == LIM_PPL and tokens.size < 2:
+            continue  # windows too short to have a middle
+        found = stats.improvement(difference, np.zeros((1, tokens.size)), tokens, rng)
+        if chosen:
+            effect = stats.effect(difference, tokens, choice_variance=chosen)
+            found = stats.Interval(*percent(effect).values())
+        row |= {f"{name}_pct": found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    return row
+
+
+def _cost(runs: list[RunRecord]) -> dict[str, Any]:
+    def measured(key: str) -> list[float]:
+        values = (value_of(run, "training", key) for run in runs)
+        return [value for value in values if value is not None]
+
+    seconds, speed, memory = measured("seconds"), measured("tokens_per_second"), measured("peak_memory_bytes")
+    return {
+        "trainable_params": value_of(runs[0], "params", "trainable"),
+        "train_seconds": float(np.mean(seconds)) if seconds else None,
+        "tokens_per_second": float(np.mean(speed)) if speed else None,
+        "peak_memory_bytes": max(memory, default=None),
+    }
+
+
+def _middle_log_ppl(runs: list[RunRecord]) -> float:
+    """Mean over seeds of log PPL in the middle third of positions; NaN where windows are too short to have one."""
+    nll, tokens = window_sums(runs, LIM_PPL)
+    return float((nll.sum(axis=1) / tokens.sum()).mean()) if tokens.size else math.nan
+
+
+def _first_line(run: RunRecord) -> str:
+    """The first line of the error a traceback ends with: the line that says what went wrong."""
+    path = run.folder / TRACEBACK
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    start = max((i for i, line in enumerate(lines) if line.startswith("Traceback (")), default=-1)
+    return next((line.strip() for line in lines[start + 1 :] if line.strip() and not line.startswith(" ")), "")

@@ -1,0 +1,28 @@
+"""The registered config dataclasses as Hydra's schemas."""
+
+import dataclasses
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from hylo.core.registry import groups, registered
+from hylo.runs.config import Config
+
+_STORED: set[tuple[str, str]] = set()
+
+
+def store_schemas() -> None:
+    """Make every registered config selectable as `/schema/<group>: <name>`, and the whole one as `/schema: root`."""
+    store = ConfigStore.instance().store
+    store(group="schema", name="root", node=Config)
+    for group in groups():
+        for name, cls in registered(group).items():
+            if (group, name) in _STORED:
+                continue
+            node = OmegaConf.structured(cls)
+            for field in dataclasses.fields(cls):
+                if field.type in (dict[str, Any], dict[str, float]):
+                    OmegaConf.set_struct(node[field.name], False)  # free keywords need no + on the command line
+            store(group=f"schema/{group}", name=name, node=node)
+            _STORED.add((group, name))

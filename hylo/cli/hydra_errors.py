@@ -1,0 +1,114 @@
+"""Errors of Hydra and OmegaConf in this project's form: the value, what is allowed, the fix."""
+
+import dataclasses
+import difflib
+import re
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from hylo.core.schema import Bounds
+
+
+def explain(error: HydraException | OmegaConfBaseException) -> str:
+    """A message that names the key, what is allowed there, and the likely fix."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(error, MissingConfigException):
+        return _unknown_choice(error)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
+    if "is not a subclass of" in str(cause):
+        return (
+            f"{getattr(cause, 'full_key', '')}: a section without a type\n"
+            f"    allowed: components that a file of conf/method/ chooses\n"
+            f"    fix:     write one, or remove the override"
+        )
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        if isinstance(cause, ConfigKeyError) or str(cause).startswith("Key "):
+            return _unknown_key(cause)
+        return _wrong_value(cause, str(error))
+    return str(error)
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    key, _, value = error.override.partition("=")
+    return (
+        f"the override {error.override} cannot be read: {str(error).splitlines()[0]}\n"
+        f"    allowed: key=value; a value with any of = , : ( ) [ ] {{ }} in it is quoted\n"
+        f"    fix:     \"{key}='{value}'\""
+    )
+
+
+def _unknown_choice(error: MissingConfigException) -> str:
+    asked = error.missing_cfg_file or ""
+    group, _, name = asked.partition("/") if ".." in asked else asked.rpartition("/")
+    options = list(error.options or [])
+    meant = _closest(name, options)
+    fix = f"{group}={meant}" if meant else "one of these"
+    return f"{group} = {name!r}\n    allowed: {', '.join(options)}\n    fix:     {fix}"
+
+
+def _unknown_key(cause: OmegaConfBaseException) -> str:
+    full_key = str(cause.full_key)
+    section, _, key = full_key.rpartition(".")
+    known = _keys_of(cause)
+    if not known:
+        return f"{full_key} is not a key of the configuration\n    fix:     remove it"
+    home = next((name for name in known if key in _fields_below(cause, name)), None)
+    meant = f"{home}.{key}" if home else _closest(key, known)
+    fix = f"{section}.{meant}=...".removeprefix(".") if meant else "one of these, or remove it"
+    return f"{full_key} is not a key of the configuration\n    allowed: {', '.join(known)}\n    fix:     {fix}"
+
+
+def _wrong_value(cause: OmegaConfBaseException, context: str) -> str:
+    full_key = str(cause.full_key)
+    message = str(cause).splitlines()[0]
+    given = re.search(rf"{re.escape(full_key)}=(.*)", context)
+    value = f" = {given[1]!r}" if given else ""
+    lines = [f"{full_key}{value}", f"    {message}"]
+    field = _field_of(cause, full_key.rpartition(".")[2])
+    if field is not None:
+        bounds = field.metadata.get("bounds")
+        if isinstance(bounds, Bounds):
+            lines.append(f"    allowed: {bounds}")
+        if isinstance(field.default, int | float):
+            lines.append(f"    fix:     {full_key}={field.default} (the default)")
+    return "\n".join(lines)
+
+
+def _keys_of(cause: OmegaConfBaseException) -> list[str]:
+    for schema in (cause.object_type, _schema_of(cause)):
+        if dataclasses.is_dataclass(schema):
+            return [field.name for field in dataclasses.fields(schema)]
+    node: Any = cause.parent_node
+    try:
+        return [str(key) for key in node] if node is not None else []
+    except TypeError:
+        return []
+
+
+def _fields_below(cause: OmegaConfBaseException, name: str) -> set[str]:
+    """The keys of a typed section inside the one in which the error happened."""
+    node: Any = cause.parent_node
+    schema = OmegaConf.get_type(node, name) if node is not None and name in node else None
+    return {field.name for field in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else set()
+
+
+def _field_of(cause: OmegaConfBaseException, name: str) -> "dataclasses.Field[Any] | None":
+    schema = _schema_of(cause)
+    fields = dataclasses.fields(schema) if dataclasses.is_dataclass(schema) else ()
+    return next((field for field in fields if field.name == name), None)
+
+
+def _schema_of(cause: OmegaConfBaseException) -> Any:
+    """The dataclass of the section in which the error happened, where there is one."""
+    parent = cause.parent_node
+    return OmegaConf.get_type(parent) if parent is not None else None
+
+
+def _closest(word: str, options: list[str]) -> str | None:
+    """The option that was meant: the one that the word abbreviates (lr: learning_rate), or one spelt like it."""
+    abbreviated = [option for option in options if "".join(part[0] for part in option.split("_") if part) == word]
+    return next(iter(abbreviated or difflib.get_close_matches(word, options, n=1, cutoff=0.4)), None)

@@ -1,0 +1,169 @@
+"""What train.py does with a composed configuration: a study, a cell, or one job of a sweep."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from hydra import compose as hydra_compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from hylo.cli.config_store import store_schemas
+from hylo.cli.hydra_errors import explain
+from hylo.cli.shorthand import with_slots
+from hylo.core.errors import ConfigError, HyloError
+from hylo.runs.cell import Cell
+from hylo.runs.config import Config, resolve
+from hylo.runs.run import run_or_report
+from hylo.runs.shared import Session
+from hylo.runs.store import file_name
+from hylo.studies.plan import Plan, check_plan, run_plan, with_untuned
+from hylo.studies.runner import run_study
+from hylo.training.config import TrainerConfig
+
+SESSION = Session()
+"""Shared by all jobs that this process runs: a sweep in one process loads weights and text once."""
+
+UNNAMED = {"seed", "seeds", "most_seeds", "tracking", "outputs", "cell", "add", "workers", "probe", "tune"}
+"""Keys that are never part of a cell's name: a row has all seeds, a probe is added to the record that there is, and the
+others change no number."""
+FIXED = "hydra.job.config.override_dirname.exclude_keys"
+"""Where Hydra keeps the keys that name no job of a sweep."""
+UNMARKED = ("-", "hydra", "tracking", "outputs", "workers", "probe")
+"""Arguments that make no other sweep: launchers, logging, and what is asked of the same runs."""
+
+
+def main(composed: DictConfig) -> float | None:
+    """Run what was composed; errors a user can act on end the process with code 2.
+
+    Returns:
+        In a sweep the cell's perplexity, for sweepers that optimise it (None where the cell failed).
+
+    Raises:
+        SystemExit: the configuration cannot work (2), or a cell failed (1).
+    """
+    with readable_errors():
+        return dispatch(composed)
+
+
+def dispatch(composed: DictConfig) -> float | None:
+    """A job of a sweep, a study, or a single cell."""
+    hydra = HydraConfig.get()
+    overrides, config = list(hydra.overrides.task), resolve(composed)
+    method = hydra.runtime.choices["method"]
+    if hydra.mode is RunMode.MULTIRUN:
+        fixed = hydra.job.config.override_dirname.exclude_keys
+        return run_job(job_cell(config, overrides, method, Path(hydra.sweep.dir).name, fixed))
+    if config.study:
+        complete = run_study(config, overrides, compose, SESSION)
+    else:
+        complete = run_plan(Plan("runs", Path(config.outputs), [single_cell(config, overrides, method)]), SESSION)
+    if not complete:
+        sys.exit(1)
+    return None
+
+
+def run_job(cell: Cell) -> float | None:
+    """One job of a sweep and the untuned model it is compared with. A failure stays in the record: others go on."""
+    plan = Plan(cell.group, Path(cell.config.outputs), [cell])
+    result = None
+    try:
+        check_plan(plan, SESSION)
+        for each in with_untuned(plan, SESSION).cells:
+            result = run_or_report(each, SESSION)
+    except HyloError as error:
+        print(f"{cell.name}: {error}", file=sys.stderr, flush=True)
+    return result.result["metrics"]["ppl"] if result else None
+
+
+def compose(overrides: Sequence[str]) -> tuple[Config, str]:
+    """The typed configuration of a list of overrides, and the name of the method chosen in it.
+
+    Raises:
+        ConfigError: it cannot be composed.
+    """
+    try:
+        store_schemas()
+        composed = hydra_compose("config", overrides=with_slots(overrides), return_hydra_config=True)
+        method = composed.hydra.runtime.choices["method"]
+        with open_dict(composed):
+            del composed["hydra"]
+        return resolve(composed), method
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
+
+
+def job_cell(config: Config, overrides: Sequence[str], method: str, group: str, fixed: Collection[str]) -> Cell:
+    """A cell named by what sets it apart: the method and the overrides that change numbers.
+
+    Arguments:
+        fixed: keys of overrides that are the same for all cells of the group, and so no part of a name.
+    """
+    parts = [text.lstrip("+~").partition("=") for text in overrides]
+    unnamed = {"method", *fixed, *(key for key, _, _ in parts if _section(key) in UNNAMED)}
+    unnamed |= {f"trainer.{key}" for key in TrainerConfig.WITHOUT_EFFECT}
+    named = [f"{key.removeprefix('method.')}={value}" for key, _, value in parts if key not in unnamed]
+    name = ",".join([method, *named])
+    return Cell(group, config.cell or file_name(name), config, tuple(overrides))
+
+
+def single_cell(config: Config, overrides: Sequence[str], method: str) -> Cell:
+    """A cell that was asked for alone: what it runs on is no part of its name."""
+    keys = [text.lstrip("+~").partition("=")[0] for text in overrides]
+    fixed = [key for key in keys if _section(key) in {"model", "data"} or key == "trainer"]
+    return job_cell(config, overrides, method, "runs", fixed)
+
+
+def _section(key: str) -> str:
+    return key.partition(".")[0]
+
+
+def name_sweep(arguments: list[str]) -> list[str]:
+    """Command-line arguments of a sweep with its folder, `sweep-<hash of what is swept>`, so that the same sweep asked
+    for again is found again, and with the keys that all its jobs share. The flag comes first: argparse finds no
+    override behind a flag that stands between two."""
+    flags = [text for text in arguments if text in ("-m", "--multirun")]
+    rest = [text for text in arguments if text not in flags]
+    if not flags or any(text.startswith("hydra.sweep.dir=") for text in rest):
+        return [*flags, *rest]
+    swept = sorted(text for text in rest if not text.startswith(UNMARKED))
+    mark = hashlib.sha256("\n".join(swept).encode()).hexdigest()
+    options = [text for text in rest if text.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides([text for text in rest if text not in options])
+    fixed = ",".join(f"'{each.key_or_group}'" for each in parsed if not each.is_sweep_override())
+    return [*flags, *rest, f"hydra.sweep.dir=${{outputs}}/sweep-{mark[:8]}", f"{FIXED}=[{fixed}]"]
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """Around Hydra's main: completes overrides, names the sweep, and explains what Hydra cannot compose."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets its errors through instead of printing them itself
+    with readable_errors():
+        store_schemas()
+        sys.argv[1:] = name_sweep(with_slots(sys.argv[1:]))
+        yield
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Turns errors that a user can act on into one screen of text and exit code 2."""
+    try:
+        yield
+    except HyloError as error:
+        stop(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        stop(explain(error))
+
+
+def stop(message: str) -> NoReturn:
+    """Print an error and exit with code 2."""
+    print(f"\nerror: {message}\n\n`python train.py --help` lists groups, keys and examples.", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,66 @@
+"""The Hydra callback around a sweep: all jobs are checked before the first runs and reported after the last."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from hylo.cli.main import SESSION, compose, job_cell, readable_errors
+from hylo.core.errors import ConfigError
+from hylo.launch.local import cells_at_once
+from hylo.studies.manifest import report_plan
+from hylo.studies.plan import Plan, check_plan, run_pending, with_untuned
+
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+"""The launcher that runs the jobs of a sweep one after the other in this process."""
+
+
+class SweepReport(Callback):
+    """Checks a sweep of `train.py -m`, runs its cells side by side where that is better, and reports it.
+
+    Exits with 1 where a cell failed, 2 where the sweep cannot work.
+    Hydra turns exceptions of callbacks into warnings, so a failure leaves through SystemExit.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        with readable_errors():
+            plan = sweep_plan(config)
+            check_plan(plan, SESSION)
+            plan = with_untuned(plan, SESSION)
+            if config.hydra.launcher._target_ == BASIC and cells_at_once(plan.cells, SESSION) > 1:
+                run_pending(plan, SESSION)  # its jobs then find their records complete
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        with readable_errors():
+            complete = report_plan(with_untuned(sweep_plan(config), SESSION), SESSION)
+        if not complete:
+            sys.exit(1)
+
+
+def sweep_plan(config: DictConfig) -> Plan:
+    """The jobs of a sweep as cells.
+
+    Raises:
+        ConfigError: a job cannot be composed, or asks for a study.
+    """
+    group, cells = Path(config.hydra.sweep.dir).name, []
+    fixed = config.hydra.job.config.override_dirname.exclude_keys
+    for overrides in jobs(list(config.hydra.overrides.task)):
+        job, method = compose(overrides)
+        if job.study:
+            raise ConfigError(f"study={job.study} is a sweep of its own\n    fix:     run it without -m")
+        cells.append(job_cell(job, overrides, method, group, fixed))
+    return Plan(group, Path(config.outputs), cells)
+
+
+def jobs(overrides: list[str]) -> Iterator[list[str]]:
+    """The overrides of each job of a grid sweep, as Hydra's basic sweeper makes them."""
+    parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(overrides)
+    for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
+        yield from batch

@@ -1,0 +1,105 @@
+"""Typed configuration: bounds of fields and their check."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from hylo.core.errors import problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Closed (`ge`, `le`) and open (`gt`, `lt`) ends of the allowed range of a number."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def allows(self, value: float) -> bool:
+        return math.isfinite(value) and all(
+            end is None or test(value, end)
+            for end, test in (
+                (self.ge, lambda v, e: v >= e),
+                (self.gt, lambda v, e: v > e),
+                (self.le, lambda v, e: v <= e),
+                (self.lt, lambda v, e: v < e),
+            )
+        )
+
+    def __str__(self) -> str:
+        ends = ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
+        limits = " and ".join(f"{sign} {end:g}" for sign, end in ends if end is not None)
+        return f"a number {limits}" if limits else "a finite number"
+
+
+def bounded(default: Any = dataclasses.MISSING, **ends: float) -> Any:
+    """A dataclass field whose number must lie in a range, for example `rank: int = bounded(8, ge=1)`."""
+    return dataclasses.field(default=default, metadata={"bounds": Bounds(**ends)})
+
+
+def bound_problems(node: Any, key: str = "") -> Iterator[str]:
+    """Every number out of its bounds in a tree of config dataclasses, dicts and lists, as text.
+
+    A float without declared bounds must still be finite: a NaN or infinity is never a setting.
+    """
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        for field in dataclasses.fields(node):
+            child, child_key = getattr(node, field.name), f"{key}.{field.name}" if key else field.name
+            bounds = field.metadata.get("bounds", Bounds())
+            if isinstance(child, int | float) and not isinstance(child, bool) and not bounds.allows(child):
+                default = field.default
+                fix = f"{child_key}={default} (the default)" if isinstance(default, int | float) else "a value in range"
+                yield problem(child_key, child, str(bounds), fix)
+            else:
+                yield from bound_problems(child, child_key)
+    elif isinstance(node, dict):
+        for name, child in node.items():
+            yield from bound_problems(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for index, child in enumerate(node):
+            yield from bound_problems(child, f"{key}[{index}]")
+    elif isinstance(node, float) and not math.isfinite(node):
+        yield problem(key, node, str(Bounds()), "a finite number")
+
+
+def number_at(node: Any, key: str) -> tuple[float, Bounds] | None:
+    """A real number in a tree of config dataclasses and dicts, by its dotted key, and its bounds.
+
+    Returns:
+        None where the tree has no such key, or holds no real number there.
+    """
+    bounds = Bounds()
+    for part in key.split("."):
+        if dataclasses.is_dataclass(node) and part in (
+            fields := {each.name: each for each in dataclasses.fields(node)}
+        ):
+            bounds, node = fields[part].metadata.get("bounds", Bounds()), getattr(node, part)
+        elif isinstance(node, dict) and part in node:
+            bounds, node = Bounds(), node[part]
+        else:
+            return None
+    return (node, bounds) if isinstance(node, float) else None
+
+
+def number_range(bounds: Bounds) -> tuple[float, float]:
+    """The lowest and highest number that bounds allow; an open end counts as allowed."""
+    lows, highs = (bounds.ge, bounds.gt), (bounds.le, bounds.lt)
+    return (
+        max((end for end in lows if end is not None), default=-math.inf),
+        min((end for end in highs if end is not None), default=math.inf),
+    )
+
+
+def plain(node: Any) -> Any:
+    """A config as dicts, lists and scalars, enums by name: for JSON, YAML and hashes."""
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        return {item.name: plain(getattr(node, item.name)) for item in dataclasses.fields(node)}
+    if isinstance(node, dict):
+        return {str(key): plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [plain(value) for value in node]
+    return node.name if isinstance(node, Enum) else node

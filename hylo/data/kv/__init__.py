@@ -1,0 +1,1 @@
+"""Lists of facts and questions on them: their text and words."""

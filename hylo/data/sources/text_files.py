@@ -1,0 +1,59 @@
+"""Any local text files. One file is one document."""
+
+import os
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+
+from hylo.core.errors import ConfigError, problem
+from hylo.core.registry import register
+from hylo.data.base import DataConfig, Document, Split
+
+
+@register("data", "text_files")
+@dataclass(kw_only=True, slots=True)
+class TextFilesConfig(DataConfig):
+    """Files of each split, as paths or glob patterns relative to where train.py is started."""
+
+    train_files: list[str] = field(default_factory=list)
+    """Files to train on."""
+    validation_files: list[str] = field(default_factory=list)
+    """Files for choosing settings."""
+    test_files: list[str] = field(default_factory=list)
+    """Files that reported numbers come from."""
+
+    def documents(self, split: Split) -> list[Document]:
+        files = {each: self._files(each) for each in Split}
+        key = f"data.{split.name}_files"
+        for other in Split:
+            if other is not split and (both := files[split].keys() & files[other].keys()):
+                path = str(files[split][min(both)])
+                raise ConfigError(problem(key, path, f"files not in data.{other.name}_files", "name each once"))
+        return [Document(str(path), _read(path, key)) for path in files[split].values()]
+
+    def _files(self, split: Split) -> dict[Path, Path]:
+        """A split's files as they were named, by where they are: one that two patterns match is there once."""
+        files: dict[Path, Path] = {}
+        for pattern in getattr(self, f"{split.name}_files"):
+            for path in _matches(pattern, f"data.{split.name}_files"):
+                files.setdefault(path.resolve(), path)
+        return files
+
+
+def _matches(pattern: str, key: str) -> list[Path]:
+    path = Path(os.path.expanduser(pattern))  # Path.expanduser fails on the name of a stranger
+    if path.is_file():  # its name may hold brackets, which a pattern reads as a choice of letters
+        return [path]
+    matches = sorted(match for match in map(Path, glob(str(path), recursive=True)) if match.is_file())
+    if not matches:
+        fix = f"check the path from here: {Path.cwd()}"
+        raise ConfigError(problem(key, pattern, "a text file, or a pattern that matches some", fix))
+    return matches
+
+
+def _read(path: Path, key: str) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")  # read_text would change line ends
+    except (OSError, UnicodeDecodeError) as error:
+        fix = f"convert it to UTF-8, or leave it out ({error})"
+        raise ConfigError(problem(key, str(path), "readable UTF-8 text", fix)) from error

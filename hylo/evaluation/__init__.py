@@ -1,0 +1,1 @@
+"""Measuring a model: perplexity by window, and what probes ask."""

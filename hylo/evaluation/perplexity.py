@@ -1,0 +1,152 @@
+"""Evaluation: one forward pass over the windows gives the loss of every token, and everything else is a sum of those.
+
+    PPL = exp(sum of token NLL / tokens)      natural logarithm, over all windows
+    LIM-PPL: the same over the middle third of each window's predicted positions ("lost in the middle")
+    mean window PPL = arithmetic mean over windows of exp(mean token NLL of the window): a few windows carry it; it is
+        recorded because published numbers are of this kind
+    bits per byte = sum of token NLL / (ln 2 * UTF-8 bytes predicted), comparable across tokenizers
+
+Sums are kept per window and position group, so that intervals and contrasts need no model.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hylo.adapters.model import AdaptedModel
+from hylo.core.errors import TrainingDiverged
+from hylo.core.progress import Progress
+from hylo.data.windows import IGNORED, Windows, model_inputs, next_tokens
+from hylo.runs.store import finite_or_none
+from hylo.stats.estimates import mean_window_ppl, perplexity
+
+BINS, THIRDS = 10, 3
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums by window and position.
+
+    bins: window, bin (0-9), nll_sum (nats), tokens, bytes. thirds: window, third (0-2), and the same sums.
+    """
+
+    bins: pd.DataFrame
+    thirds: pd.DataFrame
+
+    def metrics(self) -> dict[str, float | int | None]:
+        """The record's `metrics` section. A perplexity is None where it is too large for a number (a mean NLL above 709
+        nats), or where no token is in its third of the positions.
+
+        Raises:
+            TrainingDiverged: a token's loss is not finite.
+        """
+        windows = self.bins[["nll_sum", "tokens"]].to_numpy(dtype=float).reshape(-1, BINS, 2).sum(axis=1)
+        if not np.isfinite(windows).all():
+            first = int(np.flatnonzero(~np.isfinite(windows).all(axis=1))[0])
+            raise TrainingDiverged(f"the loss of evaluation window {first} is not finite; try a lower learning rate")
+        nll, tokens, size = (float(self.bins[name].to_numpy().sum()) for name in ("nll_sum", "tokens", "bytes"))
+        thirds = self.thirds[["nll_sum", "tokens"]].to_numpy(dtype=float).reshape(-1, THIRDS, 2).sum(axis=0)
+        head, middle, tail = (finite_or_none(perplexity(loss / count)) if count else None for loss, count in thirds)
+        return {
+            "ppl": finite_or_none(perplexity(nll / tokens)),
+            "lim_ppl": middle,
+            "head_ppl": head,
+            "tail_ppl": tail,
+            "mean_window_ppl": finite_or_none(mean_window_ppl(windows[:, 0], windows[:, 1])),
+            "nll_nats_per_token": float(nll / tokens),
+            "bits_per_byte": float(nll / (math.log(2) * size)),
+            "eval_tokens": int(tokens),
+        }
+
+
+def evaluate(
+    model: AdaptedModel, windows: Windows, accelerator: Accelerator, *, batch_size: int, label: str
+) -> Evaluation:
+    """Evaluate the model on every window, without gradients and without dropout. Padding counts nowhere."""
+    nll = token_nll(model, windows.ids, accelerator, lengths=windows.lengths, batch_size=batch_size, label=label)
+    predicted = windows.lengths - 1
+    return Evaluation(
+        bins=position_sums(nll, windows.bytes, BINS, "bin", predicted),
+        thirds=position_sums(nll, windows.bytes, THIRDS, "third", predicted),
+    )
+
+
+@torch.no_grad()
+def token_nll(
+    model: AdaptedModel,
+    ids: np.ndarray,
+    accelerator: Accelerator,
+    *,
+    lengths: np.ndarray | None = None,
+    batch_size: int,
+    label: str,
+) -> np.ndarray:
+    """Negative log-likelihood of each token given those before it in its window.
+
+    Arguments:
+        ids: [W, L] token ids. Every process evaluates a share of each batch.
+        lengths: [W] tokens that are no padding, from the first; None: all. The loss of padding is 0.
+
+    Returns:
+        [W, L - 1] float64, in nats.
+    """
+    model.eval()
+    parts, processes = [], accelerator.num_processes
+    lengths = np.full(len(ids), ids.shape[1]) if lengths is None else lengths
+    labels = np.where(np.arange(ids.shape[1]) < lengths[:, None], ids, IGNORED).astype(np.int64)
+    with Progress(label, len(ids), visible=accelerator.is_main_process) as progress:
+        for first in range(0, len(ids), batch_size):
+            batch = np.arange(first, min(first + batch_size, len(ids)))
+            filled = np.append(batch, np.full(-len(batch) % processes, first))
+            mine = np.split(filled, processes)[accelerator.process_index]
+            inputs = model_inputs(ids[mine], lengths[mine], accelerator.device)
+            targets = next_tokens(labels[mine], accelerator.device)
+            with accelerator.autocast():
+                losses = model(**inputs, targets=targets)[:, :-1]
+            gathered = accelerator.gather(losses)
+            assert isinstance(gathered, Tensor)
+            parts.append(gathered[: len(batch)].cpu().double().numpy())
+            progress.update(first + len(batch))
+    return np.concatenate(parts)
+
+
+def position_sums(
+    nll: np.ndarray, sizes: np.ndarray, groups: int, name: str, predicted: np.ndarray | None = None
+) -> pd.DataFrame:
+    """Sum token losses by window and position group.
+
+    Position t of a window's n predictions falls into group floor(groups * t / n). Where n is smaller than the number of
+    groups, some groups are empty: zero tokens.
+
+    Arguments:
+        nll, sizes: [W, L - 1] losses in nats and UTF-8 bytes of the predicted tokens.
+        predicted: [W] predictions of each window, the first n of its row; the rest is padding. None: all.
+
+    Returns:
+        Columns window, `name`, nll_sum, tokens, bytes; W * groups rows.
+    """
+    count, length = nll.shape
+    predicted = np.full(count, length) if predicted is None else predicted
+    sums, tokens, size = np.zeros((count, groups)), np.zeros((count, groups), int), np.zeros((count, groups), int)
+    for n in np.unique(predicted):
+        rows = np.flatnonzero(predicted == n)
+        member = np.arange(n) * groups // n == np.arange(groups)[:, None]  # [groups, n]
+        losses = nll[rows][:, :n]
+        # Not a product with `member`: there, one loss that is not finite would spoil all groups.
+        sums[rows] = np.stack([losses[:, group].sum(axis=1) for group in member], axis=1)
+        tokens[rows] = member.sum(axis=1)
+        size[rows] = sizes[rows, :n] @ member.T
+    return pd.DataFrame(
+        {
+            "window": np.repeat(np.arange(count), groups),
+            name: np.tile(np.arange(groups), count),
+            "nll_sum": sums.ravel(),
+            "tokens": tokens.ravel(),
+            "bytes": size.ravel(),
+        }
+    )

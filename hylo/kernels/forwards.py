@@ -1,0 +1,198 @@
+"""Which modules of a model get a fused forward, and how they get rid of it again.
+
+A module is recognised by its structure, and one of each class is tried on random input before: where its own forward
+and the fused one differ, the class keeps its own. Linear layers are read at every call, so adapters that replace them
+take part: what describes itself by `projection()`, and plain frozen layers. Anything else, a hook on a layer, or a
+weight that is trained lets the module's own forward run.
+
+- Norms: hylo/kernels/rms_norm.py.
+- FFNs with gate_proj, up_proj and down_proj: hylo/kernels/gated_ffn.py.
+- q_proj, k_proj and v_proj of one module: the first call computes all three, the next ones take theirs.
+- Every other linear layer of the decoder: alone, by hylo/kernels/projection.py.
+
+The output head: hylo/kernels/head.py.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from types import MethodType
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hylo.kernels.gated_ffn import gated_ffn
+from hylo.kernels.projection import Projection, project
+from hylo.kernels.rms_norm import rms_norm
+from hylo.models.architecture import decoder, weight_OI
+
+_SIBLINGS = (("q_proj", "k_proj", "v_proj"),)
+_FFN = ("gate_proj", "up_proj", "down_proj", "act_fn")
+_EPSILONS = ("variance_epsilon", "eps", "norm_eps")
+_GROUP = "_hylo_siblings"
+"""Attribute of a layer that shares its input with others."""
+
+
+@runtime_checkable
+class Projects(Protocol):
+    """A module that computes what a `Projection` describes."""
+
+    def projection(self) -> Projection | None:
+        """The description for the pass under way; None: this pass is something else."""
+        ...
+
+
+def projection_of(layer: nn.Module) -> Projection | None:
+    """A linear layer as the fused functions read it; None where its own forward has to run."""
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return None
+    if isinstance(layer, Projects):
+        return layer.projection()
+    if type(layer) not in (nn.Linear, Conv1D):
+        return None
+    bias: Any = layer.bias
+    if layer.weight.requires_grad or (bias is not None and bias.requires_grad):
+        return None
+    return Projection(weight=weight_OI(layer), bias=bias)
+
+
+class FusedForwards:
+    """Fused forwards of a model's modules. Made on the plain, frozen model; attached when adapters are in place."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        # Without numbers, on the meta device, there is nothing to try a class on.
+        modules = [] if model.device.type == "meta" else list(decoder(model).modules())
+        tried = ((_norm_like, _fused_norm), (_norm_like, _fused_shifted_norm), (_ffn_like, _fused_ffn))
+        self._forwards = [(module, fused) for like, fused in tried for module in _same(modules, like, fused)]
+        self._changed: dict[nn.Module, None] = {}
+
+    def attach(self) -> None:
+        """Let the fused forwards run."""
+        for module, fused in self._forwards:
+            self._give(module, fused)
+        for layer in _linear_layers(decoder(self._model)):
+            self._give(layer, _fused_linear)
+        for module in decoder(self._model).modules():
+            for names in _SIBLINGS:
+                layers = [each for name in names if (each := getattr(module, name, None)) in self._changed]
+                if len(layers) == len(names):
+                    group = SharedInput(layers)
+                    for layer in layers:
+                        vars(layer)[_GROUP] = group
+
+    def detach(self) -> None:
+        """Leave every module with the forward of its class."""
+        for module in self._changed:
+            del vars(module)["forward"]
+            vars(module).pop(_GROUP, None)
+        self._changed = {}
+
+    def _give(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        # A bound method: a copy of the model then calls it on its own modules.
+        vars(module)["forward"] = MethodType(forward, module)
+        self._changed[module] = None
+
+
+class SharedInput:
+    """Layers that a module calls one after the other on the same input."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.layers = list(layers)
+        self._input: Tensor | None = None
+        self._outputs: dict[nn.Module, Tensor] = {}
+
+    def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+        """The layer's output for x, computed for all layers at once; None where one of them cannot take part."""
+        if x is not self._input or layer not in self._outputs:
+            projections = [found for each in self.layers if (found := projection_of(each)) is not None]
+            if len(projections) < len(self.layers):
+                return None
+            self._input = x
+            self._outputs = dict(zip(self.layers, project(projections, x), strict=True))
+        output = self._outputs.pop(layer)
+        if not self._outputs:
+            self._input = None
+        return output
+
+
+def _own(module: nn.Module, *args: Any) -> Any:
+    """What the module's class computes."""
+    return type(module).forward(module, *args)
+
+
+def _fused_norm(self: Any, x: Tensor) -> Tensor:
+    return _own(self, x) if self.weight.requires_grad else rms_norm(x, self.weight, _epsilon(self))
+
+
+def _fused_shifted_norm(self: Any, x: Tensor) -> Tensor:
+    """Where the scale is kept as its difference from 1 (Gemma)."""
+    return _own(self, x) if self.weight.requires_grad else rms_norm(x, 1 + self.weight, _epsilon(self))
+
+
+def _fused_ffn(self: Any, x: Tensor) -> Tensor:
+    gate, up, down = (projection_of(layer) for layer in (self.gate_proj, self.up_proj, self.down_proj))
+    if gate is None or up is None or down is None:
+        return _own(self, x)
+    return gated_ffn(gate, up, down, self.act_fn, x)
+
+
+def _fused_linear(self: nn.Module, x: Tensor) -> Tensor:
+    group = vars(self).get(_GROUP)
+    if group is not None and (output := group.output(self, x)) is not None:
+        return output
+    projection = projection_of(self)
+    return _own(self, x) if projection is None else project([projection], x)[0]
+
+
+def _linear_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Linear layers, each as what stands in its place: not the layer inside another one."""
+    for child in module.children():
+        if isinstance(child, Projects) or type(child) in (nn.Linear, Conv1D):
+            yield child
+        else:
+            yield from _linear_layers(child)
+
+
+def _same(
+    modules: Sequence[nn.Module], like: Callable[[Any], int | None], fused: Callable[..., Tensor]
+) -> Iterator[nn.Module]:
+    """The modules of that structure whose class computes what the fused forward does; `like` tells the input width."""
+    same: dict[type, bool] = {}
+    for module in modules:
+        width = like(module)
+        if width is None:
+            continue
+        if type(module) not in same:
+            same[type(module)] = _agree(module, fused, width)
+        if same[type(module)]:
+            yield module
+
+
+@torch.no_grad()
+def _agree(module: nn.Module, fused: Callable[..., Tensor], width: int) -> bool:
+    weight = next(module.parameters())
+    assert not weight.requires_grad, "what is trained keeps its own forward, which says nothing of the fused one"
+    x = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(0)).to(weight)
+    own, other = _own(module, x), fused(module, x)
+    return own.dtype == other.dtype and torch.allclose(own, other, rtol=1e-3, atol=1e-4 * float(own.abs().max()))
+
+
+def _norm_like(module: Any) -> int | None:
+    weight = getattr(module, "weight", None)
+    is_norm = "norm" in type(module).__name__.lower() and not isinstance(module, nn.LayerNorm)
+    if not is_norm or not isinstance(weight, Tensor) or weight.dim() != 1 or getattr(module, "bias", None) is not None:
+        return None
+    return len(weight) if _epsilon(module) is not None else None
+
+
+def _epsilon(norm: Any) -> Any:
+    return next((value for name in _EPSILONS if (value := getattr(norm, name, None)) is not None), None)
+
+
+def _ffn_like(module: Any) -> int | None:
+    parts = [getattr(module, name, None) for name in _FFN]
+    if not all(isinstance(part, nn.Module) for part in parts) or len(list(module.children())) != len(_FFN):
+        return None
+    return parts[0].in_features if isinstance(parts[0], nn.Linear) else None

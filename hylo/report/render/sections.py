@@ -1,0 +1,76 @@
+"""What each form of a report holds, in order: the page, markdown and LaTeX. The place to add a section."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from hylo.report.render.console import escape, markdown_section
+from hylo.report.render.html import FigureBlock, Section
+from hylo.report.render.latex import booktabs
+from hylo.report.tables.caption import PROTOCOL, warns
+from hylo.report.tables.table import Table
+from hylo.runs.store import StudyRecord
+
+TEX_HEAD = r"""% Needs \usepackage{booktabs}. Rebuilt from the records: do not edit.
+% A wide table needs a landscape page, or \resizebox{\textwidth}{!}{...} of graphicx around its tabular.
+"""
+
+
+def lead(study: StudyRecord) -> list[str]:
+    """The paragraphs under the page's heading: the study's question and how it was run."""
+    said = {"question": "", "protocol": "Protocol: "}
+    return [f"{before}{study.manifest[key]}" for key, before in said.items() if study.manifest.get(key)]
+
+
+def sections(
+    study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: list[FigureBlock]
+) -> list[Section]:
+    """The page's sections: tables, figures, runs without a result; one without content is left out."""
+    found = [_table_section(study, table) for table in tables]
+    if figures:
+        found.append(Section(title="Figures", figures=figures))
+    if failed:
+        text = "These runs have no result: they failed, were interrupted or were never started."
+        found.append(Section(title="Not in the tables", text=[text], notes=failed))
+    return found
+
+
+def figure_block(figure: Figure, image: Path, drawing: Path) -> FigureBlock:
+    """A saved figure for the page; its own caption is drawn in it, the page says in which file it is."""
+    title, caption = figure.get_suptitle() or image.stem, f"{image.parent.name}/{image.name}"
+    return FigureBlock(title=title, svg=drawing.read_text(encoding="utf-8"), caption=caption)
+
+
+def summary_markdown(study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: list[Path]) -> str:
+    """summary.md: the question, the tables with every column, the runs that are missing, and the figures."""
+    blocks = [f"# {study.name}"]
+    if study.manifest.get("question"):
+        blocks.append(str(study.manifest["question"]))
+    blocks += [markdown_section(table) for table in tables]
+    if failed:
+        blocks += ["## Not in the tables", "\n".join(f"- {escape(line)}" for line in failed)]
+    blocks += [f"![{path.stem.replace('_', ' ')}]({path.relative_to(study.folder).as_posix()})" for path in figures]
+    return "\n\n".join(blocks) + "\n"
+
+
+def summary_tex(study: StudyRecord, tables: Sequence[Table]) -> str:
+    """summary.tex: the same tables, each with the columns that have room on paper."""
+    blocks = [TEX_HEAD]
+    for table in tables:
+        title = f"{study.name}: {table.title}"
+        said = [title, *([table.about] if table.about else []), *table.notes]
+        caption = " ".join(f"{line[:1].upper()}{line[1:].rstrip('.')}." for line in said)
+        blocks.append(booktabs(table.frame, table.brief or table.columns, caption, title))
+    return "\n".join(blocks)
+
+
+def _table_section(study: StudyRecord, table: Table) -> Section:
+    return Section(
+        title=table.title,
+        warnings=[line for line in table.notes if warns(line)],
+        text=[table.about] if table.about else [],
+        table=replace(table, title=f"{study.name}: {table.title}"),
+        notes=[line for line in table.notes if not warns(line) and not line.startswith(PROTOCOL)],  # the lead has it
+    )

@@ -1,0 +1,122 @@
+"""The columns of the tables in hylo/report/tables/decisions.py: headers, what they mean, how values are shown."""
+
+import pandas as pd
+
+from hylo.analysis.verdicts import ClaimVerdict
+from hylo.report.tables.columns import Column, Row, estimate, quantity, text, verdict
+from hylo.report.tables.numbers import MISSING
+from hylo.report.tables.words import spaced
+
+
+def yes_or_no(said: str) -> str:
+    """The tone of a badge."""
+    return "good" if said == "yes" else "bad"
+
+
+def _significant(header: str, key: str, about: str, unit: str = "") -> Column:
+    """A column of numbers of any size, with two significant digits."""
+
+    def show(row: Row) -> str:
+        return MISSING if pd.isna(row[key]) else f"{row[key]:.2g}"
+
+    return Column(header=header, about=about, key=key, show=show, numeric=True, unit=unit)
+
+
+CELL = text("Cell", "cell", "The cell whose improvement is told.")
+REFERENCE = text("Reference", "reference", "The cell it is compared with, by seed and window.")
+COMPONENT = text("Component", "component", "What the two cells differ in.")
+WAY = text("Way", "way", "added to a smaller method; cumulative; left out of the whole stack; alone; Shapley value.")
+SEEDS = quantity("Seeds", "seeds", "Seeds that both cells have. One: evaluation noise only.", decimals=0)
+EFFECT = estimate(
+    "Improvement (%)", "effect_pct", "low", "high", "100 (1 - PPL / PPL of the reference). Higher is better.", unit="%"
+)
+ADDED = quantity(
+    "Added params", "added_params", "Trainable parameters beyond the reference's.", decimals=0, unit="parameters"
+)
+
+LIM = estimate(
+    "LIM improvement (%)", "lim_effect_pct", "lim_low", "lim_high", "The same over the middle third.", unit="%"
+)
+P = _significant("p", "p_holm", "Of no effect on PPL; two-sided, Holm over the contrasts of the study.")
+DETECTABLE = _significant("Detectable (%)", "detectable_pct", "Shown in four of five such studies.", "%")
+PER_PCT = quantity(
+    "Params per 1 %",
+    "params_per_pct",
+    "Added parameters over the improvement; no number where its interval reaches 0.",
+    decimals=0,
+    unit="parameters",
+)
+VERDICT = verdict(
+    "Verdict",
+    "verdict",
+    "core: above 5 %; optional: 2 to 5 %; drop: below 2 %; or a red flag. Untuned, undertrained: a lead, no verdict.",
+)
+RESTS_ON = text("Rests on", "rests_on", "Rates and budget of the two arms, and what shows that one could go further.")
+CONTRASTS = [CELL, REFERENCE, COMPONENT, WAY, SEEDS, EFFECT, LIM, P, DETECTABLE, ADDED, PER_PCT, VERDICT, RESTS_ON]
+CONTRASTS_IN_BRIEF = [CELL, REFERENCE, SEEDS, EFFECT, LIM, P, DETECTABLE, PER_PCT, VERDICT]
+"""What has room on a console or on paper."""
+
+CLAIM = text("Claim", "id", "Its row in experiments/claims.csv.")
+MEASURE = text("Measure", "measure", "ppl, or lim_ppl: the middle third of positions.")
+PUBLISHED = quantity("Published (%)", "published_pct", "The published improvement.", decimals=2, unit="%")
+CLAIM_P = _significant("p", "p_holm", "Of half the published effect; two-sided, Holm over the claims of the study.")
+CLAIM_VERDICT = verdict("Verdict", "verdict", "; ".join(f"{spaced(each.name)}: {each.value}" for each in ClaimVerdict))
+SEEDS_TO_DECIDE = quantity(
+    "Seeds to decide",
+    "seeds_to_decide",
+    "Seeds with which an effect of the measured size would be told from half the published one.",
+    decimals=0,
+)
+SOURCE = text("Source", "source", "Where the number was published.")
+NOTE = text("Note", "note", "What was said with it.")
+CLAIMS = [
+    CLAIM, CELL, REFERENCE, MEASURE, PUBLISHED, EFFECT, SEEDS, CLAIM_P, CLAIM_VERDICT, RESTS_ON, SEEDS_TO_DECIDE,
+    SOURCE, NOTE,
+]  # fmt: skip
+CLAIMS_IN_BRIEF = [
+    CLAIM, CELL, REFERENCE, MEASURE, PUBLISHED, EFFECT, SEEDS, CLAIM_P, CLAIM_VERDICT, SEEDS_TO_DECIDE
+]  # fmt: skip
+
+ATTRIBUTION = [COMPONENT, WAY, CELL, REFERENCE, SEEDS, EFFECT, ADDED]
+TUNING = [
+    CELL,
+    text("Chosen", "chosen", "Lowest validation perplexity."),
+    quantity("Trials", "trials", "Settings that were tried, times seeds.", decimals=0),
+    text("Tried", "tried", "Validation perplexity of every setting, the geometric mean over seeds."),
+    text(
+        "At an end of the grid", "end", "Keys whose best value has no worse one beyond it: a better one may be there."
+    ),
+]
+
+FACTS = quantity("Facts", "facts", "Facts in a list.", decimals=0)
+FLATTENING = estimate(
+    "Flattening (points)",
+    "flattening",
+    "low",
+    "high",
+    "Reference's ends less middle, minus the cell's.",
+    unit="points",
+)
+ACCURACY = estimate(
+    "Accuracy (points)", "accuracy", "accuracy_low", "accuracy_high", "Exact answers at all depths.", unit="points"
+)
+RETRIEVAL_P = _significant("p", "p_holm", "Of no flattening; two-sided, Holm over the contrasts with as many facts.")
+AGREES = text("LIM-PPL agrees", "agrees", "Same sign as the flattening; open where one interval holds 0.")
+RETRIEVAL_CONTRASTS = [
+    CELL, REFERENCE, COMPONENT, FACTS, SEEDS, FLATTENING, RETRIEVAL_P, ACCURACY, LIM, AGREES
+]  # fmt: skip
+RETRIEVAL_CONTRASTS_IN_BRIEF = [CELL, REFERENCE, FACTS, SEEDS, FLATTENING, RETRIEVAL_P, ACCURACY, LIM, AGREES]
+RETRIEVAL = [
+    CELL,
+    FACTS,
+    SEEDS,
+    quantity("Accuracy (%)", "accuracy", "Exact answers, mean over depths.", unit="%"),
+    estimate(
+        "Ends less middle (points)",
+        "ends_minus_middle",
+        "low",
+        "high",
+        "First and last depth less those between.",
+        unit="points",
+    ),
+]

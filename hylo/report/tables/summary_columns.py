@@ -1,0 +1,107 @@
+"""The columns of the tables in hylo/report/tables/summary_tables.py: headers, what they mean, how values are shown."""
+
+from hylo.analysis.summary import PASSED
+from hylo.report.tables.columns import estimate, quantity, text, verdict
+
+CELL = text("Cell", "cell", "What was trained. [!] behind a name: its audit failed. Column cell of summary.csv.")
+REFERENCE = text("Reference", "reference", "The cell that this row is compared with. Column reference.")
+SEEDS = quantity("Seeds", "seeds", "Seeds that the cell and its reference both have. Column seeds.", decimals=0)
+PPL = estimate(
+    "PPL [95 %]",
+    "ppl",
+    "ppl_low",
+    "ppl_high",
+    "Perplexity: exp of the mean negative log-likelihood (nats) of a token; of seeds, the geometric mean. "
+    "Lower is better. Column ppl.",
+)
+LIM_PPL = quantity(
+    "LIM-PPL", "lim_ppl", "Perplexity over the middle third of positions. Lower is better. Column lim_ppl."
+)
+MEAN_WINDOW_PPL = quantity(
+    "Mean window PPL",
+    "mean_window_ppl",
+    "Arithmetic mean of each window's own perplexity, as some papers publish it; no estimate of PPL. "
+    "Column mean_window_ppl.",
+)
+IMPROVEMENT = estimate(
+    "Improvement (%) [95 %]",
+    "improvement_pct",
+    "improvement_low",
+    "improvement_high",
+    "100 (1 - PPL / PPL of the reference), paired by seed and window. Higher is better. Column improvement_pct.",
+    unit="%",
+)
+LIM_IMPROVEMENT = estimate(
+    "LIM improvement (%) [95 %]",
+    "lim_improvement_pct",
+    "lim_improvement_low",
+    "lim_improvement_high",
+    "The same improvement over the middle third of positions. Higher is better. Column lim_improvement_pct.",
+    unit="%",
+)
+TRAINABLE = quantity(
+    "Trainable params",
+    "trainable_params",
+    "Parameters that training changes. Column trainable_params.",
+    decimals=0,
+    unit="parameters",
+)
+ADDED = quantity(
+    "Added params",
+    "added_params",
+    "Trainable params beyond the reference's. Column added_params.",
+    decimals=0,
+    unit="parameters",
+)
+PER_PCT = quantity(
+    "Params per 1 %",
+    "params_per_pct",
+    "Added params divided by the improvement in percent, both against the same reference; no number where the "
+    "interval of the improvement reaches 0. Column params_per_pct.",
+    decimals=0,
+    unit="parameters",
+)
+SECONDS = quantity(
+    "Training (s)", "train_seconds", "Seconds of training, mean over seeds. Column train_seconds.", unit="s"
+)
+SPEED = quantity(
+    "Tokens/s",
+    "tokens_per_second",
+    "Tokens trained on in a second, mean over seeds. Column tokens_per_second.",
+    decimals=0,
+    unit="tokens/s",
+)
+MEMORY = quantity(
+    "Peak memory (MiB)",
+    "peak_memory_bytes",
+    "The most memory in use during training, the largest over seeds. Column peak_memory_bytes.",
+    decimals=0,
+    unit="bytes",
+    scale=2**20,
+)
+AUDIT = verdict(
+    "Audit",
+    "audit",
+    "Checks before the first step: passed, or those that failed in any run of the cell. Column audit.",
+    tone=lambda words: "good" if words == PASSED else "bad",
+)
+RATE = text(
+    "Rate",
+    "rate",
+    "Learning rate, and the multipliers of components that have another one; own: chosen for this cell on validation "
+    "documents. Column rate.",
+)
+CONTRASTS = [
+    CELL, REFERENCE, RATE, SEEDS, PPL, LIM_PPL, MEAN_WINDOW_PPL, IMPROVEMENT, LIM_IMPROVEMENT, TRAINABLE, ADDED,
+    PER_PCT, SECONDS, SPEED, MEMORY, AUDIT,
+]  # fmt: skip
+CONTRASTS_IN_BRIEF = [CELL, REFERENCE, SEEDS, IMPROVEMENT, LIM_IMPROVEMENT, ADDED, PER_PCT]
+"""What has room on a console or on paper."""
+
+# The untuned model trains nothing, so against it added parameters are those that are trained, and every reference is
+# the same.
+UNTUNED = [column for column in CONTRASTS if column not in (REFERENCE, ADDED)]
+_LIM_GAIN = quantity("LIM improvement (%)", LIM_IMPROVEMENT.key, LIM_IMPROVEMENT.about, unit="%")
+UNTUNED_IN_BRIEF = [
+    CELL, RATE, SEEDS, PPL, LIM_PPL, MEAN_WINDOW_PPL, IMPROVEMENT, _LIM_GAIN, TRAINABLE, PER_PCT, SECONDS, MEMORY
+]  # fmt: skip

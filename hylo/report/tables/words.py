@@ -1,0 +1,88 @@
+"""What a study decides, in sentences computed from its tables."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from hylo.analysis.contrasts import claim_table, contrast_table
+from hylo.analysis.pairs import PPL
+from hylo.analysis.verdicts import OWN_RATES
+from hylo.report.tables.numbers import MISSING, interval, number
+from hylo.runs.store import StudyRecord
+from hylo.studies.claims import Claim
+
+_MEASURES = {"ppl": "perplexity", "lim_ppl": "perplexity of the middle third"}
+
+
+def claims_in_words(study: StudyRecord) -> list[str]:
+    """One sentence a published claim: verdict, measured and published effect, and what would decide it."""
+    return [_claim(row) for row in claim_table(study).to_dict("records")]
+
+
+def components_in_words(study: StudyRecord) -> list[str]:
+    """One sentence a contrast that has a component: what it earns, and the verdict."""
+    table: Any = contrast_table(study)
+    rows = table[(table["measure"] == PPL) & (table["component"] != "")]
+    return [_component(row) for row in rows.to_dict("records")]
+
+
+def claims_overview(claims: Sequence[Claim], found: pd.DataFrame) -> str:
+    """A markdown table of all claims: what was published, what was found, the verdict, and what it rests on.
+
+    Arguments:
+        found: rows of the claims.csv of several studies; of several on one claim that with rates of its own counts.
+    """
+    rows: dict[str, dict[Any, Any]] = {}
+    for row in found.to_dict("records"):
+        if row["id"] not in rows or str(row["rests_on"]).startswith(OWN_RATES):
+            rows[row["id"]] = row
+    lines = [
+        "| claim | what was published | found (%) [95 %] | seeds | verdict | rests on |",
+        "|---|---|---|---:|---|---|",
+    ]
+    for claim in claims:
+        row = rows.get(claim.id)
+        against = f" against `{claim.reference}`" if claim.reference else ""
+        unit = " %" if claim.unit == "percent" else f" {claim.unit.upper()}"
+        name = {"ppl_improvement": "PPL ", "lim_ppl_improvement": "LIM-PPL "}.get(claim.metric, "")
+        sign = "+" * (claim.value > 0 and claim.unit == "percent")
+        said = f"`{claim.cell}`{against}: {name}{sign}{claim.value:g}{unit} ({claim.source})"
+        effect, seeds, word, basis = MISSING, MISSING, "not tested yet", MISSING
+        if row is not None:
+            effect = interval(row["effect_pct"], row["low"], row["high"])
+            seeds, word = number(row["seeds"], 0), f"**{spaced(row['verdict'])}**"
+            basis = row["rests_on"] if isinstance(row["rests_on"], str) and row["rests_on"] else MISSING
+        lines.append(f"| {claim.id} | {said} | {effect} | {seeds} | {word} | {basis} |")
+    return "\n".join(lines)
+
+
+def _claim(row: dict[Any, Any]) -> str:
+    named = f"{row['id']}: {row['cell']}" + (f" against {row['reference']}" if row["reference"] else "")
+    if pd.isna(row["effect_pct"]):
+        return f"{named}: inconclusive, for nothing comparable was measured ({row['note']})."
+    found = interval(row["effect_pct"], row["low"], row["high"])
+    sentence = (
+        f"{named}: {spaced(row['verdict'])}. Published: {number(row['published_pct'], 2)} % of "
+        f"{_MEASURES[row['measure']]}; found: {found} %, {row['seeds']} seed{'s' * (row['seeds'] != 1)}"
+    )
+    if row["verdict"] == "inconclusive":
+        if row["seeds"] == 1:
+            return f"{sentence}: evaluation noise only."
+        wanted = row["seeds_to_decide"]
+        more = "more windows are needed" if pd.isna(wanted) else f"about {number(wanted, 0)} seeds would decide it"
+        return f"{sentence}; {more}."
+    return f"{sentence}; {row['rests_on']}."
+
+
+def spaced(verdict: str) -> str:
+    """A verdict as a reader sees it."""
+    return verdict.replace("_", " ")
+
+
+def _component(row: dict[Any, Any]) -> str:
+    found = interval(row["effect_pct"], row["low"], row["high"])
+    return (
+        f"{row['component']} ({str(row['way']).replace('_', ' ')}; {row['cell']} against {row['reference']}): "
+        f"{row['verdict']}. {found} % for {number(row['added_params'], 0)} added parameters; {row['rests_on']}."
+    )

@@ -1,0 +1,111 @@
+"""A cell: one configuration under a name, and whether it can work at all."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hylo.adapters.component import Host
+from hylo.adapters.model import method_problems
+from hylo.core.devices import device_problems
+from hylo.core.errors import ConfigError, problem
+from hylo.data.base import Split, data_problems
+from hylo.evaluation.probes.kv import setting_problems
+from hylo.models.architecture import model_context_length
+from hylo.runs.config import Config
+from hylo.runs.shared import Session
+from hylo.training.config import kernel_problems, trainer_problems
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration under a name, in a group (a study or sweep)."""
+
+    group: str
+    name: str
+    config: Config
+    overrides: tuple[str, ...] = ()
+    """What to give train.py to run this cell alone."""
+
+    def folder(self, mark: str) -> Path:
+        """Folder of the cell's record; `mark` is its fingerprint."""
+        seed = f"seed{self.config.seed}-" if self.config.components else ""
+        return Path(self.config.outputs) / self.group / f"{self.name}-{seed}{mark}"
+
+    def untuned(self, name: str) -> "Cell":
+        """The cell that evaluates the untuned model on the same data."""
+        config = dataclasses.replace(self.config, method={}, seed=0)
+        return Cell(self.group, name, config, (*self.overrides, "method=none"))
+
+
+def check(cell: Cell, session: Session) -> None:
+    """Refuse a cell that cannot work, before anything expensive starts and before anything is written.
+
+    Raises:
+        ConfigError: settings contradict each other, or the model, or this machine.
+        MissingDependency: the model or the data cannot be reached.
+    """
+    config = cell.config
+    skeleton = session.skeleton(config.model)
+    host = Host(skeleton, config.data.context_length, config.seed)
+    problems = [*data_problems(config.data), *trainer_problems(config.trainer), *kernel_problems(config.trainer)]
+    problems += device_problems(config.trainer.device)
+    problems += method_problems(config.components, host)
+    limit = model_context_length(skeleton)
+    if config.data.context_length > limit:
+        allowed = f"4 to {limit}, the longest context of {config.model.name}"
+        problems.append(
+            problem("data.context_length", config.data.context_length, allowed, f"data.context_length={limit}")
+        )
+    if problems:
+        raise ConfigError(*problems)
+    if probed := [*probe_problems(config, session, limit)]:
+        raise ConfigError(*probed)
+    check_documents(config, session)
+
+
+def probe_problems(config: Config, session: Session, limit: int) -> Iterator[str]:
+    """Why the probe cannot be asked of this cell, as text; `limit` is the model's longest context."""
+    probe = config.asked
+    if probe is None:
+        return
+    if config.components and not config.trainer.save_adapter:
+        fix = "trainer.save_adapter=true, or probe=none"
+        yield problem("trainer.save_adapter", False, "true with a probe, which reads the recorded adapter", fix)
+    if problems := [*setting_problems(probe)]:
+        yield from problems
+        return
+    longest = max(prompts.longest for prompts in session.prompts(probe, config.model))
+    if longest > limit:
+        allowed = f"lists whose questions fit {config.model.name}: {limit} tokens; the longest has {longest}"
+        yield problem("probe.facts", probe.facts, allowed, "fewer facts, or a model with a longer context")
+    elif [*method_problems(config.components, Host(session.skeleton(config.model), longest, config.seed))]:
+        allowed = f"lists that leave the method its positions: {limit} less {longest} tokens of the longest question"
+        yield problem("probe.facts", probe.facts, allowed, "fewer facts, or a smaller prefix")
+
+
+def check_documents(config: Config, session: Session) -> None:
+    """Refuse data without documents, or with a document that is both trained on and evaluated on.
+
+    Documents of fewer bytes than the context length has tokens fill no window: headings, say, recur in honest data.
+
+    Raises:
+        ConfigError: as above; it names the splits or the document.
+    """
+    if not session.documents(config.data, config.data.eval_split):
+        split = config.data.eval_split.name
+        raise ConfigError(
+            f"data={config.data.name} has no {split} documents\n    fix:     name some, or data.eval_split=..."
+        )
+    if config.components and not session.documents(config.data, Split.train):
+        raise ConfigError(f"data={config.data.name} has no train documents\n    fix:     name some, or method=none")
+    if config.components:
+        trained = {document.text: document.name for document in session.documents(config.data, Split.train)}
+        for document in session.documents(config.data, config.data.eval_split):
+            if document.text in trained and len(document.text.encode()) >= config.data.context_length:
+                split = config.data.eval_split.name
+                raise ConfigError(
+                    f"data={config.data.name}: the {split} document {document.name!r} is also trained on, "
+                    f"as {trained[document.text]!r}\n"
+                    f"    allowed: no document in two splits\n    fix:     leave it out of one of them"
+                )

@@ -1,0 +1,139 @@
+"""The whole configuration, typed: what YAML files and overrides become before anything runs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+import hylo.adapters
+import hylo.data
+import hylo.evaluation.probes
+import hylo.models
+from hylo.adapters.component import ComponentConfig
+from hylo.core.errors import ConfigError, problem
+from hylo.core.registry import import_all
+from hylo.core.schema import bound_problems, bounded
+from hylo.data.base import DataConfig
+from hylo.evaluation.probes.base import ProbeConfig
+from hylo.evaluation.probes.kv import KvProbeConfig
+from hylo.models.base import ModelConfig
+from hylo.tracking.base import TrackingConfig
+from hylo.training.config import TrainerConfig
+
+for package in (hylo.adapters, hylo.data, hylo.models, hylo.evaluation.probes):
+    import_all(package)
+
+
+UNTIL_DECIDED = "until_decided"
+"""A value of `seeds`."""
+
+
+class Tune(Enum):
+    """Where the settings that a study chooses for each cell come from."""
+
+    recorded = "trials, but not those that studies were published with under the same conditions"
+    again = "trials, whatever was published; finished ones are found again"
+    off = "nowhere: cells keep what their files say, and verdicts say so"
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """One cell: a model, data, a method, a trainer and a seed. Or a study of many."""
+
+    model: ModelConfig = MISSING
+    """Base model: conf/model/."""
+    data: DataConfig = MISSING
+    """Text and windows: conf/data/."""
+    method: dict[str, ComponentConfig | None] = field(default_factory=dict)
+    """Components by slot: conf/method/. A slot set to null is off."""
+    trainer: TrainerConfig = MISSING
+    """Training and evaluation settings: conf/trainer/."""
+    probe: ProbeConfig = MISSING
+    """What is asked of the complete run: conf/probe/. No part of the run's fingerprint."""
+    tracking: TrackingConfig = MISSING
+    """Where runs are logged besides their records: conf/tracking/."""
+    seed: int = bounded(0, ge=0)
+    """Seed of adapter starts, window order and dropout."""
+    study: str | None = None
+    """Run a whole study, experiments/<study>/study.yaml, instead of one cell."""
+    seeds: Any = None
+    """Seeds of the study's cells, [0,1,2]; None: those that the study names; until_decided: as many as it takes, by the
+    rule of hylo/stats/sequential.py."""
+    most_seeds: int = bounded(12, ge=3)
+    """With seeds=until_decided: where it stops, decided or not."""
+    tune: Tune = Tune.recorded
+    """recorded, again or off: where the settings that a study chooses for each cell come from."""
+    add: list[str] | None = None
+    """Methods that the study runs besides its cells, each in a row of its own; None: its cells alone."""
+    workers: int | None = bounded(None, ge=1)
+    """Cells that run at the same time, each with its share of the cores; None: on a CPU as many as there are cores, at
+    most four and as memory allows, on a GPU one."""
+    cell: str | None = None
+    """Name of the cell in tables; None: made from the overrides."""
+    outputs: str = "outputs"
+    """Folder of all records, relative to where train.py is started."""
+
+    @property
+    def fixed_seeds(self) -> list[int] | None:
+        """The seeds that were named; None: none were."""
+        return self.seeds if isinstance(self.seeds, list) else None
+
+    @property
+    def components(self) -> dict[str, ComponentConfig]:
+        """The method's slots that are on."""
+        return {slot: config for slot, config in self.method.items() if config is not None}
+
+    @property
+    def asked(self) -> KvProbeConfig | None:
+        """The probe's settings; None where nothing is asked."""
+        return self.probe if isinstance(self.probe, KvProbeConfig) else None
+
+
+def resolve(composed: DictConfig) -> Config:
+    """The typed configuration of a composed one, with every number inside its bounds.
+
+    Raises:
+        ConfigError: a value is missing, of the wrong type or out of range, or the config reads the environment.
+    """
+    if "oc.env" in OmegaConf.to_yaml(composed):
+        # Resolved, it would write the variable, perhaps a secret, into every record.
+        raise ConfigError("the configuration reads the environment (oc.env)\n    fix:     write the value itself")
+    try:
+        config = OmegaConf.to_object(composed)
+    except AttributeError as error:  # a key added with + that a typed section does not have
+        raise ConfigError(
+            f"unknown key: {error}\n    fix:     remove it; `python train.py --help` lists the keys"
+        ) from error
+    except TypeError as error:  # an untyped entry of `method`
+        raise ConfigError(f"method: {error}\n    fix:     choose components in a file of conf/method/") from error
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value\n    fix:     {error.full_key}=...") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from error
+    assert isinstance(config, Config)
+    problems = [*bound_problems(config), *_path_problems(config), *_seed_problems(config)]
+    if problems:
+        raise ConfigError(*problems)
+    return config
+
+
+def _path_problems(config: Config) -> list[str]:
+    names = {"model.name": config.model.name, "data.name": config.data.name, "cell": config.cell, "study": config.study}
+    return [
+        problem(key, name, "a name without path separators", f"{key}=a_short_name")
+        for key, name in names.items()
+        if name is not None and (not name or "/" in name or "\\" in name or name.startswith("."))
+    ]
+
+
+def _seed_problems(config: Config) -> Iterator[str]:
+    seeds = config.seeds
+    if seeds is None or (seeds == UNTIL_DECIDED and config.study):
+        return
+    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not whole or not seeds:
+        allowed = f"a list of whole numbers >= 0, or {UNTIL_DECIDED} with a study"
+        yield problem("seeds", seeds, allowed, "'seeds=[0,1,2]'")

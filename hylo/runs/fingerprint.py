@@ -1,0 +1,63 @@
+"""What makes two runs the same: everything that can change a run's numbers, hashed.
+
+The typed configuration without names and logging, the content of model and documents, the versions of the libraries,
+and the source of all code that a run reaches (hylo/core/sources.py): this room and what it imports, and the modules of
+what the configuration chooses. A researcher who edits a component runs its cells again, and no others.
+"""
+
+import json
+from typing import Any
+
+from hylo.adapters.component import component_name
+from hylo.core.cache import text_hash
+from hylo.core.devices import library_versions
+from hylo.core.schema import plain
+from hylo.core.sources import source_hash
+from hylo.data.base import Split
+from hylo.evaluation.probes.kv import KvProbeConfig
+from hylo.runs.config import Config
+from hylo.runs.shared import Session
+from hylo.training.config import TrainerConfig
+
+RUN, PROBE = "hylo.runs.run", "hylo.evaluation.probes.measure"
+"""Where the code of a run and that of a probe begins."""
+WATCHES = ("hylo.tracking", "hylo.core.progress", "hylo.core.timer")
+"""What only looks on: another tracker is no other run."""
+
+
+def fingerprint(config: Config, session: Session) -> str:
+    """Twelve hex digits. An untuned model has no seed, no training data and no optimizer in it: all cells share it."""
+    return session.once("fingerprint", config, make=lambda: _fingerprint(config, session))
+
+
+def _fingerprint(config: Config, session: Session) -> str:
+    data, trainer = config.data, plain(config.trainer)
+    content: dict[str, Any] = {
+        "model": session.identity(config.model),
+        "protocol": data.protocol.name,
+        "context_length": data.context_length,
+        "eval_windows": data.eval_windows,
+        "eval_documents": session.documents_identity(data, data.eval_split),
+        "versions": library_versions(),
+        "method": {slot: [component_name(part), plain(part)] for slot, part in sorted(config.components.items())},
+    }
+    if config.components:
+        content["padding"] = [data.loss_on_padding, data.keep_blank_lines]
+        content["train_documents"] = session.documents_identity(data, Split.train)
+        content["trainer"] = {
+            name: value for name, value in trainer.items() if name not in TrainerConfig.WITHOUT_EFFECT
+        }
+        content["seed"] = config.seed
+    else:
+        content["trainer"] = {name: trainer[name] for name in sorted(TrainerConfig.EVALUATION)}
+    chosen = [config.model, config.data, *config.components.values()]
+    content["source"] = source_hash([RUN, *(type(part).__module__ for part in chosen)], without=WATCHES)
+    return text_hash(json.dumps(content, sort_keys=True))[:12]
+
+
+def probe_mark(config: KvProbeConfig) -> str:
+    """Twelve hex digits: of a probe's settings, words and code. It is no part of the fingerprint of the run that it is
+    asked of, so a run need not be trained again for another probe."""
+    return text_hash(
+        json.dumps(plain(config), sort_keys=True), source_hash([PROBE, type(config).__module__], without=WATCHES)
+    )[:12]

@@ -1,0 +1,305 @@
+"""One run of a cell, from its configuration to its record. Reads like a table of contents."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hylo.adapters.model import AdaptedModel, adapted
+from hylo.adapters.start import load_start, save_start
+from hylo.audit import Audit, Contributions, Finding, print_findings
+from hylo.core.devices import (
+    accelerator_for,
+    agreed,
+    environment,
+    is_main_process,
+    peak_memory_bytes,
+    process_count,
+    reset_peak_memory,
+)
+from hylo.core.schema import plain
+from hylo.core.timer import Clock
+from hylo.data.base import Split
+from hylo.data.windows import Windows, model_inputs
+from hylo.evaluation.perplexity import Evaluation, evaluate
+from hylo.evaluation.probes.measure import ask
+from hylo.kernels.compiled import compiled_layers
+from hylo.runs.cell import Cell
+from hylo.runs.config import Config
+from hylo.runs.fingerprint import fingerprint, probe_mark
+from hylo.runs.shared import Session, weights_checksum
+from hylo.runs.store import (
+    ADAPTER,
+    AUDIT,
+    EVAL,
+    HALF,
+    THIRDS,
+    WINDOWS,
+    RunRecord,
+    add_probe,
+    adopt,
+    find_complete,
+    read_run,
+    write_json,
+    write_table,
+)
+from hylo.runs.writer import exclusive, new_result, recording
+from hylo.tracking.base import NullTracker, Tracker, log_run, log_step, open_tracker
+from hylo.training.config import Kernels
+from hylo.training.loop import UNTRAINED, prepare_for_training, train, training_batches
+from hylo.training.memory import MemoryEstimate, estimate, evaluation_batch_size, gib
+
+FIRST_BATCHES = 16
+"""How many batches of training a component may start from."""
+
+
+def run_cell(cell: Cell, session: Session) -> RunRecord:
+    """Run a cell, or return its record where the same run is complete already, in this group or another.
+
+    A probe that the record lacks is asked of the recorded model; interrupted, it costs nothing but itself.
+    With several processes (accelerate) all compute and the first one keeps the record.
+    """
+    mark = fingerprint(cell.config, session)
+    folder = cell.folder(mark)
+    accelerator = accelerator_for(cell.config.trainer.device, cell.config.trainer.precision)
+    main = accelerator.is_main_process
+    with exclusive(folder) if main else nullcontext():
+        done = recorded(cell, mark) if main else None
+        if not agreed(done is not None, accelerator):
+            result = new_result(cell, mark, session)
+            with recording(cell, folder, result) if main else nullcontext():
+                execute(cell, folder, result, session, accelerator)
+        elif done:
+            adopt(done, folder, study=cell.group, cell=cell.name, seed=cell.config.seed)
+        if main and not probed(cell, record := read_run(folder)):
+            ask_probe(cell, record, session, accelerator)
+    accelerator.wait_for_everyone()  # until the first process has written the record
+    return read_run(folder)
+
+
+def run_or_report(cell: Cell, session: Session) -> RunRecord | None:
+    """Run a cell. A failure is printed and stays in the record, traceback and all; the other cells must run."""
+    try:
+        return run_cell(cell, session)
+    except Exception as error:
+        print(f"{cell.name}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        if process_count() > 1:  # the other processes wait for this one in the middle of a step
+            raise
+        return None
+
+
+def recorded(cell: Cell, mark: str) -> RunRecord | None:
+    """The complete record of the same run, with the cell's probe where one has it; else its own, or any; or None."""
+    config = cell.config
+    wanted = probe_mark(config.asked) if config.asked else None
+    return find_complete(Path(config.outputs), mark, folder=cell.folder(mark), probe=wanted)
+
+
+def probed(cell: Cell, record: RunRecord) -> bool:
+    """Whether the record has what the cell's probe asks."""
+    return cell.config.asked is None or record.probe_mark == probe_mark(cell.config.asked)
+
+
+def taken_up(cell: Cell, session: Session) -> bool:
+    """Whether the same run, probe included, is complete already, in this group or another; the record is then its own.
+
+    False where several processes share a run: they agree about it in `run_cell`.
+    """
+    if process_count() > 1:
+        return False
+    mark = fingerprint(cell.config, session)
+    folder = cell.folder(mark)
+    if (done := recorded(cell, mark)) is None or not probed(cell, done):
+        return False
+    with exclusive(folder):
+        adopt(done, folder, study=cell.group, cell=cell.name, seed=cell.config.seed)
+    return True
+
+
+def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, accelerator: Accelerator) -> None:
+    """Load, adapt, audit, train, evaluate, save. Fills the sections of `result`."""
+    clock, config, label = Clock(), cell.config, f"{cell.name} (seed {cell.config.seed})"
+    base = session.base(config.model, accelerator.device)
+    eval_windows = session.eval_windows(config.data, config.model)
+    untouched = weights_checksum(base)
+    probe, base_logits = session.probe(config.data, config.model, accelerator.device)
+    read = session.contribution(config.data, config.model, accelerator.device) if config.components else None
+    with tracked(cell) as tracker:
+        with prepared(base, config, lambda: first_batches(config, session, accelerator.device)) as model:
+            begin(model, folder, accelerator)
+            audit = Audit(model, probe, base_logits, seed=config.seed)
+            findings = audit.before_training()
+            contributions = Contributions(model, *read) if read else None
+            reset_peak_memory()
+            memory = estimate(
+                model,
+                probe,
+                config.trainer,
+                length=config.data.context_length,
+                eval_windows=len(eval_windows),
+                processes=accelerator.num_processes,
+            )
+            announce(label, model, findings, memory)
+            size = evaluation_batch_size(model, config.trainer, config.data.context_length)
+
+            def measured(name: str) -> Evaluation:
+                with clock.working():
+                    return evaluate(model, eval_windows, accelerator, batch_size=size, label=f"{label}, {name}")
+
+            def on_step(line: dict[str, Any]) -> None:
+                log_step(tracker, line)
+                if line["step"] == config.trainer.steps // 2:
+                    half = measured("evaluation half-way")
+                    prepare_for_training(model, config.trainer)
+                    if accelerator.is_main_process:
+                        write_table(folder / HALF, half.bins)
+
+            training = UNTRAINED
+            if config.components:
+                windows = session.windows(config.data, config.model, Split.train)
+                with clock.working():
+                    training = train(
+                        model,
+                        windows,
+                        config.trainer,
+                        accelerator,
+                        seed=config.seed,
+                        folder=folder,
+                        label=label,
+                        loss_on_padding=config.data.loss_on_padding,
+                        on_step=on_step,
+                    )
+            evaluation = measured("evaluation")
+            audit.after_training(contributions)
+            peak = peak_memory_bytes()
+            if accelerator.is_main_process:
+                print(f"{label}: memory: peak {gib(peak)}, estimated {gib(memory.peak)}", flush=True)
+            result["audit"] = {"failed": audit.failed}
+            result["contribution"] = contributions.section if contributions else {}
+            result["params"] = model.parameter_counts()
+            result["metrics"] = evaluation.metrics()
+            result["training"] = training | memory.beside(peak)
+            result["environment"] = environment(accelerator)
+            if accelerator.is_main_process:
+                write_tables(folder, audit, evaluation, eval_windows)
+                if config.components and config.trainer.save_adapter:
+                    model.save(folder / ADAPTER)
+        assert weights_checksum(base) == untouched, "a component left the shared base weights changed"
+        log_run(tracker, pd.DataFrame(), result)
+    result["environment"]["overhead_seconds"] = round(clock.overhead(), 3)
+
+
+def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Accelerator) -> None:
+    """Ask the cell's probe of a complete run, whose adapter is read from its record, and add the answers to it.
+
+    Raises:
+        RecordError: the record's adapter is missing or damaged.
+    """
+    config, label = cell.config, f"{cell.name} (seed {cell.config.seed}), probe"
+    assert config.asked is not None, "a cell without a probe lacks none"
+    base = session.base(config.model, accelerator.device)
+    prompts = session.prompts(config.asked, config.model)
+    untouched = weights_checksum(base)
+    with prepared(base, config) as model:
+        if config.components:
+            model.load(record.folder / ADAPTER)
+            load_start(model, record.folder / ADAPTER, untrained=False)
+        cached = "cached_decoding" not in record.result["audit"]["failed"]
+        answers = ask(model, prompts, accelerator, cached=cached, label=label)
+    assert weights_checksum(base) == untouched, "a component left the shared base weights changed"
+    section = {"mark": probe_mark(config.asked), "config": plain(config.asked), "facts": answers.section()}
+    for facts, found in section["facts"].items():
+        by_depth = " ".join(f"{share:.2f}" for share in found["accuracy_by_depth"])
+        print(f"{label}: {facts} facts: accuracy by depth {by_depth}", flush=True)
+    with tracked(cell, "probe") as tracker:
+        log_run(tracker, pd.DataFrame(), {"probe": section})
+    add_probe(record.folder, answers.table, section)
+
+
+@contextmanager
+def prepared(
+    base: PreTrainedModel, config: Config, batches: Callable[[], list[dict[str, Tensor]]] | None = None
+) -> Iterator[AdaptedModel]:
+    """The base model with the cell's components and kernels; it leaves the block as it came.
+
+    Arguments:
+        batches: makes what the model is given first in training, for components that start from data.
+    """
+    kernels = config.trainer.kernels
+    with (
+        compiled_layers(base) if kernels is Kernels.compiled else nullcontext(),
+        adapted(
+            base,
+            config.components,
+            context_length=config.data.context_length,
+            seed=config.seed,
+            fused=kernels is Kernels.fused,
+            first_batches=batches,
+        ) as model,
+    ):
+        yield model
+
+
+def first_batches(config: Config, session: Session, device: torch.device) -> list[dict[str, Tensor]]:
+    """The model's inputs in the first steps of the cell's training, in its order."""
+    windows = session.windows(config.data, config.model, Split.train)
+    order = training_batches(windows, config.trainer.batch_size, seed=config.seed)
+    return [model_inputs(batch.ids, batch.lengths, device) for batch in islice(order, FIRST_BATCHES)]
+
+
+def begin(model: AdaptedModel, folder: Path, accelerator: Accelerator) -> None:
+    """Keep what the components begin with beside the adapter to come; an interrupted run goes on from what it kept."""
+    kept = load_start(model, folder / ADAPTER, untrained=True)
+    accelerator.wait_for_everyone()  # until each process has seen that there was nothing
+    if not kept and accelerator.is_main_process:
+        save_start(model, folder / ADAPTER)
+
+
+def announce(label: str, model: AdaptedModel, findings: list[Finding], memory: MemoryEstimate) -> None:
+    """Print what is known before the first step: the audit, kernels that do not serve, memory."""
+    if is_main_process():
+        print_findings(f"{label}: audit", findings)
+        if model.declined:
+            print(f"{label}: the loss comes from logits, with their memory: {model.declined}")
+        print(f"{label}: memory: {memory}", flush=True)
+
+
+def write_tables(folder: Path, audit: Audit, evaluation: Evaluation, windows: Windows) -> None:
+    """Write what was found, beside result.json: audit.json, eval.parquet, thirds.parquet, windows.parquet."""
+    write_json(folder / AUDIT, audit.record())
+    evaluation.bins.to_parquet(folder / EVAL, index=False)
+    evaluation.thirds.to_parquet(folder / THIRDS, index=False)
+    windows.table().to_parquet(folder / WINDOWS, index=False)
+
+
+@contextmanager
+def tracked(cell: Cell, job_type: str = "cell") -> Iterator[Tracker]:
+    """The tracker of a cell's run, finished at the end of the block; processes but the first track nothing."""
+    config = cell.config
+    if not is_main_process():
+        yield NullTracker()
+        return
+    tracker = open_tracker(
+        config.tracking,
+        folder=Path(config.outputs),
+        group=cell.group,
+        name=f"{cell.name}-seed{config.seed}",
+        run_id=None,
+        resolved=plain(config),
+        job_type=job_type,
+        tags=[config.model.name, config.data.name],
+    )
+    try:
+        yield tracker
+    except BaseException:
+        tracker.finish(exit_code=1)
+        raise
+    tracker.finish()

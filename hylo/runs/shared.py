@@ -1,0 +1,116 @@
+"""What the cells of a sweep share, made once per process: weights, tokenizer, documents, windows."""
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hylo.audit import probe_ids, untouched_logits
+from hylo.audit.contribution import Reading, chosen_windows, read
+from hylo.core.devices import checksum
+from hylo.core.schema import plain
+from hylo.data.base import DataConfig, Document, Protocol, Split
+from hylo.data.lines import cut_lines, predicting
+from hylo.data.tokens import documents_identity, tokenize
+from hylo.data.windows import Windows, cut_windows, sample
+from hylo.evaluation.probes.kv import KvProbeConfig, Prompts, make_prompts
+from hylo.models.base import ModelConfig
+
+T = TypeVar("T")
+
+
+class Session:
+    """Loads on first use and keeps: everything about data, and the weights of one model at a time."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] = {}
+
+    def identity(self, model: ModelConfig) -> str:
+        """Hash of what decides the base model's outputs."""
+        return self.once("identity", model, make=model.identity)
+
+    def skeleton(self, model: ModelConfig) -> PreTrainedModel:
+        """The base model on the meta device."""
+        return self.once("skeleton", model, make=model.skeleton)
+
+    def tokenizer(self, model: ModelConfig) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer."""
+        return self.once("tokenizer", model, make=model.tokenizer)
+
+    def base(self, model: ModelConfig, device: torch.device) -> PreTrainedModel:
+        """The base model with its weights, shared by all cells. Asking for another model lets go of this one."""
+        key = _key("base", model, device)
+        if key not in self._kept:
+            for other in [name for name in self._kept if name.startswith(("base ", "probe "))]:
+                del self._kept[other]
+        return self.once("base", model, device, make=lambda: on_device(model.load(), device))
+
+    def probe(self, data: DataConfig, model: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The tokens that every cell of this model and data is audited on, and the base model's own logits of them."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            ids = probe_ids(self.eval_windows(data, model), device)
+            return ids, untouched_logits(self.base(model, device), ids)
+
+        return self.once("probe", data, model, device, make=make)
+
+    def contribution(self, data: DataConfig, model: ModelConfig, device: torch.device) -> tuple[Windows, Reading]:
+        """The training windows on which contributions are measured, and what the base model makes of them."""
+
+        def make() -> tuple[Windows, Reading]:
+            windows = chosen_windows(predicting(self.windows(data, model, Split.train)))
+            base = self.base(model, device)
+            return windows, read(base, base, windows)
+
+        return self.once("probe contribution", data, model, device, make=make)
+
+    def documents(self, data: DataConfig, split: Split) -> list[Document]:
+        """The documents of a split."""
+        return self.once("documents", data, split, make=lambda: data.documents(split))
+
+    def documents_identity(self, data: DataConfig, split: Split) -> str:
+        """Hash of the documents of a split."""
+        return self.once("hash", data, split, make=lambda: documents_identity(self.documents(data, split)))
+
+    def windows(self, data: DataConfig, model: ModelConfig, split: Split) -> Windows:
+        """All windows of a split, in the model's tokens, blank lines among them where they are trained on."""
+
+        def make() -> Windows:
+            documents, tokenizer = self.documents(data, split), self.tokenizer(model)
+            if data.protocol is Protocol.lines:
+                return cut_lines(documents, tokenizer, data)
+            return cut_windows(tokenize(documents, tokenizer), data.context_length)
+
+        return self.once("windows", data, model, split, make=make)
+
+    def eval_windows(self, data: DataConfig, model: ModelConfig) -> Windows:
+        """The windows that every cell of this model and data is evaluated on."""
+        return sample(predicting(self.windows(data, model, data.eval_split)), data.eval_windows)
+
+    def prompts(self, probe: KvProbeConfig, model: ModelConfig) -> list[Prompts]:
+        """The questions that every cell of this model is asked, in the model's tokens."""
+        return self.once("prompts", probe, model, make=lambda: make_prompts(probe, self.tokenizer(model)))
+
+    def once(self, kind: str, *parts: object, make: Callable[[], T]) -> T:
+        key = _key(kind, *parts)
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model, moved to a device."""
+    torch.nn.Module.to(model, device)
+    return model
+
+
+def _key(kind: str, *parts: object) -> str:
+    return f"{kind} {json.dumps([[type(part).__name__, plain(part)] for part in parts], default=str)}"
+
+
+def weights_checksum(model: PreTrainedModel) -> dict[str, int]:
+    """The checksum of each tensor of a model: tells in a moment whether a weight has changed."""
+    return {name: checksum(tensor) for name, tensor in model.state_dict().items()}

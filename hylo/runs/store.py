@@ -1,0 +1,346 @@
+"""Records: one folder a run, written atomically, found again by its fingerprint.
+
+    outputs/<group>/<cell>-seed<k>-<fingerprint>/      group: a study's name, sweep-<hash>, or runs
+        result.json       status, parameters, metrics, training, environment (see `new_result`)
+        eval.parquet      window, bin (0-9), nll_sum, tokens, bytes         one row a window and position bin
+        thirds.parquet    window, third (0-2), nll_sum, tokens, bytes       the same by thirds: 1 is the middle
+        half.parquet      as eval.parquet, after half of the optimizer steps; only where something was trained
+        probe.parquet     facts, list, depth, place, exact, answer_logprob, answer_tokens     one row a question;
+                          only where a probe was asked (`RunRecord.probe`): result.json then has a section `probe`
+        windows.parquet   window, document, first_token, length             where each window was cut
+        audit.json        what each check of the audit found (see `hylo.audit`); those that failed also in result.json
+        curve.jsonl       one line an optimizer step
+        trajectory.jsonl  vectors over steps, by component; only where a component has something to follow
+        config.yaml       the resolved config
+        adapter/          safetensors + JSON
+        traceback.txt     only where it failed
+    outputs/<group>/study.json                          the cells in order, with their folders
+    outputs/<group>/trials.parquet                      cell, setting, seed, window, nll_sum, tokens: of the trials
+                                                        behind chosen settings, on validation documents; only where a
+                                                        study chose any
+    outputs/tuning-of-<group>/tuning.json, trials.parquet           choices so far, and the sums behind them
+
+`environment` has overhead_seconds: wall time of the run without training and evaluation; loading, the audit, checksums,
+records and tracking are in it.
+
+The names in these files are a contract: reports, notebooks and later tools read them.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hylo.core.errors import RecordError
+
+SCHEMA_VERSION = 2
+RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
+RESULT, EVAL, THIRDS, WINDOWS = "result.json", "eval.parquet", "thirds.parquet", "windows.parquet"
+HALF = "half.parquet"
+CURVE, TRAJECTORY, AUDIT = "curve.jsonl", "trajectory.jsonl", "audit.json"
+PROBE = "probe.parquet"
+CONFIG, ADAPTER, TRACEBACK, STUDY = "config.yaml", "adapter", "traceback.txt", "study.json"
+TRIALS, CHOICES = "trials.parquet", "tuning.json"
+
+LOCK = ".lock"
+"""Held by the process that works on a run."""
+
+PROBE_COLUMNS = ["facts", "list", "depth", "place", "exact", "answer_logprob", "answer_tokens"]
+
+_SECTIONS = (
+    "schema_version", "status", "fingerprint", "study", "cell", "seed", "params", "metrics", "training", "audit",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run as read from disk. Tables are read on first use."""
+
+    folder: Path
+    result: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        return self.result["status"] == COMPLETE
+
+    @property
+    def cell(self) -> str:
+        return self.result["cell"]
+
+    @property
+    def seed(self) -> int:
+        return self.result["seed"]
+
+    @cached_property
+    def eval(self) -> pd.DataFrame:
+        """Columns window, bin, nll_sum (nats), tokens, bytes; sorted by window and bin."""
+        return _read_table(self.folder / EVAL, ["window", "bin", "nll_sum", "tokens", "bytes"])
+
+    @cached_property
+    def thirds(self) -> pd.DataFrame:
+        """Columns window, third, nll_sum (nats), tokens, bytes; sorted by window and third."""
+        return _read_table(self.folder / THIRDS, ["window", "third", "nll_sum", "tokens", "bytes"])
+
+    @cached_property
+    def half(self) -> pd.DataFrame | None:
+        """`eval` after half of the optimizer steps; None where nothing was trained, and in older records."""
+        path = self.folder / HALF
+        return _read_table(path, ["window", "bin", "nll_sum", "tokens", "bytes"]) if path.exists() else None
+
+    @cached_property
+    def windows(self) -> pd.DataFrame:
+        """Columns window, document, first_token, length (without padding): enough to cut the same windows again."""
+        return _read_table(self.folder / WINDOWS, ["window", "document", "first_token", "length"])
+
+    @property
+    def probe_mark(self) -> str | None:
+        """What the probe that was asked is known by; None where none was, or its table is gone."""
+        return self.result["probe"]["mark"] if "probe" in self.result and (self.folder / PROBE).exists() else None
+
+    @cached_property
+    def probe(self) -> pd.DataFrame:
+        """Columns facts (of the list), list, depth (0 is the first fact), place (index of the fact), exact (0 or 1),
+        answer_logprob (nats, sum over the answer's tokens), answer_tokens. Empty where no probe was asked."""
+        if self.probe_mark is None:
+            return pd.DataFrame(columns=pd.Index(PROBE_COLUMNS))
+        path = self.folder / PROBE
+        return _read_table(path, PROBE_COLUMNS, keys=3, delete=path)
+
+    @cached_property
+    def curve(self) -> pd.DataFrame:
+        """One row an optimizer step: step, loss (nats a token), learning_rate, grad_norm, its tokens and seconds.
+
+        Where components regularize there is a column regularization (nats a token), which is no part of the loss.
+        """
+        path = self.folder / CURVE
+        return pd.read_json(path, lines=True) if path.exists() and path.stat().st_size else pd.DataFrame()
+
+    @cached_property
+    def trajectory(self) -> pd.DataFrame:
+        """Columns component, quantity, step, index, value: vectors over training; step 0 is before the first step.
+
+        The quantity's name ends in its unit, as `boundaries (tokens)`. Empty where no component has any.
+
+        Raises:
+            RecordError: a line is damaged.
+        """
+        path = self.folder / TRAJECTORY
+        try:
+            lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        except ValueError as error:
+            raise RecordError(f"{path} is damaged ({error}); delete {path.parent} and run the cell again") from error
+        rows = [
+            (component, quantity, line["step"], index, value)
+            for line in lines
+            for component, vectors in line.items()
+            if component != "step"
+            for quantity, vector in vectors.items()
+            for index, value in enumerate(vector)
+        ]
+        return pd.DataFrame(rows, columns=pd.Index(["component", "quantity", "step", "index", "value"]))
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study or sweep as read from disk: its cells in order, each with its runs (one a seed)."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    cells: dict[str, list[RunRecord]]
+
+    @property
+    def name(self) -> str:
+        return self.manifest["study"]
+
+    @property
+    def untuned(self) -> str:
+        """Name of the first cell that evaluates the untuned model."""
+        return self.manifest["untuned"]
+
+    def untuned_of(self, cell: str) -> str:
+        """The untuned cell with a cell's evaluation windows; older manifests have one for all cells."""
+        own = {entry["cell"]: entry.get("untuned", self.untuned) for entry in self.manifest["cells"]}
+        return own[cell]
+
+    def is_untuned(self, cell: str) -> bool:
+        """Whether a cell evaluates the untuned model."""
+        return cell in {entry.get("untuned", self.untuned) for entry in self.manifest["cells"]}
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """NLL sums of the trials behind chosen settings: cell, setting (its place among those tried in the
+        manifest), seed, window, nll_sum (nats), tokens. Empty where nothing was chosen."""
+        columns = ["cell", "setting", "seed", "window", "nll_sum", "tokens"]
+        path = self.folder / TRIALS
+        if not path.exists():
+            return pd.DataFrame(columns=pd.Index(columns))
+        return _read_table(path, columns, keys=4, delete=path)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read one run's record.
+
+    Raises:
+        RecordError: result.json is missing, not JSON, of another schema version, or lacks a section.
+    """
+    path = folder / RESULT
+    try:
+        result = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RecordError(f"{path} does not exist; is this the folder of a run?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} is damaged ({error}); delete {folder} and run the cell again") from error
+    missing = [section for section in _SECTIONS if section not in result] if isinstance(result, dict) else ["an object"]
+    if missing:
+        raise RecordError(f"{path} lacks {', '.join(missing)}; delete {folder} and run the cell again")
+    if result["schema_version"] != SCHEMA_VERSION:
+        raise RecordError(
+            f"{path} has schema_version {result['schema_version']}, this version of hylo reads {SCHEMA_VERSION}; "
+            f"run the cell again or read it with the version that wrote it"
+        )
+    return RunRecord(folder, result)
+
+
+def read_study(folder: Path) -> StudyRecord:
+    """Read a study's or sweep's manifest and all of its runs.
+
+    Raises:
+        RecordError: the manifest is missing or damaged, or names a run that is not in the folder.
+    """
+    path = folder / STUDY
+    try:
+        manifest = json.loads(path.read_text())
+        listed = {cell["cell"]: list(cell["runs"]) for cell in manifest["cells"]}
+    except FileNotFoundError:
+        raise RecordError(f"{path} does not exist; run a study or a sweep first, for example `make ablation`") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise RecordError(f"{path} is damaged ({error!r}); run the study again to write it anew") from error
+    for name in (name for runs in listed.values() for name in runs):
+        if Path(name).name != name:
+            raise RecordError(f"{path} names the run {name!r}; a run is a folder directly inside {folder}")
+    return study_of(folder, manifest)
+
+
+def study_of(folder: Path, manifest: dict[str, Any]) -> StudyRecord:
+    """The runs that a manifest names, as a study.
+
+    Raises:
+        RecordError: a run has no record, or a damaged one.
+    """
+    cells = {entry["cell"]: [read_run(folder / run) for run in entry["runs"]] for entry in manifest["cells"]}
+    return StudyRecord(folder, manifest, cells)
+
+
+def find_complete(
+    outputs: Path, fingerprint: str, *, folder: Path | None = None, probe: str | None = None
+) -> RunRecord | None:
+    """The complete record with this fingerprint in any group below `outputs`, or None.
+
+    Of several, one with the result of the probe of this mark, and then the one in `folder`, comes first. A damaged
+    record is passed over: the run is done again and replaces it.
+    """
+    found: list[RunRecord] = []
+    for path in sorted(outputs.glob(f"*/*-{fingerprint}/{RESULT}")):
+        try:
+            record = read_run(path.parent)
+        except RecordError:
+            continue
+        if record.complete and record.result["fingerprint"] == fingerprint:
+            found.append(record)
+
+    def fitness(record: RunRecord) -> tuple[bool, bool]:
+        return probe is not None and record.probe_mark == probe, record.folder == folder
+
+    return max(found, key=fitness, default=None)
+
+
+def adopt(record: RunRecord, folder: Path, *, study: str, cell: str, seed: int) -> RunRecord:
+    """The same result under another study's, cell's or seed's name: a copy of the record with these three changed."""
+    if record.folder != folder or (record.result["study"], record.cell, record.seed) != (study, cell, seed):
+        with replacing_folder(folder) as draft:
+            shutil.copytree(record.folder, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK))
+            write_json(draft / RESULT, record.result | {"study": study, "cell": cell, "seed": seed})
+    return read_run(folder)
+
+
+def add_probe(folder: Path, table: pd.DataFrame, section: dict[str, Any]) -> RunRecord:
+    """Add a probe's result to a complete record, in the place of another probe's.
+
+    Whenever this is interrupted, the record is complete, with this probe's result or none.
+    """
+    result = read_run(folder).result
+    write_json(folder / RESULT, {name: value for name, value in result.items() if name != "probe"})
+    write_table(folder / PROBE, table)
+    write_json(folder / RESULT, result | {"probe": section})
+    return read_run(folder)
+
+
+def file_name(text: str) -> str:
+    """The text with everything but letters, digits and `_.,=+-` replaced, at most 100 characters."""
+    safe = "".join(letter if letter.isalnum() or letter in "_.,=+-" else "-" for letter in text).lstrip(".")
+    return safe if len(safe) <= 100 else f"{safe[:88]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that a reader sees either the old file or the whole new one. NaN is refused: it is not JSON."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table so that a reader sees either the old file or the whole new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    table.to_parquet(draft, index=False)
+    draft.replace(path)
+
+
+def finite_or_none(value: float) -> float | None:
+    """The value, or None where it is not finite: JSON has no NaN, and no number stands in for one."""
+    return value if math.isfinite(value) else None
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A draft folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Not the process id: a killed process may leave its draft, and in containers ids come again.
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    draft.mkdir()
+    try:
+        yield draft
+        remove_folder(folder)
+        draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _read_table(path: Path, columns: list[str], *, keys: int = 2, delete: Path | None = None) -> pd.DataFrame:
+    """A table sorted by its first columns; `delete` is what has to go where it is damaged, if not the whole run."""
+    fix = f"delete {delete or path.parent} and run the cell again"
+    try:
+        table = pd.read_parquet(path)
+    except FileNotFoundError:
+        raise RecordError(f"{path} does not exist; {fix}") from None
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} is damaged ({error}); {fix}") from error
+    if missing := sorted(set(columns) - set(table.columns)):
+        raise RecordError(f"{path} lacks the columns {', '.join(missing)}; {fix}")
+    return table.sort_values(columns[:keys]).reset_index(drop=True)

@@ -1,0 +1,89 @@
+"""Keeping the record of a run while it is under way: one writer, and an end that is either complete or failed."""
+
+import fcntl
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from hylo.core.schema import plain
+from hylo.runs.cell import Cell
+from hylo.runs.shared import Session
+from hylo.runs.store import (
+    COMPLETE,
+    CONFIG,
+    FAILED,
+    LOCK,
+    RESULT,
+    RUNNING,
+    SCHEMA_VERSION,
+    TRACEBACK,
+    remove_folder,
+    write_json,
+)
+from hylo.training.checkpoint import CHECKPOINT
+
+MAKES_THE_RUN = ("model", "data", "method", "trainer", "seed")
+"""Sections of the configuration that the record repeats, resolved; config.yaml has all of it."""
+
+
+def new_result(cell: Cell, mark: str, session: Session) -> dict[str, Any]:
+    """The record of a run at its start: everything known before it, and empty sections for what it will find."""
+    config = cell.config
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": RUNNING,
+        "fingerprint": mark,
+        "study": cell.group,
+        "cell": cell.name,
+        "seed": config.seed,
+        "overrides": list(cell.overrides),
+        "config": {part: plain(getattr(config, part)) for part in MAKES_THE_RUN},
+        "model": {
+            "name": config.model.name,
+            "pretrained": type(config.model).pretrained,
+            "identity": session.identity(config.model),
+        },
+        "data": {
+            "name": config.data.name,
+            "context_length": config.data.context_length,
+            "protocol": config.data.protocol.name,
+            "loss_on_padding": config.data.loss_on_padding,
+            "keep_blank_lines": config.data.keep_blank_lines,
+            "eval_split": config.data.eval_split.name,
+            "eval_identity": session.documents_identity(config.data, config.data.eval_split),
+        },
+        "audit": {},
+        "params": {},
+        "metrics": {},
+        "training": {},
+        "environment": {},
+    }
+
+
+@contextmanager
+def recording(cell: Cell, folder: Path, result: dict[str, Any]) -> Iterator[None]:
+    """Keep `result` in the folder: `running` while the block runs, then `complete`, or `failed` with its traceback."""
+    (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(plain(cell.config))))
+    (folder / TRACEBACK).unlink(missing_ok=True)
+    write_json(folder / RESULT, result)
+    try:
+        yield
+    except Exception as error:
+        (folder / TRACEBACK).write_text(traceback.format_exc())
+        write_json(folder / RESULT, result | {"status": FAILED, "error": f"{type(error).__name__}: {error}"})
+        raise
+    write_json(folder / RESULT, result | {"status": COMPLETE})
+    remove_folder(folder / CHECKPOINT)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a run's folder. Another process that wants the same run waits, and then finds it complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,135 @@
+"""What was chosen for a cell on the validation split: of which trials, under which conditions, and with what result."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hylo.core.cache import text_hash
+from hylo.core.schema import plain
+from hylo.data.base import Split
+from hylo.runs.cell import Cell
+from hylo.runs.shared import Session
+from hylo.runs.store import CHOICES, STUDY, TRIALS
+from hylo.studies.search import Setting, best_setting, ends
+from hylo.training.config import TrainerConfig
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was tried for a cell, and the best of it."""
+
+    cell: str
+    keys: list[str]
+    tried: dict[Setting, list[float | None]]
+    """Validation perplexity of each setting by seed; None where the trial failed."""
+    seeds: list[int]
+    defaults: list[float]
+    """The value of each key without a choice."""
+    condition: str
+    """Hash of everything that the choice holds for, see `condition`."""
+    recorded: int = 0
+    """Of the settings tried, those that a study was published with: they were not run again."""
+
+    @property
+    def scores(self) -> dict[Setting, float]:
+        """Mean over seeds of the validation log PPL; infinite where a seed's trial failed."""
+        return {setting: score(found) for setting, found in self.tried.items()}
+
+    @property
+    def best(self) -> Setting:
+        """The setting with the lowest score."""
+        return best_setting(self.scores)
+
+    @property
+    def at_an_end(self) -> list[str]:
+        """The keys whose best value lies at an end of what was tried: a better one may lie beyond."""
+        return [self.keys[place] for place in ends(self.scores, self.best)]
+
+    @property
+    def trials(self) -> int:
+        """Trials behind the choice, those that failed among them."""
+        return len(self.tried) * len(self.seeds)
+
+    def overrides(self) -> list[str]:
+        """What the cell's reported runs are run with."""
+        return [f"{key}={value!r}" for key, value in zip(self.keys, self.best, strict=True)]
+
+    def __str__(self) -> str:
+        said = " ".join(f"{key}={value:g}" for key, value in zip(self.keys, self.best, strict=True))
+        published = f", {self.recorded * len(self.seeds)} of them published with a study" * bool(self.recorded)
+        end = f"; {', '.join(self.at_an_end)} at an end of the grid: a better value may lie beyond it"
+        return (
+            f"{self.cell}: {said} has the lowest validation perplexity of {self.trials} trials"
+            f"{published}{end * bool(self.at_an_end)}"
+        )
+
+    def note(self) -> dict[str, Any]:
+        """The choice as a study's manifest holds it."""
+        return {
+            "cell": self.cell,
+            "keys": self.keys,
+            "chosen": list(self.best),
+            "at_an_end": self.at_an_end,
+            "trials": self.trials,
+            "seeds": self.seeds,
+            "defaults": self.defaults,
+            "tried": [{"values": list(values), "ppl": found} for values, found in self.tried.items()],
+            "condition": self.condition,
+            "recorded": self.recorded,
+        }
+
+
+def score(found: Sequence[float | None]) -> float:
+    """Mean over seeds of log PPL; infinite where one of them failed."""
+    values = [value for value in found if value is not None]
+    return sum(map(math.log, values)) / len(values) if values and len(values) == len(found) else math.inf
+
+
+def published_choices(experiments: Path) -> Iterator[tuple[Choice, pd.DataFrame]]:
+    """The choices that studies were published with, each with the NLL sums of its trials.
+
+    Arguments:
+        experiments: of each study in it `records/` holds those of a complete one, `trials/` those of one that is still
+            under way.
+    """
+    for notes in sorted([*experiments.glob(f"*/records/{STUDY}"), *experiments.glob(f"*/trials/{CHOICES}")]):
+        path = notes.with_name(TRIALS)
+        if path.exists():
+            sums: Any = pd.read_parquet(path)
+            for note in json.loads(notes.read_text())["tuning"]:
+                yield of_note(note), sums[sums["cell"] == note["cell"]]
+
+
+def of_note(note: dict[str, Any]) -> Choice:
+    """The choice that a manifest holds."""
+    tried = {tuple(each["values"]): each["ppl"] for each in note["tried"]}
+    return Choice(note["cell"], note["keys"], tried, note["seeds"], note["defaults"], note["condition"])
+
+
+def no_sums() -> pd.DataFrame:
+    """A table of trials without a row."""
+    return pd.DataFrame(columns=pd.Index(["cell", "setting", "seed", "window", "nll_sum", "tokens"]))
+
+
+def condition(trial: Cell, keys: Sequence[str], session: Session) -> str:
+    """What a choice holds for, as a hash: everything about a trial but the values that are searched, its seed, and what
+    changes no number or next to none (device, kernels, precision)."""
+    config = trial.config
+    content: Any = {name: plain(getattr(config, name)) for name in ("data", "method", "trainer")}
+    for name in TrainerConfig.WITHOUT_EFFECT | TrainerConfig.EVALUATION:
+        del content["trainer"][name]
+    for key in keys:
+        *path, last = key.split(".")
+        section = content
+        for part in path:
+            section = section[part]
+        del section[last]
+    content["model"] = session.identity(config.model)
+    splits = (Split.train, config.data.eval_split)
+    content["documents"] = [session.documents_identity(config.data, split) for split in splits]
+    return text_hash(json.dumps(content, sort_keys=True, default=str))[:12]

@@ -1,0 +1,84 @@
+"""The manifest of a study, from which and the records its report is made, and the report's way to the tracker."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from hylo.core.schema import plain
+from hylo.runs.fingerprint import fingerprint
+from hylo.runs.run import probed
+from hylo.runs.shared import Session
+from hylo.runs.store import SCHEMA_VERSION, STUDY, TRIALS, read_run, write_json, write_table
+from hylo.tracking.base import log_report, open_tracker
+
+if TYPE_CHECKING:
+    from hylo.report import Report
+    from hylo.studies.plan import Plan
+
+
+def report_plan(plan: "Plan", session: Session) -> bool:
+    """Write the plan's manifest and its report from the records, print it, and log it where runs are tracked.
+
+    Returns:
+        Whether all cells are complete, with the answers to their probe.
+    """
+    from hylo.report import SUMMARY, print_report, write_report  # matplotlib comes in where a report is made
+
+    content = manifest(plan, session)
+    write_json(plan.folder / STUDY, content)
+    if plan.trials is not None:
+        write_table(plan.folder / TRIALS, plan.trials)
+    summary = plan.folder / SUMMARY
+    before = summary.read_bytes() if summary.exists() else b""
+    report = write_report(plan.folder)
+    if summary.read_bytes() != before:
+        track_report(plan, content, report)
+    print_report(report)
+    records = [(cell, read_run(cell.folder(fingerprint(cell.config, session)))) for cell in plan.cells]
+    return all(record.complete and probed(cell, record) for cell, record in records)
+
+
+def manifest(plan: "Plan", session: Session) -> dict[str, Any]:
+    """study.json: everything a report needs that no record of a single run holds."""
+    marks = {id(cell): fingerprint(cell.config, session) for cell in plan.cells}
+    untuned = {marks[id(cell)]: cell.name for cell in plan.cells if not cell.config.components}
+    rows: dict[str, dict[str, Any]] = {}
+    for cell in plan.cells:
+        compared_with = untuned[fingerprint(cell.untuned("").config, session)]
+        row = rows.setdefault(cell.name, {"cell": cell.name, "runs": [], "untuned": compared_with})
+        row["runs"].append(cell.folder(marks[id(cell)]).name)
+    study = plan.study
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "study": plan.group,
+        "question": study.question if study else None,
+        "protocol": study.protocol if study else None,
+        "overrides": list(plan.overrides),
+        "untuned": next(iter(untuned.values())),
+        "cells": list(rows.values()),
+        "contrasts": [plain(contrast) for contrast in study.contrasts] if study else [],
+        "claims": [asdict(claim) for claim in study.tested()] if study else [],
+        "factorial": _factorial(plan),
+        **plan.notes,
+    }
+
+
+def _factorial(plan: "Plan") -> list[dict[str, Any]]:
+    factorial = plan.study.factorial if plan.study else None
+    return [{"on": sorted(on), "cell": factorial.name(on)} for on in factorial.combinations()] if factorial else []
+
+
+def track_report(plan: "Plan", content: dict[str, Any], report: "Report") -> None:
+    """Log the study's table and figures as a run of their own, in the group of its cells."""
+    config = plan.cells[0].config
+    tracker = open_tracker(
+        config.tracking,
+        folder=plan.outputs,
+        group=plan.group,
+        name=f"{plan.group}-report",
+        run_id=None,
+        resolved=content,
+        job_type="report",
+        tags=[config.model.name, config.data.name],
+    )
+    log_report(tracker, report.summary, report.figures, {each.name: each.frame for each in report.decisions})
+    tracker.finish()

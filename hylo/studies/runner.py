@@ -1,0 +1,87 @@
+"""A whole study: a setting chosen first where the study asks for it, then its seeds, fixed or until it is decided.
+
+`seeds=until_decided` looks at the study after each of the seed counts of `hylo.stats.looks`, at the level of confidence
+that the rule gives that look, and stops when every contrast and claim is decided or the most seeds are reached. Its
+error rate is that of `hylo.stats.sequential`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+from hylo import stats
+from hylo.analysis.verdicts import DROP, claim_threshold
+from hylo.core.devices import is_main_process
+from hylo.core.errors import ConfigError, problem
+from hylo.runs.config import UNTIL_DECIDED, Config
+from hylo.runs.shared import Session
+from hylo.runs.store import StudyRecord, study_of
+from hylo.studies.manifest import manifest, report_plan
+from hylo.studies.plan import Compose, Plan, check_plan, plan_study, run_checked, run_pending, with_untuned
+from hylo.studies.tuning import tune
+
+SMALL = -math.log1p(-DROP / 100)
+"""Nats a token: an effect that surely is smaller than this is decided, too: the component is not worth having."""
+
+
+def run_study(config: Config, overrides: Sequence[str], compose: Compose, session: Session) -> bool:
+    """Run a study of experiments/ and report it. What is complete is not run again.
+
+    Returns:
+        Whether all cells are complete.
+
+    Raises:
+        ConfigError: as `plan_study` and `check_plan`; nothing has run then.
+    """
+    plan = plan_study(config, overrides, compose, seeds=_first_seeds(config))
+    check_plan(plan, session)
+    if config.seeds == UNTIL_DECIDED and plan.study and not (plan.study.contrasts or plan.study.claims):
+        allowed = "seeds by number: this study names no contrast and no claim that could be decided"
+        raise ConfigError(problem("seeds", UNTIL_DECIDED, allowed, "'seeds=[0,1,2]', or contrasts in its study.yaml"))
+    chosen, notes, trials = tune(plan, config, overrides, compose, session)
+    if config.seeds != UNTIL_DECIDED:
+        plan = plan_study(config, overrides, compose, chosen=chosen) if chosen else plan
+        return run_checked(dataclasses.replace(plan, notes=notes, trials=trials), session)
+    looks = stats.looks(config.most_seeds)
+    for look, level in stats.levels(looks).items():
+        plan = plan_study(config, overrides, compose, seeds=range(look), chosen=chosen)
+        rule = {"rule": UNTIL_DECIDED, "looks": list(looks), "level": level}
+        plan = with_untuned(dataclasses.replace(plan, notes=notes | rule, trials=trials), session)
+        run_pending(plan, session)
+        open_ = list(undecided(recorded(plan, session)))
+        if is_main_process():
+            state = f"undecided: {'; '.join(open_)}" if open_ else "every contrast is decided"
+            print(f"{plan.group}: {look} seeds, intervals of {100 * level:.4g} %: {state}", flush=True)
+        if not open_:
+            break
+    return report_plan(plan, session) if is_main_process() else True
+
+
+def _first_seeds(config: Config) -> Sequence[int] | None:
+    return range(stats.looks(config.most_seeds)[0]) if config.seeds == UNTIL_DECIDED else None
+
+
+def recorded(plan: Plan, session: Session) -> StudyRecord:
+    """A plan's runs as a study's records, before a report is written."""
+    return study_of(plan.folder, manifest(plan, session))
+
+
+def undecided(study: StudyRecord) -> Iterator[str]:
+    """The contrasts and claims whose interval, at the study's level, still leaves their question open.
+
+    A contrast asks whether its effect is 0, or too small to matter (below 2 %); a claim, whether at least half of the
+    published effect is there.
+    """
+    from hylo.analysis.contrasts import contrasts_of, effect_of, in_nats  # reports bring matplotlib with them
+    from hylo.analysis.pairs import measure_of
+
+    for contrast in contrasts_of(study):
+        effect = effect_of(study, contrast["cell"], contrast["reference"])
+        if effect is None or not stats.decided(effect, threshold=0.0, smallest=SMALL):
+            yield f"{contrast['cell']} against {contrast['reference']}"
+    for claim in study.manifest["claims"]:
+        if measure := measure_of(claim["metric"]):
+            effect = effect_of(study, claim["cell"], claim["reference"], measure)
+            threshold = in_nats(claim_threshold(claim["value"]))
+            if effect is None or not stats.decided(effect, threshold=threshold, smallest=0.0):
+                yield f"claim {claim['id']}"

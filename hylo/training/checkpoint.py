@@ -1,0 +1,67 @@
+"""The state from which an interrupted training continues, bit for bit: tensors, optimizer, counters. No pickle."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from hylo.adapters.model import AdaptedModel
+from hylo.runs.store import replacing_folder
+
+CHECKPOINT = "checkpoint"
+"""Folder of the state inside a run's folder."""
+STATE, COUNTERS = "state.safetensors", "counters.json"
+
+
+class Checkpoint:
+    """Writes the state of a model and its optimizer into a folder from time to time, and reads it back."""
+
+    def __init__(
+        self, folder: Path, model: AdaptedModel, optimizer: torch.optim.Optimizer, *, every_seconds: float
+    ) -> None:
+        self.folder = folder
+        self.every_seconds = every_seconds
+        self._optimizer = optimizer
+        self._tensors = {
+            f"{slot}.{name}": t for slot, tensors in model.tensors().items() for name, t in tensors.items()
+        }
+        self._saved_at = time.monotonic()
+
+    def exists(self) -> bool:
+        """Whether there is a state to continue from."""
+        return (self.folder / STATE).exists()
+
+    def save_if_due(self, counters: dict[str, Any]) -> None:
+        """Save where the last state is older than `every_seconds`."""
+        if time.monotonic() - self._saved_at >= self.every_seconds:
+            self.save(counters)
+
+    def save(self, counters: dict[str, Any]) -> None:
+        """Write the state; a reader sees the old one or the new one, never a part."""
+        flat = {f"model.{name}": tensor.detach().cpu() for name, tensor in self._tensors.items()}
+        for index, state in self._optimizer.state_dict()["state"].items():
+            flat |= {f"optimizer.{index}.{key}": value.detach().cpu() for key, value in state.items()}
+        with replacing_folder(self.folder) as draft:
+            save_file({name: tensor.contiguous() for name, tensor in flat.items()}, draft / STATE)
+            (draft / COUNTERS).write_text(json.dumps(counters))
+        self._saved_at = time.monotonic()
+
+    @torch.no_grad()
+    def restore(self) -> dict[str, Any]:
+        """Put the saved state into model and optimizer and return the counters; {} where nothing was saved."""
+        if not self.exists():
+            return {}
+        saved = load_file(self.folder / STATE)
+        for name, tensor in self._tensors.items():
+            tensor.copy_(saved[f"model.{name}"])
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in saved.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                index, _, key = rest.partition(".")
+                state.setdefault(int(index), {})[key] = tensor
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+        return json.loads((self.folder / COUNTERS).read_text())

@@ -1,0 +1,196 @@
+"""The training loop: AdamW on the adapter's tensors, warm-up and decay, clipping, accumulation, resumable.
+
+Nothing here knows which method it trains. Random numbers of a step come from (seed, step), so a run that was stopped
+and continued draws what an undisturbed one would have drawn.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from hylo.adapters.model import AdaptedModel
+from hylo.core.errors import ConfigError, TrainingDiverged, problem
+from hylo.core.progress import Progress
+from hylo.data.windows import Windows, batches
+from hylo.runs.store import CURVE, TRAJECTORY, finite_or_none
+from hylo.training.checkpoint import CHECKPOINT, Checkpoint
+from hylo.training.config import TrainerConfig, learning_rate_factor
+from hylo.training.logs import Curve, Trajectory
+from hylo.training.step import make_optimizer, step_seed, update
+
+UNTRAINED: dict[str, Any] = {
+    "steps": 0,
+    "tokens": 0,
+    "seconds": 0.0,
+    "tokens_per_second": None,
+    "padding_share": None,
+    "final_loss": None,
+    "nonfinite_steps": 0,
+    "max_loss_jump": None,
+}
+"""The record's `training` section of a model that was not trained."""
+
+
+@dataclass
+class Progression:
+    """Where a training stands, and what has been counted so far."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    targets: int = 0
+    padding_targets: int = 0
+    last_loss: float | None = None
+    max_loss_jump: float | None = None
+    nonfinite_steps: int = 0
+
+    def count(self, loss: float, finite: bool, *, tokens: int, targets: int, padding: int, seconds: float) -> None:
+        """Take a step into account. One without targets has no loss, and is not counted as one that failed."""
+        self.step += 1
+        self.tokens += tokens
+        self.targets += targets
+        self.padding_targets += padding
+        self.seconds += seconds
+        if not finite:
+            self.nonfinite_steps += targets > 0
+            return
+        if self.last_loss is not None:
+            self.max_loss_jump = max(self.max_loss_jump or 0.0, loss - self.last_loss)
+        self.last_loss = loss
+
+
+def train(
+    model: AdaptedModel,
+    windows: Windows,
+    config: TrainerConfig,
+    accelerator: Accelerator,
+    *,
+    seed: int,
+    folder: Path,
+    label: str,
+    loss_on_padding: bool = False,
+    on_step: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train the model's components; continues from a checkpoint in `folder` where there is one.
+
+    Arguments:
+        windows: training windows, [W, L].
+        folder: the run's folder, for curve.jsonl, trajectory.jsonl and the checkpoint.
+        label: what the progress bar calls the run.
+        loss_on_padding: padding counts in the loss like other tokens.
+        on_step: receives each line of curve.jsonl as it is written: step, loss, learning_rate, grad_norm, the step's
+            own tokens (without padding) and seconds, and regularization where a component has one. The loss is that
+            of the language model alone. What is not finite is None, and so is the loss of a step without targets.
+
+    Returns:
+        The record's `training` section: steps, tokens and tokens_per_second (without padding), seconds, padding_share
+        (of the loss's targets), final_loss (nats a token, of the last finite step), nonfinite_steps, max_loss_jump
+        (largest rise between neighbouring steps, in nats a token).
+
+    Raises:
+        ConfigError: the batches cannot be made of these windows and processes.
+        TrainingDiverged: more steps than allowed had a loss or gradient that is not finite.
+    """
+    check_batches(config, windows, accelerator.num_processes)
+    optimizer = make_optimizer(model, config)
+    checkpoint = Checkpoint(folder / CHECKPOINT, model, optimizer, every_seconds=config.checkpoint_seconds)
+    done = Progression(**checkpoint.restore())
+    main = accelerator.is_main_process
+    curve = Curve(folder / CURVE, keep=done.step, write=main)
+    trajectory = Trajectory(folder / TRAJECTORY, model.observed(), steps=config.steps, done=done.step, write=main)
+    passes = config.gradient_accumulation_steps
+    source = islice(training_batches(windows, config.batch_size, seed=seed), done.step * passes, None)
+    network = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
+    prepare_for_training(model, config)
+
+    with torch.random.fork_rng(), Progress(label, config.steps, done.step, main) as progress:
+        while done.step < config.steps:
+            began = time.perf_counter()
+            torch.manual_seed(step_seed(seed, done.step, accelerator.process_index))
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * learning_rate_factor(done.step, config)
+            model.begin_step(done.step, config.steps)
+            step_batches = list(islice(source, passes))
+            loss, regularization, norm = update(
+                model, network, optimizer, step_batches, accelerator, config, loss_on_padding=loss_on_padding
+            )
+            finite = math.isfinite(loss) and math.isfinite(norm)
+            tokens = sum(batch.tokens for batch in step_batches)
+            targets = sum(batch.targets(on_padding=loss_on_padding) for batch in step_batches)
+            padding = targets - sum(batch.targets() for batch in step_batches)
+            seconds = time.perf_counter() - began
+            rate = config.learning_rate * learning_rate_factor(done.step, config)
+            done.count(loss, finite, tokens=tokens, targets=targets, padding=padding, seconds=seconds)
+            line = {"step": done.step, "loss": finite_or_none(loss), "learning_rate": rate}
+            line |= {"grad_norm": finite_or_none(norm), "tokens": tokens, "seconds": round(seconds, 4)}
+            if regularization is not None:
+                line["regularization"] = finite_or_none(regularization)
+            curve.add(line)
+            trajectory.add(done.step, model.observed())
+            on_step(line)
+            if done.nonfinite_steps > config.max_nonfinite_steps:
+                raise diverged(done, config, loss, norm)
+            progress.update(done.step, loss=loss, tokens_per_second=done.tokens / done.seconds)
+            if main:
+                checkpoint.save_if_due(asdict(done))
+    model.eval()
+    return {
+        "steps": done.step,
+        "tokens": done.tokens,
+        "seconds": round(done.seconds, 3),
+        "tokens_per_second": round(done.tokens / done.seconds, 1),
+        "padding_share": done.padding_targets / done.targets if done.targets else None,
+        "final_loss": done.last_loss,
+        "nonfinite_steps": done.nonfinite_steps,
+        "max_loss_jump": done.max_loss_jump,
+    }
+
+
+def training_batches(windows: Windows, batch_size: int, *, seed: int) -> Iterator[Windows]:
+    """The endless batches of a run, in its order."""
+    return batches(windows, batch_size, np.random.default_rng([seed, 1]))
+
+
+def prepare_for_training(model: AdaptedModel, config: TrainerConfig) -> None:
+    """Training mode; activations recomputed where that was asked for."""
+    model.train()
+    if config.gradient_checkpointing:
+        model.base.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.base.activation_checkpointing_disable()
+
+
+def check_batches(config: TrainerConfig, windows: Windows, processes: int) -> None:
+    """Refuse batches that cannot be made.
+
+    Raises:
+        ConfigError: fewer windows than a batch, or a batch that does not divide among the processes.
+    """
+    if config.batch_size > len(windows):
+        fix = f"trainer.batch_size={len(windows)}, or more text"
+        raise ConfigError(
+            problem("trainer.batch_size", config.batch_size, f"at most {len(windows)}, the training windows", fix)
+        )
+    if config.batch_size % processes:
+        fix = f"trainer.batch_size={processes}"
+        raise ConfigError(
+            problem("trainer.batch_size", config.batch_size, f"a multiple of the {processes} processes", fix)
+        )
+
+
+def diverged(done: Progression, config: TrainerConfig, loss: float, norm: float) -> TrainingDiverged:
+    """The error for too many steps that are not finite."""
+    return TrainingDiverged(
+        f"step {done.step}: loss {loss:g}, gradient norm {norm:g}; "
+        f"{done.nonfinite_steps} steps had a loss or gradient that is not finite, "
+        f"allowed are {config.max_nonfinite_steps} (trainer.max_nonfinite_steps). "
+        f"Try a lower trainer.learning_rate (now {config.learning_rate:g}) or a longer warm-up."
+    )

@@ -1,0 +1,118 @@
+"""How much memory a run will take, told before it: what a short pass keeps for its backward pass, times the tokens.
+
+    peak = resident now + activations + workspace + gradients and moments of the trained tensors
+
+Activations are counted, not guessed: the tensors that autograd keeps of a pass over a few tokens, each storage once,
+parameters left out. They grow with the tokens (attention by SDPA keeps no scores). With gradient checkpointing only the
+layers' inputs stay, and one layer at a time is computed again. The workspace is what layers and loss need for a moment.
+Own design; the record holds the estimate beside the measured peak.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hylo.adapters.model import AdaptedModel
+from hylo.core.devices import resident_bytes
+from hylo.models.architecture import ALL_LINEAR, decoder_layers, hidden_size, layer_shape, target_layers
+from hylo.training.config import TrainerConfig
+
+FLOAT = 4
+_WIDE, _NARROW = 5, 8
+"""Tensors of the widest layer's output and of the hidden size that exist at once while a layer is computed."""
+_LOGITS = 4
+"""Copies of the logits that a loss from logits makes, with its gradient."""
+_MOMENTS = 3
+"""Float32 numbers for each trained one besides itself: gradient, and AdamW's two moments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes."""
+
+    resident: int
+    """Before the first step: weights, libraries, text."""
+    activations: int
+    """Kept for the backward pass."""
+    workspace: int
+    """Needed for a moment, by the larger one of a training and an evaluation pass."""
+    trained: int
+    """Gradients and moments of the trained tensors."""
+
+    @property
+    def peak(self) -> int:
+        return self.resident + self.activations + self.workspace + self.trained
+
+    def beside(self, measured: int) -> dict[str, int]:
+        """What the record's `training` section says of memory."""
+        return {"peak_memory_bytes": measured, "estimated_peak_memory_bytes": self.peak}
+
+    def __str__(self) -> str:
+        parts = {"resident": self.resident, "activations": self.activations, "workspace": self.workspace}
+        shown = ", ".join(
+            f"{name} {gib(size)}" for name, size in (parts | {"gradients and moments": self.trained}).items()
+        )
+        return f"about {gib(self.peak)} ({shown})"
+
+
+def estimate(
+    model: AdaptedModel, probe: Tensor, config: TrainerConfig, *, length: int, eval_windows: int, processes: int
+) -> MemoryEstimate:
+    """What a run of this model will take; `probe` [B, T] are a few tokens, `length` those of a window."""
+    trained = sum(tensor.numel() for tensor in model.flat().values())
+    evaluated = min(evaluation_batch_size(model, config, length), eval_windows)
+    evaluated *= length * evaluation_bytes_per_token(model)
+    if not trained:
+        return MemoryEstimate(resident=resident_bytes(), activations=0, workspace=evaluated, trained=0)
+    tokens = -(-config.batch_size // processes) * length
+    kept, layers = kept_bytes_per_token(model, probe[:1]), len(decoder_layers(model.base))
+    if config.gradient_checkpointing:
+        kept = kept / layers + (layers + 1) * hidden_size(model.base) * FLOAT
+    return MemoryEstimate(
+        resident=resident_bytes(),
+        activations=round(kept * tokens),
+        workspace=max(tokens * evaluation_bytes_per_token(model), evaluated),
+        trained=trained * FLOAT * _MOMENTS,
+    )
+
+
+def evaluation_batch_size(model: AdaptedModel, config: TrainerConfig, length: int) -> int:
+    """Evaluation windows a pass: as configured, or as many as the memory for it holds; at least one."""
+    if config.eval_batch_size is not None:
+        return config.eval_batch_size
+    return max(1, int(config.eval_memory_gib * 2**30 / (evaluation_bytes_per_token(model) * length)))
+
+
+def evaluation_bytes_per_token(model: AdaptedModel) -> int:
+    """Memory that a token takes in a pass of which nothing is kept."""
+    widest = max(max(layer_shape(layer)) for layer in target_layers(model.base, [ALL_LINEAR]).values())
+    logits = 0 if model.losses_without_logits else _LOGITS * model.base.config.get_text_config().vocab_size
+    return FLOAT * (_WIDE * widest + _NARROW * hidden_size(model.base) + logits)
+
+
+def kept_bytes_per_token(model: AdaptedModel, ids: Tensor) -> float:
+    """Bytes that a training pass over ids [B, T] keeps for its backward pass, a token. Leaves no gradient behind."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = tensor  # held until all are counted, so that no address comes twice
+        return tensor
+
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    try:
+        with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(input_ids=ids, targets=ids.roll(-1, dims=1))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / ids.numel()
+
+
+def gib(size: float) -> str:
+    """Bytes in GiB, as text."""
+    return f"{size / 2**30:.1f} GiB"
