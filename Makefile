@@ -67,9 +67,10 @@ report: setup ## rebuild tables and figures from the records alone
 test: setup ## run every test, the end-to-end one included, in two processes
 	$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
-lint: setup ## check style and formatting
+lint: setup ## check style, formatting and the order of the rooms
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	.venv/bin/lint-imports
 
 types: setup ## check types
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)

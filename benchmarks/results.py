@@ -18,7 +18,7 @@ import torch
 
 from hylo.core.devices import git_revision, library_versions
 from hylo.core.errors import ConfigError
-from hylo.runs.store import write_json
+from hylo.core.files import write_json
 
 FILE = "results.json"
 FEW = 4

@@ -17,26 +17,24 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
+from hylo.analysis.claims import read_claims
 from hylo.core.errors import HyloError
+from hylo.core.files import replacing_folder, write_json
 from hylo.runs.store import (
     AUDIT,
     CONFIG,
-    CURVE,
     EVAL,
     HALF,
     PROBE,
     RESULT,
     STUDY,
     THIRDS,
-    TRAJECTORY,
     TRIALS,
     WINDOWS,
     RunRecord,
     read_study,
-    replacing_folder,
-    write_json,
 )
-from hylo.studies.claims import read_claims
+from hylo.training.logs import CURVE, TRAJECTORY
 
 KEPT = (EVAL, HALF, THIRDS, WINDOWS, CURVE, TRAJECTORY, AUDIT, PROBE)
 """Files of a run that are copied as they are."""

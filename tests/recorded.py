@@ -10,11 +10,11 @@ import pandas as pd
 from rich.console import Console
 
 from hylo.analysis.summary import incomplete
+from hylo.core.files import write_json
 from hylo.report import Report, print_report, summarize
 from hylo.report.tables.decisions import decisions
 from hylo.runs.store import (
     COMPLETE,
-    CURVE,
     EVAL,
     FAILED,
     HALF,
@@ -25,8 +25,8 @@ from hylo.runs.store import (
     TRACEBACK,
     WINDOWS,
     read_study,
-    write_json,
 )
+from hylo.training.logs import CURVE
 
 CELLS = {"low": 20.0, "high": 28.0, "same": 28.0}
 """Cells of the usual study and their true improvement in percent."""

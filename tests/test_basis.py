@@ -15,7 +15,8 @@ from hylo.analysis.basis import basis_of
 from hylo.analysis.choice_noise import choice_variance
 from hylo.analysis.contrasts import claim_table, contrast_table, effect_of
 from hylo.analysis.rates import choice_table, rates_in_words
-from hylo.runs.store import HALF, RESULT, TRIALS, StudyRecord, read_study, write_json
+from hylo.core.files import write_json
+from hylo.runs.store import HALF, RESULT, TRIALS, StudyRecord, read_study
 
 CELLS = {"small": 20.0, "large": 20.4}
 MANIFEST: dict[str, Any] = {

@@ -14,8 +14,9 @@ from recorded import SIZE, UNTUNED, write_recorded_study
 
 from hylo.analysis.contrasts import SHAPLEY, attribution_table, claim_table, contrast_table, criteria_table
 from hylo.analysis.retrieval_contrasts import retrieval_cells, retrieval_contrasts
+from hylo.core.files import write_json
 from hylo.report import summarize, write_report
-from hylo.runs.store import PROBE, PROBE_COLUMNS, RESULT, STUDY, StudyRecord, read_study, write_json
+from hylo.runs.store import PROBE, PROBE_COLUMNS, RESULT, STUDY, StudyRecord, read_study
 from hylo.studies.runner import undecided
 
 CELLS = {"small": 20.0, "large": 28.0, "same": 28.0}

@@ -8,9 +8,10 @@ import numpy as np
 from recorded import choice, write_recorded_study
 
 from hylo.analysis.rates import choice_table, choices, rate_of
+from hylo.core.files import write_json
 from hylo.report.figures import learning_rate_figure
 from hylo.report.render.hover import svg
-from hylo.runs.store import StudyRecord, read_study, write_json
+from hylo.runs.store import StudyRecord, read_study
 
 OLD = {
     "cell": "low", "key": "trainer.learning_rate", "chosen": 0.004, "at_an_end_of_the_grid": False,

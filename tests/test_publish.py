@@ -12,10 +12,11 @@ import pytest
 from launch import TINY, train, write_text
 from recorded import SIZE, write_recorded_study
 
+from hylo.core.files import LOCK
 from hylo.publish import main, overview
 from hylo.report import write_report
 from hylo.report.tables.numbers import written
-from hylo.runs.store import ADAPTER, CONFIG, LOCK, RESULT, read_study
+from hylo.runs.store import ADAPTER, CONFIG, RESULT, read_study
 from hylo.studies.spec import EXPERIMENTS
 
 

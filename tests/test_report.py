@@ -12,10 +12,11 @@ import pytest
 from recorded import CELLS, PARAMS, SIZE, printed, row_of, write_recorded_study
 
 from hylo.core.errors import RecordError
+from hylo.core.files import write_json
 from hylo.report import COLUMNS, loss_figure, summarize, write_report
 from hylo.report.__main__ import main
 from hylo.report.tables.numbers import DIGITS, written
-from hylo.runs.store import EVAL, RESULT, STUDY, THIRDS, WINDOWS, read_study, write_json
+from hylo.runs.store import EVAL, RESULT, STUDY, THIRDS, WINDOWS, read_study
 
 
 def _log_ppl(folder: Path, cell: str, seed: int, *, table: str = EVAL, third: int | None = None) -> float:

@@ -6,8 +6,8 @@ import pytest
 from launch import train
 
 import hylo.studies.spec
+from hylo.analysis.claims import read_claims
 from hylo.core.errors import ConfigError
-from hylo.studies.claims import read_claims
 from hylo.studies.spec import EXPERIMENTS, StudyConfig, read_study_file, study_names
 
 STUDY = """

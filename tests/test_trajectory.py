@@ -19,9 +19,9 @@ from hylo.adapters.landmarks.learnable import spread
 from hylo.core.errors import RecordError
 from hylo.report import summarize, write_report
 from hylo.report.figures import trajectory_figure
-from hylo.runs.store import TRAJECTORY, RunRecord, read_study
+from hylo.runs.store import RunRecord, read_study
 from hylo.tracking.base import Tracker, log_step
-from hylo.training.logs import Trajectory
+from hylo.training.logs import TRAJECTORY, Trajectory
 
 BOUNDARIES = "boundaries (tokens)"
 LEARNABLE = ("method=landmark_learnable", "trainer.steps=6", "trainer.learning_rate=0.01")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hylo.adapters.component import Component
 from hylo.core.errors import RecordError
+from hylo.core.files import replacing
 
 if TYPE_CHECKING:
     from hylo.adapters.model import AdaptedModel  # which imports every module beside it, this one too
@@ -43,11 +44,9 @@ class KeepsStart(Component, ABC):
 def save_start(model: "AdaptedModel", folder: Path) -> None:
     """Write what the components began with; no file where there is nothing."""
     if start := _start(model):
-        folder.mkdir(parents=True, exist_ok=True)
         flat = {name: tensor.detach().contiguous().cpu() for name, tensor in start.items()}
-        draft = folder / f"{START}.part"  # a reader sees the whole file or none
-        save_file(flat, draft, metadata={"format": "pt"})
-        draft.replace(folder / START)
+        with replacing(folder / START) as draft:
+            save_file(flat, draft, metadata={"format": "pt"})
 
 
 def load_start(model: "AdaptedModel", folder: Path, *, untrained: bool) -> bool:

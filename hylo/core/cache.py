@@ -6,9 +6,10 @@ Everything in it can be deleted at any time and is made again. `HYLO_CACHE` choo
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+from hylo.core.files import draft_of, replacing
 
 
 def cache_folder() -> Path:
@@ -28,7 +29,7 @@ def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft_of(folder)
+    draft = draft_of(folder)
     draft.mkdir()
     try:
         make(draft)
@@ -61,13 +62,6 @@ def file_hash(path: Path) -> str:
         return remembered.read_text()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    remembered.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft_of(remembered)
-    draft.write_text(digest)
-    draft.replace(remembered)
+    with replacing(remembered) as draft:
+        draft.write_text(digest)
     return digest
-
-
-def _draft_of(path: Path) -> Path:
-    """A name that nobody else takes. Process ids do repeat: in containers, and on machines that share a disk."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from hylo.adapters.model import AdaptedModel
 from hylo.core.errors import TrainingDiverged
+from hylo.core.files import finite_or_none
 from hylo.core.progress import Progress
 from hylo.data.windows import IGNORED, Windows, model_inputs, next_tokens
-from hylo.runs.store import finite_or_none
 from hylo.stats.estimates import mean_window_ppl, perplexity
 
 BINS, THIRDS = 10, 3

@@ -25,6 +25,7 @@ from hylo.core.devices import (
     process_count,
     reset_peak_memory,
 )
+from hylo.core.files import exclusive, write_json, write_table
 from hylo.core.schema import plain
 from hylo.core.timer import Clock
 from hylo.data.base import Split
@@ -48,10 +49,8 @@ from hylo.runs.store import (
     adopt,
     find_complete,
     read_run,
-    write_json,
-    write_table,
 )
-from hylo.runs.writer import exclusive, new_result, recording
+from hylo.runs.writer import new_result, recording
 from hylo.tracking.base import NullTracker, Tracker, log_run, log_step, open_tracker
 from hylo.training.config import Kernels
 from hylo.training.loop import UNTRAINED, prepare_for_training, train, training_batches

@@ -28,12 +28,7 @@ The names in these files are a contract: reports, notebooks and later tools read
 
 import hashlib
 import json
-import math
-import os
 import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,18 +37,17 @@ from typing import Any
 import pandas as pd
 
 from hylo.core.errors import RecordError
+from hylo.core.files import LOCK, replacing_folder, write_json, write_table
+from hylo.training.logs import CURVE, TRAJECTORY
 
 SCHEMA_VERSION = 2
 RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
 RESULT, EVAL, THIRDS, WINDOWS = "result.json", "eval.parquet", "thirds.parquet", "windows.parquet"
 HALF = "half.parquet"
-CURVE, TRAJECTORY, AUDIT = "curve.jsonl", "trajectory.jsonl", "audit.json"
+AUDIT = "audit.json"
 PROBE = "probe.parquet"
 CONFIG, ADAPTER, TRACEBACK, STUDY = "config.yaml", "adapter", "traceback.txt", "study.json"
 TRIALS, CHOICES = "trials.parquet", "tuning.json"
-
-LOCK = ".lock"
-"""Held by the process that works on a run."""
 
 PROBE_COLUMNS = ["facts", "list", "depth", "place", "exact", "answer_logprob", "answer_tokens"]
 
@@ -289,47 +283,6 @@ def file_name(text: str) -> str:
     """The text with everything but letters, digits and `_.,=+-` replaced, at most 100 characters."""
     safe = "".join(letter if letter.isalnum() or letter in "_.,=+-" else "-" for letter in text).lstrip(".")
     return safe if len(safe) <= 100 else f"{safe[:88]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees either the old file or the whole new one. NaN is refused: it is not JSON."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(path)
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table so that a reader sees either the old file or the whole new one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    table.to_parquet(draft, index=False)
-    draft.replace(path)
-
-
-def finite_or_none(value: float) -> float | None:
-    """The value, or None where it is not finite: JSON has no NaN, and no number stands in for one."""
-    return value if math.isfinite(value) else None
-
-
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A draft folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Not the process id: a killed process may leave its draft, and in containers ids come again.
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    draft.mkdir()
-    try:
-        yield draft
-        remove_folder(folder)
-        draft.replace(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def remove_folder(folder: Path) -> None:
-    """Delete a folder if it is there."""
-    if folder.exists():
-        shutil.rmtree(folder)
 
 
 def _read_table(path: Path, columns: list[str], *, keys: int = 2, delete: Path | None = None) -> pd.DataFrame:

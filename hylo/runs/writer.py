@@ -1,6 +1,5 @@
 """Keeping the record of a run while it is under way: one writer, and an end that is either complete or failed."""
 
-import fcntl
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,21 +8,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from hylo.core.files import remove_folder, write_json
 from hylo.core.schema import plain
 from hylo.runs.cell import Cell
 from hylo.runs.shared import Session
-from hylo.runs.store import (
-    COMPLETE,
-    CONFIG,
-    FAILED,
-    LOCK,
-    RESULT,
-    RUNNING,
-    SCHEMA_VERSION,
-    TRACEBACK,
-    remove_folder,
-    write_json,
-)
+from hylo.runs.store import COMPLETE, CONFIG, FAILED, RESULT, RUNNING, SCHEMA_VERSION, TRACEBACK
 from hylo.training.checkpoint import CHECKPOINT
 
 MAKES_THE_RUN = ("model", "data", "method", "trainer", "seed")
@@ -78,12 +67,3 @@ def recording(cell: Cell, folder: Path, result: dict[str, Any]) -> Iterator[None
         raise
     write_json(folder / RESULT, result | {"status": COMPLETE})
     remove_folder(folder / CHECKPOINT)
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a run's folder. Another process that wants the same run waits, and then finds it complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -3,11 +3,12 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from hylo.core.files import write_json, write_table
 from hylo.core.schema import plain
 from hylo.runs.fingerprint import fingerprint
 from hylo.runs.run import probed
 from hylo.runs.shared import Session
-from hylo.runs.store import SCHEMA_VERSION, STUDY, TRIALS, read_run, write_json, write_table
+from hylo.runs.store import SCHEMA_VERSION, STUDY, TRIALS, read_run
 from hylo.tracking.base import log_report, open_tracker
 
 if TYPE_CHECKING:

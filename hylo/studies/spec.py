@@ -15,9 +15,9 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hylo.analysis.claims import Claim, claim_problems, read_claims
 from hylo.core.errors import ConfigError, problem
 from hylo.core.schema import bound_problems, bounded
-from hylo.studies.claims import Claim, claim_problems, read_claims
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FILE = "study.yaml"

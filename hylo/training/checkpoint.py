@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hylo.adapters.model import AdaptedModel
-from hylo.runs.store import replacing_folder
+from hylo.core.files import replacing_folder
 
 CHECKPOINT = "checkpoint"
 """Folder of the state inside a run's folder."""

@@ -4,9 +4,12 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CURVE, TRAJECTORY = "curve.jsonl", "trajectory.jsonl"
 
 LINES = 200
 """About as many lines as a trajectory has: more would not be told apart in a figure."""
@@ -40,7 +43,7 @@ class Trajectory:
     """
 
     def __init__(
-        self, path: Path, start: Mapping[str, Mapping[str, Tensor]], *, steps: int, done: int, write: bool
+        self, path: Path, start: "Mapping[str, Mapping[str, Tensor]]", *, steps: int, done: int, write: bool
     ) -> None:
         self.steps, self.every = steps, math.ceil(steps / LINES)
         kept = sum(self.due(step) for step in range(done + 1)) if done else 0
@@ -52,12 +55,12 @@ class Trajectory:
         """Whether the state after this many steps has a line."""
         return step % self.every == 0 or step == self.steps
 
-    def add(self, step: int, vectors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def add(self, step: int, vectors: "Mapping[str, Mapping[str, Tensor]]") -> None:
         """Append the vectors as they are after `step` steps, where that step has a line."""
         if self.due(step):
             values = {slot: {name: _listed(t) for name, t in named.items()} for slot, named in vectors.items()}
             self._curve.add({"step": step} | values)
 
 
-def _listed(vector: Tensor) -> list[float | None]:
+def _listed(vector: "Tensor") -> list[float | None]:
     return [value if math.isfinite(value) else None for value in vector.detach().flatten().tolist()]

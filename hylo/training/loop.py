@@ -18,12 +18,12 @@ from accelerate import Accelerator
 
 from hylo.adapters.model import AdaptedModel
 from hylo.core.errors import ConfigError, TrainingDiverged, problem
+from hylo.core.files import finite_or_none
 from hylo.core.progress import Progress
 from hylo.data.windows import Windows, batches
-from hylo.runs.store import CURVE, TRAJECTORY, finite_or_none
 from hylo.training.checkpoint import CHECKPOINT, Checkpoint
 from hylo.training.config import TrainerConfig, learning_rate_factor
-from hylo.training.logs import Curve, Trajectory
+from hylo.training.logs import CURVE, TRAJECTORY, Curve, Trajectory
 from hylo.training.step import make_optimizer, step_seed, update
 
 UNTRAINED: dict[str, Any] = {

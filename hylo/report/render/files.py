@@ -1,12 +1,12 @@
 """Files of a report, written so that a reader sees either the old one or the whole new one."""
 
 import io
-import os
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from hylo.core.files import replacing
 from hylo.report.render.hover import svg
 from hylo.report.tables.numbers import written
 
@@ -31,8 +31,6 @@ def csv(frame: pd.DataFrame) -> bytes:
 
 def write(path: Path, content: bytes) -> Path:
     """Replace a file as a whole; its folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    draft.replace(path)
+    with replacing(path) as draft:
+        draft.write_bytes(content)
     return path

@@ -5,12 +5,12 @@ from typing import Any
 
 import pandas as pd
 
+from hylo.analysis.claims import Claim
 from hylo.analysis.contrasts import claim_table, contrast_table
 from hylo.analysis.pairs import PPL
 from hylo.analysis.verdicts import OWN_RATES
 from hylo.report.tables.numbers import MISSING, interval, number
 from hylo.runs.store import StudyRecord
-from hylo.studies.claims import Claim
 
 _MEASURES = {"ppl": "perplexity", "lim_ppl": "perplexity of the middle third"}
 

@@ -1,0 +1,82 @@
+"""Files that other processes may read at any time: a reader sees the old content or the whole new one, never a part."""
+
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOCK = ".lock"
+"""Held by the process that works in a folder."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A draft that takes the place of a file when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = draft_of(path)
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A draft folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = draft_of(folder)
+    draft.mkdir()
+    try:
+        yield draft
+        remove_folder(folder)
+        draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def draft_of(path: Path) -> Path:
+    """A name beside a file or folder that nobody else takes. Process ids do repeat: in containers, and on machines that
+    share a disk."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON. NaN is refused: it is not JSON."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as draft:
+        draft.write_text(text)
+
+
+def write_table(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table as Parquet."""
+    with replacing(path) as draft:
+        table.to_parquet(draft, index=False)
+
+
+def finite_or_none(value: float) -> float | None:
+    """The value, or None where it is not finite: JSON has no NaN, and no number stands in for one."""
+    return value if math.isfinite(value) else None
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made if it is not there. Another process that wants it waits until the block ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / LOCK):
+        yield
