@@ -1,7 +1,7 @@
 # Works from a clean clone: every target that needs the environment builds it first, and only once.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup ablation designs bucketing methods factorial parameters tuning tuned study
+.PHONY: help setup quick ablation leave-one-out designs bucketing methods factorial parameters tuning tuned study
 .PHONY: protocol retrieval contexts
 .PHONY: report test lint types bench format clean
 
@@ -11,7 +11,7 @@ SEEDS ?= 0
 ARGS  ?=
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  SEEDS=0,1,2        seeds of a study (default 0; one seed shows evaluation noise only), or until_decided"
 	@echo "  ADD=my_method      methods that a study runs besides its own cells"
@@ -20,12 +20,22 @@ help: ## show this list
 
 setup: .venv/.stamp-hylo ## build .venv from the locks: about 3 minutes the first time, nothing after that
 
-# A study of experiments/ and its report. Finished runs are kept, not run again.
+# The real model, but four small steps and eight short windows: shows what a table looks like, and decides nothing.
+QUICK := trainer.steps=4 trainer.warmup_steps=1 trainer.batch_size=2 data.context_length=128 data.eval_windows=8 \
+    tracking=none
+
+quick: setup ## a first try: LoRA and rank-stabilized LoRA for four small steps, a table within a minute
+	$(PY) train.py -m method=lora,rslora $(QUICK) $(ARGS)
+
+# A study of experiments/ and its report. Finished runs are reused, by other studies too.
 study = $(PY) train.py study=$(1) $(if $(filter until_decided,$(SEEDS)),seeds=$(SEEDS),'seeds=[$(SEEDS)]') \
     $(if $(ADD),'add=[$(ADD)]') $(ARGS)
 
-ablation: setup ## the published ablation, direct path and leave-one-out: which component lowers perplexity?
+ablation: setup ## the six published configurations and plain LoRA: which component lowers perplexity?
 	$(call study,ablation)
+
+leave-one-out: setup ## HyLoRADA at once, components alone, and one left out of the whole (shares runs with the ablation)
+	$(call study,leave_one_out)
 
 designs: setup ## five landmark designs, beside rsLoRA and alone
 	$(call study,landmark_designs)

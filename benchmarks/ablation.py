@@ -1,4 +1,4 @@
-"""The whole ablation: one call of train.py, beside six scripts of peft + transformers, one after the other.
+"""The whole ablation: one call of train.py, beside seven scripts of peft + transformers, one after the other.
 
 peft has neither position bias nor landmarks: where a cell has them its script trains peft's rsLoRA with DoRA, which is
 less work. hylo's time includes the audit of every run, the records and the report.
@@ -17,6 +17,7 @@ from benchmarks.settings import Settings
 PART = "ablation"
 CELLS = {
     "base": "none",
+    "lora": "lora",
     "rslora": "rslora",
     "rslora_dora": "rslora_dora",
     "rslora_dora_pb": "rslora_dora",
@@ -24,7 +25,7 @@ CELLS = {
     "hylorada_dora_learnable": "rslora_dora",
 }
 """Method of the script for each cell of experiments/ablation/study.yaml."""
-SAME = ("base", "rslora", "rslora_dora")
+SAME = ("base", "lora", "rslora", "rslora_dora")
 """Cells that are the same on both sides."""
 
 
@@ -43,6 +44,6 @@ def rows(settings: Settings) -> Iterator[Row]:
             left = (time.monotonic() - began) / number * (len(CELLS) - number)
             told = f"script {number}/{len(CELLS)} ({cell}) {seconds:.0f} s, ETA {left:.0f} s"
             print(f"ablation: train.py took {ours:.0f} s; {told}", flush=True)
-        yield measured(PART, "ablation, six cells", "seconds_in_all", [ours], [theirs])
+        yield measured(PART, "ablation, seven cells", "seconds_in_all", [ours], [theirs])
         for cell in SAME:
             yield measured(PART, f"ablation, {cell}", "perplexity", [float(table["ppl"][cell])], [perplexities[cell]])

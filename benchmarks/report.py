@@ -40,12 +40,12 @@ TITLES = {
     ),
     "ablation": (
         "The whole ablation",
-        "`train.py study=ablation` from an empty folder of records, beside six scripts (`benchmarks/peft_script.py`: "
-        "peft and the Trainer of transformers), one process each, with the same windows, steps and schedule; one "
-        "measurement. For the cells with position bias or landmarks, which peft does not have, the script trains "
-        "rsLoRA with DoRA. Model and plays lie converted on both sides; hylo reads its cached tokens, a script "
-        "tokenises. Perplexities show that both do the same work (the first step of the warm-up differs: the "
-        "Trainer's has rate zero).",
+        "`train.py study=ablation` from an empty folder of records, beside a script for each cell "
+        "(`benchmarks/peft_script.py`: peft and the Trainer of transformers), one process each, with the same windows, "
+        "steps and schedule; one measurement. For the cells with position bias or landmarks, which peft does not have, "
+        "the script trains rsLoRA with DoRA. Model and plays lie converted on both sides; hylo reads its cached "
+        "tokens, a script tokenises. Perplexities show that both do the same work (the first step of the warm-up "
+        "differs: the Trainer's has rate zero).",
     ),
     "lines": (
         "Useful tokens",

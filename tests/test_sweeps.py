@@ -132,3 +132,14 @@ def test_a_study_with_other_seeds(tiny: tuple[str, ...]) -> None:
     (folder,) = (path.parent for path in Path("outputs").glob("*/study.json"))
     assert [run.seed for run in read_study(folder).cells["rslora"]] == [3, 4]
     assert len(read_study(folder).cells["base"]) == 1
+
+
+def test_the_ablation_and_leave_one_out_share_their_finished_runs(tiny: tuple[str, ...]) -> None:
+    """A run is found by what it is, whatever study asks."""
+    assert train("study=ablation", *tiny) == 0
+    with mock.patch.object(hylo.runs.run, "execute", wraps=hylo.runs.run.execute) as execute:
+        assert train("study=leave_one_out", *tiny, "workers=1") == 0
+    ran = [call.args[0].name for call in execute.call_args_list]
+    assert ran == ["rslora_pb", "landmark_pa", "hylorada", "hylorada_dora_without_rs", "hylorada_dora_without_pb"]
+    (folder,) = Path("outputs").glob("leave_one_out*")
+    assert list(read_study(folder).cells) == list(read_study_file("leave_one_out").cells)
