@@ -9,7 +9,7 @@ python train.py study=ablation                             a study of experiment
 import hydra
 from omegaconf import DictConfig
 
-from hylo.cli.main import main as cli
+from hylo.cli import main as cli
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

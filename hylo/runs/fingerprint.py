@@ -21,7 +21,7 @@ from hylo.training.config import TrainerConfig
 
 RUN, PROBE = "hylo.runs.run", "hylo.evaluation.probes.measure"
 """Where the code of a run and that of a probe begins."""
-WATCHES = ("hylo.tracking.base", "hylo.core.progress", "hylo.core.timer")
+WATCHES = ("hylo.tracking", "hylo.core.progress", "hylo.core.timer")
 """What only looks on: another tracker is no other run."""
 
 

@@ -2,7 +2,7 @@
 
 `study_figures` draws all that a study has something for. No pyplot, the same bytes for
 the same input, and every mark shows its value on pointing where the figure is saved as SVG
-(`hylo.report.render.console.files.save`).
+(`hylo.report.render.files.save`).
 """
 
 from hylo.report.figures.attribution import attribution_figure

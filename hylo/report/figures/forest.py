@@ -21,7 +21,7 @@ from hylo.report.figures.marks import (
     with_seeds,
 )
 from hylo.report.figures.style import COLOURS, MARKERS, SMALL, fold, framed, legend, legend_columns, text_size
-from hylo.report.render.console.hover import hover
+from hylo.report.render.hover import hover
 from hylo.report.tables.numbers import MISSING, number
 
 COLUMNS = [

@@ -15,7 +15,7 @@ from hylo.report.figures.marks import checked, with_seeds
 from hylo.report.figures.multiples import grid, label_outer, panels
 from hylo.report.figures.retrieval import COLUMNS, as_percent
 from hylo.report.figures.style import framed
-from hylo.report.render.console.hover import hover
+from hylo.report.render.hover import hover
 from hylo.report.tables.numbers import interval, number
 
 _COLOURS = colormaps["cividis"]  # sequential, and the same to readers with and without a colour blindness

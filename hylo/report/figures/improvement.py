@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from hylo.report.figures.marks import ends, row_axis, rows
 from hylo.report.figures.style import COLOURS, GRID, fold, framed
-from hylo.report.render.console.hover import hover
+from hylo.report.render.hover import hover
 from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import MISSING, interval
 from hylo.report.tables.summary_tables import split_by_reference

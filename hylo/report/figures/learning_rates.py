@@ -12,7 +12,7 @@ from hylo.analysis.rates import choices, mean_ppl
 from hylo.report.figures.marks import perplexity_axis
 from hylo.report.figures.multiples import grid, label_outer, panels
 from hylo.report.figures.style import COLOURS, FAINT, SMALL, framed
-from hylo.report.render.console.hover import hover
+from hylo.report.render.hover import hover
 from hylo.report.tables.numbers import number
 from hylo.runs.store import StudyRecord
 

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from hylo.analysis.pairs import complete_runs
 from hylo.report.figures.multiples import TOGETHER, grid, label_outer, panels, same_scale
 from hylo.report.figures.style import FAINT, GRID, cell_style, framed, legend, legend_columns
-from hylo.report.render.console.hover import hover
+from hylo.report.render.hover import hover
 from hylo.runs.store import StudyRecord
 
 

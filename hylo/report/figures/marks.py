@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 from hylo.report.figures.style import FAINT, GRID, LINE, SMALL, text_size
-from hylo.report.render.console.hover import hover
+from hylo.report.render.hover import hover
 from hylo.report.tables.numbers import number
 
 GUIDES = {2: "drop below 2 %", 5: "core above 5 %"}

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from hylo.report.figures.labels import place_names
 from hylo.report.figures.marks import checked, ends, estimate, perplexity_axis, with_seeds
 from hylo.report.figures.style import COLOURS, GRID, fold, framed, legend, legend_columns
-from hylo.report.render.console.hover import hover
+from hylo.report.render.hover import hover
 from hylo.report.tables.numbers import interval
 
 COLUMNS = ["cell", "trainable_params", "ppl", "ppl_low", "ppl_high", "seeds", "front"]

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from hylo.analysis.pairs import complete_runs
 from hylo.report.figures.style import GRID, LINES, fold, framed
-from hylo.report.render.console.hover import hover
+from hylo.report.render.hover import hover
 from hylo.runs.store import StudyRecord
 
 _ROW_HEIGHT, _LOW_ROW, _MANY = 2.5, 2.0, 3  # inches, inches of each where rows are more than many

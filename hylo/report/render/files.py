@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hylo.core.files import replacing
-from hylo.report.render.console.hover import svg
+from hylo.report.render.hover import svg
 from hylo.report.tables.numbers import written
 
 

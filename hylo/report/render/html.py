@@ -35,7 +35,7 @@ class FigureBlock:
     title: str
     """What it shows, for readers who cannot see it."""
     svg: str
-    """As `hylo.report.render.console.hover.svg` writes it."""
+    """As `hylo.report.render.hover.svg` writes it."""
     caption: str = ""
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from hylo.report.render.console.console import escape, markdown_section
-from hylo.report.render.console.html import FigureBlock, Section
-from hylo.report.render.console.latex import booktabs
+from hylo.report.render.console import escape, markdown_section
+from hylo.report.render.html import FigureBlock, Section
+from hylo.report.render.latex import booktabs
 from hylo.report.tables.caption import PROTOCOL, warns
 from hylo.report.tables.table import Table
 from hylo.runs.store import StudyRecord
