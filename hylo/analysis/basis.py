@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from hylo import stats
-from hylo.analysis.pairs import PPL, Pair, complete_runs, paired_runs, paired_sums, value_of
+from hylo.analysis.pairs import Pair, complete_runs, paired_runs, paired_sums, value_of
 from hylo.analysis.rates import LEARNING_RATE, MULTIPLIER, choices
 from hylo.analysis.verdicts import Basis
+from hylo.evaluation.metrics import Metric, main_metric
 from hylo.runs.store import RunRecord, StudyRecord
 
 
-def basis_of(study: StudyRecord, cell: str, reference: str, *, direction: float, measure: str = PPL) -> Basis:
+def basis_of(study: StudyRecord, cell: str, reference: str, *, direction: float, metric: Metric | None = None) -> Basis:
     """What the contrast of a cell with its reference rests on.
 
     Arguments:
@@ -25,7 +26,7 @@ def basis_of(study: StudyRecord, cell: str, reference: str, *, direction: float,
     chosen = choices(study)
     tokens = [value_of(run, "training", "tokens") for arm in arms for run in complete_runs(study, arm)]
     shortfalls = [*_at_an_end(study, arms), *_hardly_moved(study, cell, reference)]
-    if measure == PPL and (share := still_moving(paired_runs(study, cell, reference), direction)):
+    if metric in (None, main_metric()) and (share := still_moving(paired_runs(study, cell, reference), direction)):
         shortfalls.append(share)
     return Basis(all(arm in chosen for arm in arms), min(tokens, default=None), tuple(shortfalls))
 

@@ -3,7 +3,7 @@
     id, study, source, cell, reference, metric, value, unit, note
 
 `value` is the improvement of `cell` over `reference` in percent, positive where perplexity is lower. A claim about an
-absolute perplexity (metric ppl) names a model and a text, and can only be tested with those.
+absolute value (metric ppl) names a model and a text, and can only be tested with those.
 """
 
 from collections.abc import Collection, Iterator
@@ -13,9 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from hylo.core.errors import ConfigError, problem
+from hylo.evaluation.metrics import all_metrics
 
 FILE = "claims.csv"
-METRICS = ("ppl_improvement", "lim_ppl_improvement", "ppl")
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,11 @@ def read_claims(experiments: Path) -> list[Claim]:
     claims = [Claim(**row) for row in table.to_dict("records")]  # pyright: ignore[reportCallIssue]
     if repeated := sorted({claim.id for claim in claims if sum(other.id == claim.id for other in claims) > 1}):
         raise ConfigError(f"{path}: the ids {', '.join(repeated)} are there more than once")
+    allowed = [*(f"{metric.name}_improvement" for metric in all_metrics()), *(metric.name for metric in all_metrics())]
     for claim in claims:
-        if claim.metric not in METRICS:
+        if claim.metric not in allowed:
             raise ConfigError(
-                f"{path}: {problem(f'metric of {claim.id}', claim.metric, ', '.join(METRICS), 'correct it')}"
+                f"{path}: {problem(f'metric of {claim.id}', claim.metric, ', '.join(allowed), 'correct it')}"
             )
     return claims
 

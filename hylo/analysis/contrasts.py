@@ -16,10 +16,8 @@ from hylo import stats
 from hylo.analysis.basis import basis_of
 from hylo.analysis.choice_noise import choice_variance
 from hylo.analysis.pairs import (
-    LIM_PPL,
-    PPL,
     complete_runs,
-    measure_of,
+    mean_nll,
     paired_runs,
     paired_sums,
     percent,
@@ -27,6 +25,7 @@ from hylo.analysis.pairs import (
     window_sums,
 )
 from hylo.analysis.verdicts import RedFlags, claim_threshold, claim_verdict, component_verdict, success
+from hylo.evaluation.metrics import Metric, all_metrics, main_metric
 from hylo.runs.store import StudyRecord
 
 CONTRASTS = [
@@ -44,14 +43,14 @@ ONE_SEED = "undecided: one seed"
 
 
 def contrast_table(study: StudyRecord) -> pd.DataFrame:
-    """One row a named contrast and measure (ppl, lim_ppl), in the order of the study; columns CONTRASTS.
+    """One row per named contrast and metric, in the order of the study; columns CONTRASTS.
 
     - `detectable_pct`: the smallest true improvement that this many seeds would show in four of five studies.
-    - `verdict`: of the component, where the contrast has one; from PPL alone.
+    - `verdict`: of the component, where the contrast has one; from the main metric alone.
     """
     rows = []
-    for measure in (PPL, LIM_PPL):
-        found = [row for contrast in contrasts_of(study) if (row := _contrast_row(study, contrast, measure))]
+    for metric in all_metrics():
+        found = [row for contrast in contrasts_of(study) if (row := _contrast_row(study, contrast, metric))]
         rows += _corrected(found)
     return pd.DataFrame(rows, columns=pd.Index(CONTRASTS))
 
@@ -69,9 +68,9 @@ def claim_table(study: StudyRecord) -> pd.DataFrame:
     """
     rows = []
     claims = study.manifest.get("claims", [])
-    for measure in (PPL, LIM_PPL, None):
-        of_measure = [claim for claim in claims if measure_of(claim["metric"]) == measure]
-        rows += _corrected([_claim_row(study, claim, measure) for claim in of_measure])
+    for metric in (*all_metrics(), None):
+        of_metric = [claim for claim in claims if improvement_of(claim["metric"]) == metric]
+        rows += _corrected([_claim_row(study, claim, metric) for claim in of_metric])
     for row in rows:
         if pd.notna(row["effect_pct"]):
             decided = row["seeds"] > 1 and row["p_holm"] < 1 - stats.LEVEL
@@ -86,7 +85,7 @@ def attribution_table(study: StudyRecord) -> pd.DataFrame:
     """What each component earned, by every way the study has of asking; columns ATTRIBUTION."""
     rows = []
     for contrast in contrasts_of(study):
-        if contrast["component"] and (row := _contrast_row(study, contrast, PPL)):
+        if contrast["component"] and (row := _contrast_row(study, contrast, main_metric())):
             rows.append({column: row.get(column) for column in ATTRIBUTION})
     return pd.DataFrame([*rows, *_shapley_rows(study)], columns=pd.Index(ATTRIBUTION))
 
@@ -96,11 +95,13 @@ def criteria_table(study: StudyRecord) -> pd.DataFrame:
     yes or no a criterion."""
     rows = []
     for contrast in contrasts_of(study):
-        ppl, lim = (_contrast_row(study, contrast, measure) for measure in (PPL, LIM_PPL))
-        if contrast["component"] and ppl:
-            lim_low, flags = lim["low"] if lim else math.nan, _flags(study, ppl["cell"])
-            met = success(ppl["low"], lim_low, ppl["params_per_pct"], flags)
-            named = {name: ppl[name] for name in ("cell", "reference", "component")}
+        asked = [metric for metric in all_metrics() if metric.success is not None]
+        found = {metric: _contrast_row(study, contrast, metric) for metric in asked}
+        main = found[main_metric()]
+        if contrast["component"] and main:
+            lows = {metric: row["low"] if row else math.nan for metric, row in found.items()}
+            met = success(lows, main["params_per_pct"], _flags(study, main["cell"]))
+            named = {name: main[name] for name in ("cell", "reference", "component")}
             rows.append(named | {name: "yes" if holds else "no" for name, holds in met.items()})
     return pd.DataFrame(rows)
 
@@ -110,10 +111,10 @@ def level(study: StudyRecord) -> float:
     return study.manifest.get("level", stats.LEVEL)
 
 
-def effect_of(study: StudyRecord, cell: str, reference: str, measure: str = PPL) -> stats.Effect | None:
-    """log PPL of a cell less that of its reference, nats a token; None without a pair of complete runs, or where no
-    window has a token of the measure."""
-    found = _difference(study, cell, reference, measure)
+def effect_of(study: StudyRecord, cell: str, reference: str, metric: Metric | None = None) -> stats.Effect | None:
+    """Mean NLL of a cell less that of its reference, nats per weight of the metric (log PPL, unless another is named);
+    None without a pair of complete runs, or where no window has a token of the metric."""
+    found = _difference(study, cell, reference, metric or main_metric())
     if found is None:
         return None
     return stats.effect(*found, level=level(study), choice_variance=choice_variance(study, cell, reference))
@@ -135,50 +136,59 @@ def p_value(
     return stats.sequential_p_value(values, planned) if taken else values[0]
 
 
-def _difference(study: StudyRecord, cell: str, reference: str, measure: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _difference(study: StudyRecord, cell: str, reference: str, metric: Metric) -> tuple[np.ndarray, np.ndarray] | None:
     pairs = paired_runs(study, cell, reference) if {cell, reference} <= study.cells.keys() else []
-    sums, tokens = paired_sums(pairs, measure) if pairs else (np.empty(0), np.empty(0))
+    sums, tokens = paired_sums(pairs, metric) if pairs else (np.empty(0), np.empty(0))
     return (sums, tokens) if tokens.size > 1 else None
 
 
-def in_nats(improvement_pct: float) -> float:
-    """The difference of log PPL that an improvement in percent is."""
-    return math.log1p(-improvement_pct / 100)
+def improvement_of(name: str) -> Metric | None:
+    """The metric whose improvement a claim is about (`ppl_improvement`); None where it is about none."""
+    return next((metric for metric in all_metrics() if name == f"{metric.name}_improvement"), None)
 
 
-def _contrast_row(study: StudyRecord, contrast: dict[str, Any], measure: str) -> dict[str, Any] | None:
+def threshold_of(study: StudyRecord, claim: dict[str, Any], metric: Metric) -> float:
+    """The difference of mean NLL beyond which an effect confirms a claim, nats per weight of the metric."""
+    reference = mean_nll(complete_runs(study, claim["reference"]), metric)
+    return metric.difference(claim_threshold(claim["value"]), reference)
+
+
+def _contrast_row(study: StudyRecord, contrast: dict[str, Any], metric: Metric) -> dict[str, Any] | None:
     cell, reference = contrast["cell"], contrast["reference"]
-    found = _difference(study, cell, reference, measure)
+    found = _difference(study, cell, reference, metric)
     if found is None:
         return None
+    known = mean_nll(complete_runs(study, reference), metric)
     chosen = choice_variance(study, cell, reference)
     effect = stats.effect(*found, level=level(study), choice_variance=chosen)
     row = {"cell": cell, "reference": reference, "component": contrast["component"] or "", "way": contrast["way"]}
-    row |= {"measure": measure, "seeds": effect.seeds, **percent(effect), "p": p_value(study, *found, chosen=chosen)}
-    row["detectable_pct"] = -100 * math.expm1(-effect.smallest_detectable())
+    row |= {"measure": metric.name, "seeds": effect.seeds, **percent(effect, metric, known)}
+    row["p"] = p_value(study, *found, chosen=chosen)
+    row["detectable_pct"] = metric.percent(-effect.smallest_detectable(), known)
     row["added_params"] = _trainable(study, cell) - _trainable(study, reference)
     ends = row["effect_pct"], row["low"], row["high"]
     row["params_per_pct"] = stats.params_per_pct(row["added_params"], *ends) if np.isfinite(ends).all() else None
-    basis = basis_of(study, cell, reference, direction=math.copysign(1, row["effect_pct"]), measure=measure)
+    basis = basis_of(study, cell, reference, direction=math.copysign(1, row["effect_pct"]), metric=metric)
     row["verdict"], row["rests_on"] = "", str(basis)
-    if contrast["component"] and measure == PPL:
+    if contrast["component"] and metric is main_metric():
         several = effect.seeds > 1
         row["verdict"] = component_verdict(row["low"], row["high"], basis, _flags(study, cell)) if several else ONE_SEED
     return row
 
 
-def _claim_row(study: StudyRecord, claim: dict[str, Any], measure: str | None) -> dict[str, Any]:
+def _claim_row(study: StudyRecord, claim: dict[str, Any], metric: Metric | None) -> dict[str, Any]:
     row = {name: claim[name] for name in ("id", "cell", "reference", "source", "note")}
-    row |= {"measure": measure or claim["metric"], "published_pct": claim["value"] if measure else math.nan}
+    row |= {"measure": metric.name if metric else claim["metric"]}
+    row["published_pct"] = claim["value"] if metric else math.nan
     row |= {"effect_pct": math.nan, "low": math.nan, "high": math.nan, "p": math.nan, "verdict": "inconclusive"}
     row["rests_on"] = ""
-    found = _difference(study, claim["cell"], claim["reference"], measure) if measure else None
-    if found is None:
+    found = _difference(study, claim["cell"], claim["reference"], metric) if metric else None
+    if found is None or metric is None:
         return row | {"seeds": 0, "seeds_to_decide": None}
     chosen = choice_variance(study, row["cell"], row["reference"])
-    threshold = in_nats(claim_threshold(claim["value"]))
+    threshold, known = threshold_of(study, claim, metric), mean_nll(complete_runs(study, claim["reference"]), metric)
     effect = stats.effect(*found, level=level(study), choice_variance=chosen)
-    row |= {"seeds": effect.seeds, **percent(effect), "p": p_value(study, *found, threshold, chosen)}
+    row |= {"seeds": effect.seeds, **percent(effect, metric, known), "p": p_value(study, *found, threshold, chosen)}
     return row | {"seeds_to_decide": effect.seeds_to_decide(threshold)}
 
 

@@ -1,23 +1,17 @@
 """Runs of a study, paired by seed and window, and their sums as arrays: what every estimate of a report rests on."""
 
 import hashlib
+import math
 from typing import Any
 
 import numpy as np
 
 from hylo import stats
 from hylo.core.errors import RecordError
+from hylo.evaluation.metrics import Metric, main_metric
 from hylo.runs.store import EVAL, RESULT, THIRDS, WINDOWS, RunRecord, StudyRecord
 
 Pair = tuple[RunRecord, RunRecord]
-PPL, LIM_PPL = "ppl", "lim_ppl"
-"""Measures: over all positions, and over the middle third."""
-_MIDDLE = 1  # of the thirds
-
-
-def measure_of(metric: str) -> str | None:
-    """The measure that a claim's metric is about; None where it is no improvement over a reference."""
-    return {"ppl_improvement": PPL, "lim_ppl_improvement": LIM_PPL}.get(metric)
 
 
 def complete_runs(study: StudyRecord, cell: str) -> list[RunRecord]:
@@ -59,16 +53,17 @@ def paired_runs(study: StudyRecord, cell: str, reference: str) -> list[Pair]:
     return [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
 
 
-def paired_sums(pairs: list[Pair], measure: str = PPL) -> tuple[np.ndarray, np.ndarray]:
-    """NLL sums of the cell less those of the reference, [seeds, windows] in nats, and token counts [windows].
+def paired_sums(pairs: list[Pair], metric: Metric | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """NLL sums of the cell less those of the reference, [seeds, windows] in nats, and the metric's weights [windows]
+    (token counts for perplexity, which it is unless another is named).
 
     Raises:
         RecordError: the two sides were evaluated on different windows, or a sum is missing.
     """
     runs, others = [run for run, _ in pairs], [other for _, other in pairs]
     same_windows(runs[0], others[0])
-    nll, tokens = window_sums(runs, measure)
-    reference, reference_tokens = window_sums(others, measure)
+    nll, tokens = window_sums(runs, metric)
+    reference, reference_tokens = window_sums(others, metric)
     if not np.array_equal(tokens, reference_tokens):
         raise RecordError(
             f"{runs[0].folder} and {others[0].folder} count other tokens in the same windows; run them again"
@@ -76,34 +71,33 @@ def paired_sums(pairs: list[Pair], measure: str = PPL) -> tuple[np.ndarray, np.n
     return nll - reference, tokens
 
 
-def window_sums(runs: list[RunRecord], measure: str = PPL) -> tuple[np.ndarray, np.ndarray]:
-    """NLL sums [seeds, windows] in nats and token counts [windows] of runs over the same windows.
+def window_sums(runs: list[RunRecord], metric: Metric | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """NLL sums [seeds, windows] in nats and the metric's weights [windows] of runs over the same windows.
 
-    Windows in which the measure has no token are left out: one may be too short to have a middle third.
+    Windows in which the metric has no token are left out: one may be too short to have a middle third.
 
     Raises:
         RecordError: the runs were evaluated on different windows, or a sum is missing.
     """
-    tables = [_measured(run, measure) for run in runs]
+    metric = metric or main_metric()
+    tables = [_measured(run, metric) for run in runs]
     for run, table in zip(runs, tables, strict=True):
         same_windows(runs[0], run)
         if table.index.tolist() != run.windows["window"].tolist():
             raise RecordError(
                 f"{run.folder / EVAL} has other windows than {WINDOWS}; delete {run.folder} and run it again"
             )
-        if not np.array_equal(table["tokens"], tables[0]["tokens"]):
+        if not np.array_equal(table["weight"], tables[0]["weight"]):
             raise RecordError(
                 f"{run.folder} and {runs[0].folder} count other tokens in the same windows; run them again"
             )
-    tokens = tables[0]["tokens"].to_numpy()
+    tokens = tables[0]["weight"].to_numpy()
     return np.stack([table["nll_sum"].to_numpy()[tokens > 0] for table in tables]), tokens[tokens > 0]
 
 
-def _measured(run: RunRecord, measure: str) -> Any:
-    """Sums by window of a measure."""
-    if measure == PPL:
-        return sums(run, EVAL, "window")
-    return sums(run, THIRDS, ["third", "window"]).loc[_MIDDLE]
+def _measured(run: RunRecord, metric: Metric) -> Any:
+    """Sums by window of a metric."""
+    return metric.window_sums(complete_sums(run, EVAL), complete_sums(run, THIRDS))
 
 
 def same_windows(run: RunRecord, other: RunRecord) -> None:
@@ -125,22 +119,41 @@ def sums(run: RunRecord, name: str, by: str | list[str]) -> Any:
 
     Any, because pandas types the columns of a table as everything a table can hold.
     """
+    return complete_sums(run, name).groupby(by)[["nll_sum", "tokens"]].sum()
+
+
+def complete_sums(run: RunRecord, name: str) -> Any:
+    """A run's table of sums.
+
+    Raises:
+        RecordError: a sum or count is missing or not finite; names the file and the window.
+    """
     table: Any = run.eval if name == EVAL else run.thirds
-    for column in ("nll_sum", "tokens"):
+    for column in ("nll_sum", "tokens", "bytes"):
         # A missing sum must not be added up as 0, as pandas would.
         if len(bad := table[~np.isfinite(table[column].to_numpy(dtype=float, na_value=np.nan))]):
             raise RecordError(
                 f"{run.folder / name} has {column} = {bad[column].iloc[0]} in window {bad['window'].iloc[0]}; "
                 f"delete {run.folder} and run it again"
             )
-    return table.groupby(by)[["nll_sum", "tokens"]].sum()
+    return table
 
 
-def percent(effect: stats.Effect) -> dict[str, float]:
-    """effect_pct, low and high: the improvement in percent that a difference of log PPL is."""
-    with np.errstate(over="ignore"):
-        value, low, high = (-100 * float(np.expm1(end)) for end in (effect.value, effect.high, effect.low))
+def percent(effect: stats.Effect, metric: Metric | None = None, reference: float = math.nan) -> dict[str, float]:
+    """effect_pct, low and high: the improvement in percent that a difference of mean NLL is.
+
+    Arguments:
+        reference: mean NLL of the reference, nats per weight, where the metric's percent are of it (`mean_nll`).
+    """
+    metric = metric or main_metric()
+    value, low, high = (metric.percent(end, reference) for end in (effect.value, effect.high, effect.low))
     return {"effect_pct": value, "low": low, "high": high}
+
+
+def mean_nll(runs: list[RunRecord], metric: Metric) -> float:
+    """Mean over seeds of the NLL per weight of a metric; NaN where no window has any."""
+    nll, weight = window_sums(runs, metric)
+    return float((nll.sum(axis=1) / weight.sum()).mean()) if weight.size else math.nan
 
 
 def generator(*names: str) -> np.random.Generator:

@@ -13,8 +13,9 @@ import pandas as pd
 
 from hylo import stats
 from hylo.analysis.contrasts import contrasts_of, effect_of, level, p_value, percent
-from hylo.analysis.pairs import LIM_PPL, paired_runs
+from hylo.analysis.pairs import paired_runs
 from hylo.analysis.retrieval import ends_minus_middle, retrieval_contrast, retrieval_table
+from hylo.evaluation.metrics import metric_named
 from hylo.runs.store import StudyRecord
 
 CONTRASTS = [
@@ -61,8 +62,9 @@ def _row(study: StudyRecord, contrast: dict[str, Any], facts: int) -> dict[str, 
     row |= {"seeds": flattening.seeds, "p": p_value(study, deeper, np.ones(deeper.shape[1]))}
     row |= _points("flattening", "", flattening)
     row |= _points("accuracy", "accuracy_", accuracy)
-    lim = effect_of(study, cell, reference, LIM_PPL)
-    found = percent(lim) if lim else dict.fromkeys(("effect_pct", "low", "high"), math.nan)
+    metric = metric_named("lim_ppl")
+    lim = effect_of(study, cell, reference, metric)
+    found = percent(lim, metric) if lim else dict.fromkeys(("effect_pct", "low", "high"), math.nan)
     row |= {f"lim_{name}": value for name, value in found.items()}
     return row | {"agrees": _agree((row["low"], row["high"]), (row["lim_low"], row["lim_high"]))}
 

@@ -1,7 +1,6 @@
 """The numbers of a study, from its records alone: one row a cell and reference."""
 
 import itertools
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,11 +10,10 @@ import pandas as pd
 from hylo import stats
 from hylo.analysis.choice_noise import choice_variance
 from hylo.analysis.pairs import (
-    LIM_PPL,
-    PPL,
     Pair,
     complete_runs,
     generator,
+    mean_nll,
     paired_runs,
     paired_sums,
     percent,
@@ -24,12 +22,15 @@ from hylo.analysis.pairs import (
 )
 from hylo.analysis.rates import rate_in_words
 from hylo.core.errors import RecordError
+from hylo.evaluation.metrics import all_metrics
+from hylo.evaluation.metrics.base import Perplexity
 from hylo.runs.store import FAILED, STUDY, TRACEBACK, RunRecord, StudyRecord
 
+MAIN, *OTHERS = all_metrics()
 COLUMNS = [
-    "cell", "reference", "seeds", "ppl", "ppl_low", "ppl_high", "lim_ppl", "mean_window_ppl",
-    "improvement_pct", "improvement_low", "improvement_high",
-    "lim_improvement_pct", "lim_improvement_low", "lim_improvement_high",
+    "cell", "reference", "seeds", MAIN.name, f"{MAIN.name}_low", f"{MAIN.name}_high",
+    *(metric.name for metric in OTHERS), "mean_window_ppl",
+    *(f"{metric.prefix}improvement_{end}" for metric in (MAIN, *OTHERS) for end in ("pct", "low", "high")),
     "trainable_params", "added_params", "params_per_pct", "train_seconds", "tokens_per_second", "peak_memory_bytes",
     "rate", "audit",
 ]  # fmt: skip
@@ -47,9 +48,10 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
 
     - `seeds`: the seeds that both sides have, and all measures of the row are over these. Where none is common it is 0,
       the improvement is missing, and the other measures are over all of the cell's seeds.
-    - `ppl`, `lim_ppl`: exp of the mean over seeds of log PPL, over all positions and over the middle third.
+    - `ppl`, `lim_ppl`, ...: the metrics, of the mean over seeds of mean NLL.
     - `mean_window_ppl`: arithmetic mean over windows and seeds of each window's own perplexity, as published.
-    - `improvement_pct`: 100 (1 - PPL / PPL of the reference); intervals as in `hylo.stats`, 95 %.
+    - `improvement_pct`, `lim_improvement_pct`, ...: 100 (1 - PPL / PPL of the reference), and so for the other metrics;
+      intervals as in `hylo.stats`, 95 %.
     - `added_params`: trainable parameters beyond the same reference's; `params_per_pct`: divided by the improvement.
     - `train_seconds`, `tokens_per_second`: means over seeds; `peak_memory_bytes`: the largest.
     - `rate`: learning rate, and multipliers of components that have another one; `own`: chosen for the cell.
@@ -120,9 +122,9 @@ def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
     nll, tokens = window_sums(used)
     try:
         ppl = stats.ppl(nll, tokens, generator(cell))
-        lim_ppl, mean_window_ppl = stats.perplexity(_middle_log_ppl(used)), stats.mean_window_ppl(nll, tokens)
-        row |= {"ppl": ppl.value, "ppl_low": ppl.low, "ppl_high": ppl.high}
-        row |= {"lim_ppl": lim_ppl, "mean_window_ppl": mean_window_ppl}
+        row |= {MAIN.name: ppl.value, f"{MAIN.name}_low": ppl.low, f"{MAIN.name}_high": ppl.high}
+        row |= {metric.name: metric.value(mean_nll(used, metric), 1.0) for metric in OTHERS}
+        row["mean_window_ppl"] = stats.mean_window_ppl(nll, tokens)
         if pairs:
             row |= _improvement(pairs, generator(cell, reference), choice_variance(study, cell, reference))
     except ValueError as error:
@@ -139,16 +141,18 @@ def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
 
 
 def _improvement(pairs: list[Pair], rng: np.random.Generator, chosen: float) -> dict[str, float]:
-    """Of PPL and LIM-PPL with their intervals; `chosen` is the variance that the choice of settings adds."""
+    """Of every metric with its interval; `chosen` is the variance that the choice of settings adds."""
     row = {}
-    for name, measure in (("improvement", PPL), ("lim_improvement", LIM_PPL)):
-        difference, tokens = paired_sums(pairs, measure)
-        if measure == LIM_PPL and tokens.size < 2:
+    for metric in all_metrics():
+        difference, weights = paired_sums(pairs, metric)
+        if metric is not MAIN and weights.size < 2:
             continue  # windows too short to have a middle
-        found = stats.improvement(difference, np.zeros((1, tokens.size)), tokens, rng)
-        if chosen:
-            effect = stats.effect(difference, tokens, choice_variance=chosen)
-            found = stats.Interval(*percent(effect).values())
+        if chosen or not isinstance(metric, Perplexity):
+            effect = stats.effect(difference, weights, choice_variance=chosen)
+            found = stats.Interval(*percent(effect, metric, mean_nll([other for _, other in pairs], metric)).values())
+        else:
+            found = stats.improvement(difference, np.zeros((1, weights.size)), weights, rng)
+        name = f"{metric.prefix}improvement"
         row |= {f"{name}_pct": found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     return row
 
@@ -165,12 +169,6 @@ def _cost(runs: list[RunRecord]) -> dict[str, Any]:
         "tokens_per_second": float(np.mean(speed)) if speed else None,
         "peak_memory_bytes": max(memory, default=None),
     }
-
-
-def _middle_log_ppl(runs: list[RunRecord]) -> float:
-    """Mean over seeds of log PPL in the middle third of positions; NaN where windows are too short to have one."""
-    nll, tokens = window_sums(runs, LIM_PPL)
-    return float((nll.sum(axis=1) / tokens.sum()).mean()) if tokens.size else math.nan
 
 
 def _first_line(run: RunRecord) -> str:

@@ -18,13 +18,14 @@ depend on later tokens) and unstable (a loss that was not finite, or a jump of t
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from hylo.evaluation.metrics import Metric
+
 DROP, CORE = 2.0, 5.0
 """Percent of perplexity: below the first a component is not worth having, above the second a method rests on it."""
-LIM_SUCCESS = 5.0
-"""Percent of LIM-PPL that counts as success."""
 MOST_PARAMS_PER_PCT = 50_000
 """Parameters paid for one percent of improvement beyond which a component is too dear."""
 PUBLISHED_TOKENS = 55_000
@@ -144,16 +145,14 @@ def component_verdict(low: float, high: float, basis: Basis, flags: RedFlags = R
     return f"undertrained: {said}" if basis.undertrained else said
 
 
-def success(ppl_low: float, lim_low: float, params_per_pct: float | None, flags: RedFlags) -> dict[str, bool]:
+def success(lows: Mapping[Metric, float], params_per_pct: float | None, flags: RedFlags) -> dict[str, bool]:
     """Whether each of the success criteria holds, by name; those on effects need the whole interval beyond them.
 
     Arguments:
-        ppl_low, lim_low: lower ends of the intervals of the improvements of PPL and LIM-PPL, percent; NaN fails.
+        lows: lower end of the interval of the improvement, percent, of each metric that is a criterion; NaN fails.
         params_per_pct: as `hylo.stats.params_per_pct`; None fails.
     """
-    return {
-        f"PPL > {DROP:g} %": ppl_low > DROP,
-        f"LIM-PPL > {LIM_SUCCESS:g} %": lim_low > LIM_SUCCESS,
+    return {f"{metric.label} > {metric.success:g} %": low > (metric.success or 0) for metric, low in lows.items()} | {
         f"< {MOST_PARAMS_PER_PCT // 1000} K params per 1 %": params_per_pct is not None
         and params_per_pct < MOST_PARAMS_PER_PCT,
         "no non-finite loss": flags.nonfinite_steps == 0,

@@ -1,15 +1,13 @@
 """Evaluation: one forward pass over the windows gives the loss of every token, and everything else is a sum of those.
 
-    PPL = exp(sum of token NLL / tokens)      natural logarithm, over all windows
-    LIM-PPL: the same over the middle third of each window's predicted positions ("lost in the middle")
+    NLL of a token = -log p(token | those before it in its window)      natural logarithm
     mean window PPL = arithmetic mean over windows of exp(mean token NLL of the window): a few windows carry it; it is
         recorded because published numbers are of this kind
-    bits per byte = sum of token NLL / (ln 2 * UTF-8 bytes predicted), comparable across tokenizers
 
-Sums are kept per window and position group, so that intervals and contrasts need no model.
+Sums are kept per window and position group, so that metrics (hylo/evaluation/metrics), intervals and contrasts need no
+model.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +21,7 @@ from hylo.core.errors import TrainingDiverged
 from hylo.core.files import finite_or_none
 from hylo.core.progress import Progress
 from hylo.data.windows import IGNORED, Windows, model_inputs, next_tokens
+from hylo.evaluation.metrics import Metric, all_metrics
 from hylo.stats.estimates import mean_window_ppl, perplexity
 
 BINS, THIRDS = 10, 3
@@ -49,19 +48,21 @@ class Evaluation:
         if not np.isfinite(windows).all():
             first = int(np.flatnonzero(~np.isfinite(windows).all(axis=1))[0])
             raise TrainingDiverged(f"the loss of evaluation window {first} is not finite; try a lower learning rate")
-        nll, tokens, size = (float(self.bins[name].to_numpy().sum()) for name in ("nll_sum", "tokens", "bytes"))
+        nll, tokens = (float(self.bins[name].to_numpy().sum()) for name in ("nll_sum", "tokens"))
         thirds = self.thirds[["nll_sum", "tokens"]].to_numpy(dtype=float).reshape(-1, THIRDS, 2).sum(axis=0)
-        head, middle, tail = (finite_or_none(perplexity(loss / count)) if count else None for loss, count in thirds)
-        return {
-            "ppl": finite_or_none(perplexity(nll / tokens)),
-            "lim_ppl": middle,
+        head, _, tail = (finite_or_none(perplexity(loss / count)) if count else None for loss, count in thirds)
+        return {metric.name: self._value(metric) for metric in all_metrics()} | {
             "head_ppl": head,
             "tail_ppl": tail,
             "mean_window_ppl": finite_or_none(mean_window_ppl(windows[:, 0], windows[:, 1])),
             "nll_nats_per_token": float(nll / tokens),
-            "bits_per_byte": float(nll / (math.log(2) * size)),
             "eval_tokens": int(tokens),
         }
+
+    def _value(self, metric: Metric) -> float | None:
+        sums = metric.window_sums(self.bins, self.thirds)
+        nll, weight = (float(sums[name].to_numpy().sum()) for name in ("nll_sum", "weight"))
+        return finite_or_none(metric.value(nll, weight)) if weight else None
 
 
 def evaluate(

@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from hylo import stats
-from hylo.analysis.verdicts import DROP, claim_threshold
+from hylo.analysis.contrasts import contrasts_of, effect_of, improvement_of, threshold_of
+from hylo.analysis.verdicts import DROP
 from hylo.core.devices import is_main_process
 from hylo.core.errors import ConfigError, problem
 from hylo.runs.config import UNTIL_DECIDED, Config
@@ -72,16 +73,13 @@ def undecided(study: StudyRecord) -> Iterator[str]:
     A contrast asks whether its effect is 0, or too small to matter (below 2 %); a claim, whether at least half of the
     published effect is there.
     """
-    from hylo.analysis.contrasts import contrasts_of, effect_of, in_nats  # reports bring matplotlib with them
-    from hylo.analysis.pairs import measure_of
-
     for contrast in contrasts_of(study):
         effect = effect_of(study, contrast["cell"], contrast["reference"])
         if effect is None or not stats.decided(effect, threshold=0.0, smallest=SMALL):
             yield f"{contrast['cell']} against {contrast['reference']}"
     for claim in study.manifest["claims"]:
-        if measure := measure_of(claim["metric"]):
-            effect = effect_of(study, claim["cell"], claim["reference"], measure)
-            threshold = in_nats(claim_threshold(claim["value"]))
+        if metric := improvement_of(claim["metric"]):
+            effect = effect_of(study, claim["cell"], claim["reference"], metric)
+            threshold = threshold_of(study, claim, metric) if effect else 0.0
             if effect is None or not stats.decided(effect, threshold=threshold, smallest=0.0):
                 yield f"claim {claim['id']}"

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from hylo.evaluation.metrics import all_metrics
 from hylo.report.figures.marks import (
     GUIDES,
     beside,
@@ -29,7 +30,7 @@ COLUMNS = [
     "verdict",
 ]  # fmt: skip
 _HEADERS = ["effect (%)", "p (Holm)", "verdict"]
-_MEASURES = {"ppl": "PPL", "lim_ppl": "LIM-PPL", "mean_window_ppl": "mean window PPL"}
+_MEASURES = {metric.name: metric.label for metric in all_metrics()} | {"mean_window_ppl": "mean window PPL"}
 _PUBLISHED, _DETECTABLE = "published", "too small to detect"
 _BAND = "0.9"  # grey of what the study could not detect
 _MAGNIFIED = 8  # effects smaller than the largest by this factor get a panel of their own scale

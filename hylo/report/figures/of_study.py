@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from hylo.analysis.contrasts import attribution_table, claim_table, contrast_table
 from hylo.analysis.retrieval import retrieval_table
+from hylo.evaluation.metrics import metric_named
 from hylo.report.figures.attribution import attribution_figure
 from hylo.report.figures.forest import forest_figure
 from hylo.report.figures.heatmap import retrieval_heatmap
@@ -55,7 +56,8 @@ def study_figures(study: StudyRecord, summary: pd.DataFrame) -> Iterator[tuple[s
 def _contrasts(study: StudyRecord) -> pd.DataFrame:
     names = {"effect_pct": "effect", "detectable_pct": "detectable"}
     table = contrast_table(study).drop_duplicates(["cell", "reference", "component", "measure"])
-    return table.rename(columns=names).assign(published=np.nan)
+    drawn: Any = table[[metric_named(name).brief for name in table["measure"]]]
+    return drawn.rename(columns=names).assign(published=np.nan)
 
 
 def _claims(study: StudyRecord) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from hylo.analysis.verdicts import ClaimVerdict
+from hylo.evaluation.metrics import all_metrics
 from hylo.report.tables.columns import Column, Row, estimate, quantity, text, verdict
 from hylo.report.tables.numbers import MISSING
 from hylo.report.tables.words import spaced
@@ -34,9 +35,20 @@ ADDED = quantity(
     "Added params", "added_params", "Trainable parameters beyond the reference's.", decimals=0, unit="parameters"
 )
 
-LIM = estimate(
-    "LIM improvement (%)", "lim_effect_pct", "lim_low", "lim_high", "The same over the middle third.", unit="%"
-)
+OTHER_EFFECTS = {
+    metric.name: estimate(
+        f"{metric.short} improvement (%)",
+        f"{metric.prefix}effect_pct",
+        f"{metric.prefix}low",
+        f"{metric.prefix}high",
+        f"The same of {metric.about}.",
+        unit="%",
+    )
+    for metric in all_metrics()[1:]
+}
+"""Improvements of the metrics beside the main one, by name."""
+LIM = OTHER_EFFECTS["lim_ppl"]
+IN_BRIEF = [OTHER_EFFECTS[metric.name] for metric in all_metrics()[1:] if metric.brief]
 P = _significant("p", "p_holm", "Of no effect on PPL; two-sided, Holm over the contrasts of the study.")
 DETECTABLE = _significant("Detectable (%)", "detectable_pct", "Shown in four of five such studies.", "%")
 PER_PCT = quantity(
@@ -52,12 +64,15 @@ VERDICT = verdict(
     "core: above 5 %; optional: 2 to 5 %; drop: below 2 %; or a red flag. Untuned, undertrained: a lead, no verdict.",
 )
 RESTS_ON = text("Rests on", "rests_on", "Rates and budget of the two arms, and what shows that one could go further.")
-CONTRASTS = [CELL, REFERENCE, COMPONENT, WAY, SEEDS, EFFECT, LIM, P, DETECTABLE, ADDED, PER_PCT, VERDICT, RESTS_ON]
-CONTRASTS_IN_BRIEF = [CELL, REFERENCE, SEEDS, EFFECT, LIM, P, DETECTABLE, PER_PCT, VERDICT]
+CONTRASTS = [
+    CELL, REFERENCE, COMPONENT, WAY, SEEDS, EFFECT, *OTHER_EFFECTS.values(), P, DETECTABLE, ADDED, PER_PCT, VERDICT,
+    RESTS_ON,
+]  # fmt: skip
+CONTRASTS_IN_BRIEF = [CELL, REFERENCE, SEEDS, EFFECT, *IN_BRIEF, P, DETECTABLE, PER_PCT, VERDICT]
 """What has room on a console or on paper."""
 
 CLAIM = text("Claim", "id", "Its row in experiments/claims.csv.")
-MEASURE = text("Measure", "measure", "ppl, or lim_ppl: the middle third of positions.")
+MEASURE = text("Measure", "measure", "; ".join(f"{metric.name}: {metric.about}" for metric in all_metrics()))
 PUBLISHED = quantity("Published (%)", "published_pct", "The published improvement.", decimals=2, unit="%")
 CLAIM_P = _significant("p", "p_holm", "Of half the published effect; two-sided, Holm over the claims of the study.")
 CLAIM_VERDICT = verdict("Verdict", "verdict", "; ".join(f"{spaced(each.name)}: {each.value}" for each in ClaimVerdict))

@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 
 from hylo.analysis.contrasts import SHAPLEY, attribution_table, claim_table, contrast_table, criteria_table, level
-from hylo.analysis.pairs import LIM_PPL, PPL
 from hylo.analysis.rates import choice_table
 from hylo.analysis.retrieval_contrasts import retrieval_cells, retrieval_contrasts
 from hylo.analysis.verdicts import ClaimVerdict
+from hylo.evaluation.metrics import all_metrics
 from hylo.report.tables import decision_columns as show
 from hylo.report.tables.caption import marked
 from hylo.report.tables.columns import verdict
@@ -41,14 +41,18 @@ def for_readers(decided: Sequence[Decision], summary: pd.DataFrame) -> list[Deci
 
 
 def wide_contrasts(study: StudyRecord) -> pd.DataFrame:
-    """`contrast_table` with one row a contrast: the effect on LIM-PPL in columns lim_effect_pct, lim_low, lim_high and
-    lim_p_holm beside that on PPL."""
+    """`contrast_table` with one row per contrast: the effects on other metrics (lim_effect_pct, lim_low, lim_high,
+    lim_p_holm, ...) beside that on the main one."""
     table: Any = contrast_table(study)
-    names = {name: f"lim_{name}" for name in ("effect_pct", "low", "high", "p_holm")}
+    main, *others = all_metrics()
     key = ["cell", "reference", "component", "way"]
-    ppl = table[table["measure"] == PPL].drop(columns="measure")
-    lim = table[table["measure"] == LIM_PPL][[*key, *names]].rename(columns=names)
-    return ppl.merge(lim, on=key, how="left")
+    wide = table[table["measure"] == main.name].drop(columns="measure")
+    for metric in others:
+        names = {name: f"{metric.prefix}{name}" for name in ("effect_pct", "low", "high", "p_holm")}
+        wide = wide.merge(
+            table[table["measure"] == metric.name][[*key, *names]].rename(columns=names), on=key, how="left"
+        )
+    return wide
 
 
 def _contrasts(study: StudyRecord) -> Decision:

@@ -1,6 +1,7 @@
 """The columns of the tables in hylo/report/tables/summary_tables.py: headers, what they mean, how values are shown."""
 
 from hylo.analysis.summary import PASSED
+from hylo.evaluation.metrics import all_metrics
 from hylo.report.tables.columns import estimate, quantity, text, verdict
 
 CELL = text("Cell", "cell", "What was trained. [!] behind a name: its audit failed. Column cell of summary.csv.")
@@ -14,9 +15,15 @@ PPL = estimate(
     "Perplexity: exp of the mean negative log-likelihood (nats) of a token; of seeds, the geometric mean. "
     "Lower is better. Column ppl.",
 )
-LIM_PPL = quantity(
-    "LIM-PPL", "lim_ppl", "Perplexity over the middle third of positions. Lower is better. Column lim_ppl."
-)
+OTHER_METRICS = {
+    metric.name: quantity(
+        metric.label,
+        metric.name,
+        f"{metric.about[:1].upper()}{metric.about[1:]}. Lower is better. Column {metric.name}.",
+    )
+    for metric in all_metrics()[1:]
+}
+"""The metrics beside the main one, by name."""
 MEAN_WINDOW_PPL = quantity(
     "Mean window PPL",
     "mean_window_ppl",
@@ -31,14 +38,18 @@ IMPROVEMENT = estimate(
     "100 (1 - PPL / PPL of the reference), paired by seed and window. Higher is better. Column improvement_pct.",
     unit="%",
 )
-LIM_IMPROVEMENT = estimate(
-    "LIM improvement (%) [95 %]",
-    "lim_improvement_pct",
-    "lim_improvement_low",
-    "lim_improvement_high",
-    "The same improvement over the middle third of positions. Higher is better. Column lim_improvement_pct.",
-    unit="%",
-)
+OTHER_IMPROVEMENTS = {
+    metric.name: estimate(
+        f"{metric.short} improvement (%) [95 %]",
+        f"{metric.prefix}improvement_pct",
+        f"{metric.prefix}improvement_low",
+        f"{metric.prefix}improvement_high",
+        f"The same improvement of {metric.about}. Higher is better. Column {metric.prefix}improvement_pct.",
+        unit="%",
+    )
+    for metric in all_metrics()[1:]
+}
+BRIEF = [metric.name for metric in all_metrics()[1:] if metric.brief]
 TRAINABLE = quantity(
     "Trainable params",
     "trainable_params",
@@ -92,16 +103,23 @@ RATE = text(
     "documents. Column rate.",
 )
 CONTRASTS = [
-    CELL, REFERENCE, RATE, SEEDS, PPL, LIM_PPL, MEAN_WINDOW_PPL, IMPROVEMENT, LIM_IMPROVEMENT, TRAINABLE, ADDED,
-    PER_PCT, SECONDS, SPEED, MEMORY, AUDIT,
+    CELL, REFERENCE, RATE, SEEDS, PPL, *OTHER_METRICS.values(), MEAN_WINDOW_PPL, IMPROVEMENT,
+    *OTHER_IMPROVEMENTS.values(), TRAINABLE, ADDED, PER_PCT, SECONDS, SPEED, MEMORY, AUDIT,
 ]  # fmt: skip
-CONTRASTS_IN_BRIEF = [CELL, REFERENCE, SEEDS, IMPROVEMENT, LIM_IMPROVEMENT, ADDED, PER_PCT]
+CONTRASTS_IN_BRIEF = [
+    CELL, REFERENCE, SEEDS, IMPROVEMENT, *(OTHER_IMPROVEMENTS[name] for name in BRIEF), ADDED, PER_PCT
+]  # fmt: skip
 """What has room on a console or on paper."""
 
 # The untuned model trains nothing, so against it added parameters are those that are trained, and every reference is
 # the same.
 UNTUNED = [column for column in CONTRASTS if column not in (REFERENCE, ADDED)]
-_LIM_GAIN = quantity("LIM improvement (%)", LIM_IMPROVEMENT.key, LIM_IMPROVEMENT.about, unit="%")
+_GAINS = [
+    quantity(f"{metric.short} improvement (%)", f"{metric.prefix}improvement_pct", metric.about, unit="%")
+    for metric in all_metrics()[1:]
+    if metric.brief
+]
 UNTUNED_IN_BRIEF = [
-    CELL, RATE, SEEDS, PPL, LIM_PPL, MEAN_WINDOW_PPL, IMPROVEMENT, _LIM_GAIN, TRAINABLE, PER_PCT, SECONDS, MEMORY
+    CELL, RATE, SEEDS, PPL, *(OTHER_METRICS[name] for name in BRIEF), MEAN_WINDOW_PPL, IMPROVEMENT, *_GAINS, TRAINABLE,
+    PER_PCT, SECONDS, MEMORY,
 ]  # fmt: skip

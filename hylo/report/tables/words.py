@@ -6,13 +6,11 @@ from typing import Any
 import pandas as pd
 
 from hylo.analysis.claims import Claim
-from hylo.analysis.contrasts import claim_table, contrast_table
-from hylo.analysis.pairs import PPL
+from hylo.analysis.contrasts import claim_table, contrast_table, improvement_of
 from hylo.analysis.verdicts import OWN_RATES
+from hylo.evaluation.metrics import main_metric, metric_named
 from hylo.report.tables.numbers import MISSING, interval, number
 from hylo.runs.store import StudyRecord
-
-_MEASURES = {"ppl": "perplexity", "lim_ppl": "perplexity of the middle third"}
 
 
 def claims_in_words(study: StudyRecord) -> list[str]:
@@ -23,7 +21,7 @@ def claims_in_words(study: StudyRecord) -> list[str]:
 def components_in_words(study: StudyRecord) -> list[str]:
     """One sentence a contrast that has a component: what it earns, and the verdict."""
     table: Any = contrast_table(study)
-    rows = table[(table["measure"] == PPL) & (table["component"] != "")]
+    rows = table[(table["measure"] == main_metric().name) & (table["component"] != "")]
     return [_component(row) for row in rows.to_dict("records")]
 
 
@@ -45,7 +43,8 @@ def claims_overview(claims: Sequence[Claim], found: pd.DataFrame) -> str:
         row = rows.get(claim.id)
         against = f" against `{claim.reference}`" if claim.reference else ""
         unit = " %" if claim.unit == "percent" else f" {claim.unit.upper()}"
-        name = {"ppl_improvement": "PPL ", "lim_ppl_improvement": "LIM-PPL "}.get(claim.metric, "")
+        metric = improvement_of(claim.metric)
+        name = f"{metric.label} " if metric else ""
         sign = "+" * (claim.value > 0 and claim.unit == "percent")
         said = f"`{claim.cell}`{against}: {name}{sign}{claim.value:g}{unit} ({claim.source})"
         effect, seeds, word, basis = MISSING, MISSING, "not tested yet", MISSING
@@ -64,7 +63,7 @@ def _claim(row: dict[Any, Any]) -> str:
     found = interval(row["effect_pct"], row["low"], row["high"])
     sentence = (
         f"{named}: {spaced(row['verdict'])}. Published: {number(row['published_pct'], 2)} % of "
-        f"{_MEASURES[row['measure']]}; found: {found} %, {row['seeds']} seed{'s' * (row['seeds'] != 1)}"
+        f"{metric_named(row['measure']).words}; found: {found} %, {row['seeds']} seed{'s' * (row['seeds'] != 1)}"
     )
     if row["verdict"] == "inconclusive":
         if row["seeds"] == 1:
