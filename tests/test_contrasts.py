@@ -15,6 +15,7 @@ from recorded import SIZE, UNTUNED, write_recorded_study
 from hylo.analysis.contrasts import SHAPLEY, attribution_table, claim_table, contrast_table, criteria_table
 from hylo.analysis.retrieval_contrasts import retrieval_cells, retrieval_contrasts
 from hylo.core.files import write_json
+from hylo.evaluation.metrics import all_metrics
 from hylo.report import summarize, write_report
 from hylo.runs.store import PROBE, PROBE_COLUMNS, RESULT, STUDY, StudyRecord, read_study
 from hylo.studies.runner import undecided
@@ -59,8 +60,7 @@ def decided(tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
 def test_contrasts(decided: StudyRecord) -> None:
     table: Any = contrast_table(decided)
     assert list(zip(table["cell"], table["measure"], strict=True)) == [
-        *((cell, "ppl") for cell in ("large", "same", "small")),
-        *((cell, "lim_ppl") for cell in ("large", "same", "small")),
+        *((cell, metric.name) for metric in all_metrics() for cell in ("large", "same", "small")),
     ]
     summary: Any = summarize(decided)
     row: Any = table.iloc[0]
@@ -68,7 +68,7 @@ def test_contrasts(decided: StudyRecord) -> None:
     for column, same in (("effect_pct", "improvement_pct"), ("low", "improvement_low"), ("high", "improvement_high")):
         assert row[column] == pytest.approx(other[same])
     assert row["params_per_pct"] == pytest.approx(500 / row["effect_pct"])
-    assert table["verdict"].tolist() == ["core", "drop", "", "", "", ""]
+    assert table["verdict"].tolist() == ["core", "drop", *[""] * (len(table) - 2)]
     assert 0 < row["detectable_pct"] < 10
     assert table["p_holm"].iloc[1] == pytest.approx(contrast_p(decided, "same", "large")), "the largest stays as it is"
 

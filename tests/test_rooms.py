@@ -25,7 +25,7 @@ from hylo import HyLoRADAConfig, HyLoRADAModel
 
 sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
 base = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=1, max_position_embeddings=64))
-print(HyLoRADAModel(base, HyLoRADAConfig(lora_rank=2)).num_parameters())
+print(sum(tensor.numel() for tensor in HyLoRADAModel(base, HyLoRADAConfig(lora_rank=2)).parameters()))
 """
 
 

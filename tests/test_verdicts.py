@@ -15,6 +15,7 @@ from hylo.analysis.verdicts import (
     component_verdict,
     success,
 )
+from hylo.evaluation.metrics import all_metrics
 
 numbers = st.floats(-60, 60, allow_nan=False)
 FAIR = Basis(tuned=True, tokens=61_440)
@@ -83,9 +84,12 @@ def test_red_flags_come_before_any_size() -> None:
 
 
 def test_success_needs_the_whole_interval() -> None:
-    good = success(2.1, 5.1, 40_000, RedFlags(largest_loss_jump=0.1))
+    asked = [metric for metric in all_metrics() if metric.success is not None]
+    good = success(dict(zip(asked, (2.1, 5.1), strict=True)), 40_000, RedFlags(largest_loss_jump=0.1))
     assert all(good.values())
-    bad = success(1.9, math.nan, None, RedFlags(nonfinite_steps=1, largest_loss_jump=2.0))
+    bad = success(
+        dict(zip(asked, (1.9, math.nan), strict=True)), None, RedFlags(nonfinite_steps=1, largest_loss_jump=2.0)
+    )
     assert not any(bad.values())
     assert list(good) == list(bad)
 

@@ -13,12 +13,12 @@ _STORED: set[tuple[str, str]] = set()
 
 
 def store_schemas() -> None:
-    """Make every registered config selectable as `/schema/<group>: <name>`, and the whole one as `/schema: root`."""
+    """Make every registered config dataclass selectable as `/schema/<group>: <name>`, and the whole one as `/schema: root`."""
     store = ConfigStore.instance().store
     store(group="schema", name="root", node=Config)
     for group in groups():
         for name, cls in registered(group).items():
-            if (group, name) in _STORED:
+            if (group, name) in _STORED or not dataclasses.is_dataclass(cls):
                 continue
             node = OmegaConf.structured(cls)
             for field in dataclasses.fields(cls):
