@@ -3,7 +3,7 @@
 .DELETE_ON_ERROR:
 .PHONY: help setup ablation designs bucketing methods factorial parameters tuning tuned study
 .PHONY: protocol retrieval contexts
-.PHONY: report test lint types bench format clean
+.PHONY: report test test-all lint types bench format clean
 
 PY    := .venv/bin/python
 PIP   := $(PY) -m pip install --disable-pip-version-check -q
@@ -11,7 +11,7 @@ SEEDS ?= 0
 ARGS  ?=
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  SEEDS=0,1,2        seeds of a study (default 0; one seed shows evaluation noise only), or until_decided"
 	@echo "  ADD=my_method      methods that a study runs besides its own cells"
@@ -64,7 +64,10 @@ contexts: setup ## position bias and landmarks from 256 to 2,048 tokens
 report: setup ## rebuild tables and figures from the records alone
 	$(PY) -m hylo.report $(ARGS)
 
-test: setup ## run every test, the end-to-end one included, in two processes
+test: setup ## run the tests but for those marked slow, in two processes: a few minutes
+	$(PY) -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
+
+test-all: setup ## run every test, the slow ones included
 	$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: setup ## check style and formatting

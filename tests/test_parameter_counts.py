@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from adapters import ARCHITECTURES, CONTEXT, METHODS, host, method, tiny, trains_base
+from adapters import CONTEXT, host, matrix, method, tiny, trains_base
 from transformers import GPT2Config, LlamaConfig, PreTrainedModel
 
 from hylo.adapters.component import Host
@@ -85,8 +85,7 @@ def test_smollm2_135m_with_all_linear_layers():
     assert config.parameter_count(Host(skeleton, context_length=256, seed=0)) == 30 * (3 * 576 + 2 * 192 + 2 * 1536)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", METHODS)
+@matrix()
 def test_formula_counts_the_tensors_that_are_built(name: str, architecture: str):
     base = tiny(architecture)
     frozen = 0 if trains_base(method(name)) else base.num_parameters()

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import itertools
 import os
 import re
 import shlex
@@ -100,7 +101,7 @@ def test_help_lists_every_target():
     phony = {name for line in re.findall(r"^\.PHONY:(.*)$", text, re.M) for name in line.split()}
     assert phony >= {"setup", "ablation", "test", "lint", "types", "report", "format", "clean"}
     for output in (_make("help"), _make()):
-        assert set(re.findall(r"^  make (\w+) +\w", output, re.M)) == phony
+        assert set(re.findall(r"^  make ([\w-]+) +\w", output, re.M)) == phony
 
 
 def test_clean_names_only_paths_inside_the_repository():
@@ -145,12 +146,15 @@ def test_setup_refuses_an_old_python(tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
-def test_ci_runs_the_documented_command():
+def test_ci_runs_the_documented_command_and_what_it_leaves_out():
     path = ROOT / ".ci" / "run"
     script = path.read_text(encoding="utf-8")
     assert os.access(path, os.X_OK)
     assert re.search(r"^set -euo pipefail$", script, re.M)
-    assert re.findall(r"^make ([\w ]+?) <", script, re.M) == ["test", "lint types"]
+    assert re.findall(r"^make (.+?) <", script, re.M) == ["test", "test ARGS='-m slow'", "lint types"]
+    for arguments, marked in ((["test"], "not slow"), (["test", "ARGS=-m slow"], "slow"), (["test-all"], "pytest")):
+        *_, command = _make("-n", *arguments).splitlines()
+        assert [text for flag, text in itertools.pairwise(shlex.split(command)) if flag == "-m"][-1] == marked
 
 
 def test_changelog_and_license():
