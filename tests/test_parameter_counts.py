@@ -3,6 +3,7 @@
 Real shapes live on the meta device: no weights, no seconds.
 """
 
+import math
 from functools import cache
 from typing import Any
 
@@ -72,8 +73,16 @@ def test_gpt2_small(composed: str, expected: int):
     model.detach()
 
 
-def test_hylorada_is_the_sum_of_its_parts():
-    assert LORA_R8 + POSITION_BIAS + LANDMARK_K8 == 823_617
+def test_hylorada_holds_the_tensors_of_its_formulas():
+    """Every shape by hand: the published count could be right by two errors that cancel."""
+    d, rank, landmarks, buckets = 768, 8, 8, 32
+    layer = [(rank, d), (3 * d, rank), (rank, d), (d, rank), (rank, 4 * d), (d, rank)]  # A, B of c_attn and both c_proj
+    others = [(landmarks, d), (landmarks, d), (buckets, landmarks), (), (64,)]  # L, C, P, a; the position bias
+    model = AdaptedModel(gpt2_small(), method("hylorada"), context_length=1024, seed=0)
+    shapes = [tuple(tensor.shape) for tensor in model.flat().values()]
+    model.detach()
+    assert sorted(shapes) == sorted([*12 * layer, *others])
+    assert sum(map(math.prod, shapes)) == 823_617
 
 
 def test_smollm2_135m_with_all_linear_layers():

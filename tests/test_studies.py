@@ -221,7 +221,7 @@ def test_a_factorial_reports_shapley_values(tiny: tuple[str, ...]) -> None:
     factors = "{rank_stabilized: [method.low_rank.scaling=standard], bias: [method.position_bias=null]}"
     stack = "[method=hylorada, method.landmark=null]"
     write_study(f"factorial: {{stack: {stack}, without: {factors}, nothing: lora}}\n")
-    assert train("study=mine", *tiny, "seeds=[0,1]") == 0
+    assert train("study=mine", *tiny, "seeds=[0,1]", figures=True) == 0
     (folder,) = (path.parent for path in Path("outputs").glob("*/study.json"))
     assert list(read_study(folder).cells) == ["none", "lora", "rank_stabilized", "bias", "rank_stabilized+bias"]
     table = pd.read_csv(folder / "attribution.csv")
