@@ -1,6 +1,6 @@
 """The other Pythons that pyproject.toml admits: from the locks, as `make setup` does it; then a run, and its numbers.
 
-A fresh environment is gigabytes where torch comes with CUDA, so this asks for HYLO_FRESH_INSTALLS=1, which CI sets.
+A fresh environment is gigabytes where torch comes with CUDA, so this is done where HYLO_FRESH_INSTALLS=1 asks for it.
 Where there is no such interpreter, the reason of the skip says so.
 """
 
