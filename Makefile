@@ -3,7 +3,7 @@
 .DELETE_ON_ERROR:
 .PHONY: help setup quick ablation leave-one-out designs bucketing methods factorial parameters tuning tuned study
 .PHONY: protocol retrieval contexts
-.PHONY: report test lint types bench format clean
+.PHONY: report test test-all lint types bench format clean
 
 PY    := .venv/bin/python
 PIP   := $(PY) -m pip install --disable-pip-version-check -q
@@ -74,7 +74,10 @@ contexts: setup ## position bias and landmarks from 256 to 2,048 tokens
 report: setup ## rebuild tables and figures from the records alone
 	$(PY) -m hylo.report $(ARGS)
 
-test: setup ## run every test, the end-to-end one included, in two processes
+test: setup ## run the tests but for those marked slow, in two processes: a few minutes
+	$(PY) -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
+
+test-all: setup ## run every test, the slow ones included
 	$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: setup ## check style, formatting and the order of the rooms

@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hydra import initialize_config_dir
@@ -83,6 +84,34 @@ def method(name: str, *overrides: str) -> dict[str, ComponentConfig]:
 
 TRAINED = [name for name in METHODS if method(name)]
 """Every method but those that train nothing."""
+EVERY_METHOD_ON = ["llama", "gpt2"]
+"""Two architectures that differ in what adapters touch: nn.Linear, rotation, RMSNorm, a gated FFN, fewer keys than
+queries and tied weights, or Conv1D, learned positions, LayerNorm, biases and one projection for q, k, v."""
+ON_EVERY_ARCHITECTURE = ["dora", "landmark_attention", "hylorada", "peft_prefix"]
+"""Four methods that meet an architecture in different places: weights and norms of layers, attention functions and
+masks, positions and hidden states (with LoRA below), the cache; the last one is the peft library's."""
+
+
+def matrix(*names: str) -> Any:
+    """A test of (architecture, name), every method by default. Combinations that say least are marked slow.
+
+    A method's code rarely asks for the architecture: what differs is in hylo.models.architecture, which the four
+    methods reach on every one. `make test` leaves the slow ones out, CI runs them.
+    """
+    return pytest.mark.parametrize(
+        ("architecture", "name"),
+        [
+            pytest.param(
+                architecture,
+                name,
+                marks=[] if architecture in EVERY_METHOD_ON or name in ON_EVERY_ARCHITECTURE else [pytest.mark.slow],
+                id=f"{architecture}-{name}",
+            )
+            for architecture in ARCHITECTURES
+            for name in names or METHODS
+        ],
+        scope="module",
+    )
 
 
 def trains_base(components: Method) -> bool:

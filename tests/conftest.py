@@ -1,8 +1,8 @@
 """Test session: no network, no display, nothing reported to anyone.
 
-Two markers are registered in pyproject.toml. `slow` loads the real model or needs more than about five seconds; `e2e`
-starts train.py as a user does and takes minutes. `make test` runs both; while editing, use
-`pytest -m "not slow and not e2e"`.
+The marker `slow` is for what needs many seconds (the real model, a process of its own, a whole study) and for the part
+of methods x architectures that says least: see `matrix` in adapters.py. `make test` leaves it out; `make test-all` and
+CI run everything.
 """
 
 import atexit

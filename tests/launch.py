@@ -4,6 +4,7 @@ import os
 import runpy
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,6 +12,7 @@ from unittest import mock
 import numpy as np
 from hydra import initialize_config_dir
 
+import hylo.report
 from hylo.cli.main import compose
 from hylo.runs.config import Config
 
@@ -20,9 +22,13 @@ TINY = ("model=tiny_llama", "trainer=smoke", "tracking=none", "data.context_leng
 """A cell that takes a fraction of a second."""
 
 
-def train(*arguments: str) -> int:
-    """Run train.py in this process and return its exit code; all share what `hylo.cli.main.SESSION` keeps."""
-    with mock.patch.object(sys, "argv", ["train.py", *arguments]):
+def train(*arguments: str, figures: bool = False) -> int:
+    """Run train.py in this process and return its exit code; sweeps and cells share what `hylo.cli.main.SESSION` keeps.
+
+    Drawing takes longer than the rest of a tiny run, its report and its start together, so few tests ask for figures.
+    """
+    drawn = nullcontext() if figures else mock.patch.object(hylo.report, "study_figures", return_value=[])
+    with mock.patch.object(sys, "argv", ["train.py", *arguments]), drawn:
         try:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         except SystemExit as stopped:

@@ -11,11 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from adapters import (
-    ARCHITECTURES,
     CONTEXT,
-    METHODS,
     adapt,
     causal_loss,
+    matrix,
     method,
     snapshot,
     tiny,
@@ -79,8 +78,7 @@ def failed(findings: dict[str, Finding]) -> set[str]:
     return {name for name, finding in findings.items() if finding.status is Status.failed}
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@matrix()
 def test_every_method_passes_but_for_the_flaws_it_declares(architecture: str, name: str):
     findings = audited(method(name), architecture)
     assert set(findings) == BEFORE | AFTER

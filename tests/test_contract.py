@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from adapters import (
     ARCHITECTURES,
     CONTEXT,
-    METHODS,
     TRAINED,
     adapt,
     assert_same_state,
     causal_loss,
     declared_dead,
     logits,
+    matrix,
     method,
     perturb,
     perturbed,
@@ -64,7 +64,7 @@ def _kl(reference: Tensor, other: Tensor) -> float:
     return float(F.kl_div(q, p, log_target=True, reduction="none").sum(-1).max())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@matrix()
 def test_trainable_set_is_what_is_declared(base: PreTrainedModel, name: str):
     own = {id(parameter) for parameter in base.parameters()}
     model = adapt(base, method(name))
@@ -75,7 +75,7 @@ def test_trainable_set_is_what_is_declared(base: PreTrainedModel, name: str):
     assert all(tensor.dtype == torch.float32 for tensor in trained(model).values())
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@matrix(*TRAINED)
 def test_gradients_reach_every_declared_tensor_and_no_other(base: PreTrainedModel, name: str):
     """At step 0 this would fail for a sound method: LoRA's B is zero and hides A. Hence the perturbation."""
     model = perturbed(base, method(name))
@@ -87,7 +87,7 @@ def test_gradients_reach_every_declared_tensor_and_no_other(base: PreTrainedMode
     assert [n for n, p in model.named_parameters() if id(p) not in ids and p.grad is not None] == []
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@matrix(*TRAINED)
 def test_recomputed_activations_give_the_same_gradients(base: PreTrainedModel, name: str):
     """Gradient checkpointing runs layers again in the backward pass, when the forward pass and its hooks are over."""
     model = perturbed(base, method(name)).train()
@@ -103,7 +103,7 @@ def test_recomputed_activations_give_the_same_gradients(base: PreTrainedModel, n
         torch.testing.assert_close(trained(model)[name].grad, gradient, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@matrix()
 def test_identity_at_step_0(base: PreTrainedModel, name: str):
     """Exact, or near, or neither: as the components declare it. Both sides by the same kernels: they round alike."""
     untuned = adapt(base, {}, fused=not trains_base(method(name)))
@@ -121,7 +121,7 @@ def test_identity_at_step_0(base: PreTrainedModel, name: str):
     assert (_kl(expected, logits(model, IDS)) > 100 * NEAR_KL) == (name in TRAINED)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@matrix(*TRAINED)
 def test_training_moves_all_that_is_trained_and_leaves_the_base_bit_equal(base: PreTrainedModel, name: str):
     before, expected = snapshot(base), logits(base, IDS)
     frozen = {} if trains_base(method(name)) else dict(base.named_parameters())
@@ -141,7 +141,7 @@ def test_training_moves_all_that_is_trained_and_leaves_the_base_bit_equal(base: 
     assert torch.equal(logits(base, IDS), expected)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@matrix()
 def test_detach_leaves_no_trace_and_attaching_again_gives_the_same_logits(base: PreTrainedModel, name: str):
     before, modules, untuned = snapshot(base), _modules(base), logits(base, IDS)
     model = perturbed(base, method(name))
@@ -158,7 +158,7 @@ def test_detach_leaves_no_trace_and_attaching_again_gives_the_same_logits(base: 
     assert torch.equal(logits(again, IDS), tuned)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@matrix()
 def test_detach_gives_back_what_was_trainable_and_each_module_s_mode(base: PreTrainedModel, name: str):
     """A base model that comes back frozen trains nothing, without an error. One mode for all would hide a mix-up."""
     base.train().get_input_embeddings().eval()
@@ -179,7 +179,7 @@ def _modules(model: PreTrainedModel) -> dict[str, tuple[type, int]]:
     return {n: (type(m), len(m._forward_hooks) + len(m._forward_pre_hooks)) for n, m in model.named_modules()}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@matrix()
 def test_saved_adapter_gives_bit_equal_logits_on_a_fresh_base(architecture: str, name: str, tmp_path: Path):
     model = perturbed(tiny(architecture), method(name))
     expected = logits(model, IDS)
@@ -194,7 +194,7 @@ def test_saved_adapter_gives_bit_equal_logits_on_a_fresh_base(architecture: str,
     assert torch.equal(logits(fresh, IDS), expected)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@matrix()
 def test_start_depends_on_the_seed_alone(base: PreTrainedModel, name: str):
     def start(seed: int, global_seed: int) -> dict[str, Tensor]:
         torch.manual_seed(global_seed)

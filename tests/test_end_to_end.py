@@ -39,7 +39,7 @@ def independent_nll(windows: pd.DataFrame) -> np.ndarray:
     return np.stack(losses)
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_a_cell_on_the_real_model(tmp_path: Path) -> None:
     done = train_process(*CELL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

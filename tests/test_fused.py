@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from adapters import ARCHITECTURES, METHODS, TRAINED, adapt, method, perturb, tiny, tokens, trained
+from adapters import TRAINED, adapt, matrix, method, perturb, tiny, tokens, trained
 from torch import Tensor, nn
 
 from hylo.kernels.forwards import FusedForwards, SharedInput
@@ -155,8 +155,7 @@ def test_rms_norm_is_torchs():
 # --- models ---
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", METHODS)
+@matrix()
 def test_fused_and_plain_agree(architecture: str, name: str):
     """Losses and every gradient of every method, padding among the tokens, by both kernels on the same model."""
     ids, targets = tokens(2, 12), tokens(2, 12, seed=5)

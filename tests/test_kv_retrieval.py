@@ -66,8 +66,11 @@ def test_every_question_is_answered_from_its_list() -> None:
 @pytest.mark.parametrize("split", list(Split))
 def test_nothing_of_the_probe_is_trained_on(split: Split) -> None:
     codes = set(PROBE_CODES.tolist())
-    for document in KvListsConfig(**SMALL, context_length=512).documents(split):
+    documents = KvListsConfig(**SMALL, context_length=512).documents(split)
+    assert len(documents) > 1
+    for document in documents:
         facts, _ = parsed(document.text)
+        assert facts
         assert not facts.keys() & set(PROBE_WORDS)
         assert not set(facts.values()) & codes
 

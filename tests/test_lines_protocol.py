@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from adapters import ARCHITECTURES, METHODS, TRAINED, VOCABULARY, adapt, method, tiny
+from adapters import TRAINED, VOCABULARY, adapt, matrix, method, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -172,8 +172,7 @@ def test_every_target_of_a_step_weighs_the_same(on_padding: bool):
         assert abs(np.mean(means) - loss) > 1e-3, "the test could not tell the two means apart"
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", TRAINED)
+@matrix(*TRAINED)
 def test_blank_rows_give_no_nan(name: str, architecture: str):
     """Alone, where there is nothing to predict, and among others, whose loss and gradient they leave as they are."""
     model = adapt(tiny(architecture), method(name))
@@ -194,8 +193,7 @@ def test_blank_rows_give_no_nan(name: str, architecture: str):
 # --- evaluation ---
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", METHODS)
+@matrix()
 def test_padding_and_batch_mates_change_no_loss(name: str, architecture: str):
     """Each line by itself and unpadded, against all in one padded batch."""
     model = adapt(tiny(architecture), method(name))

@@ -10,10 +10,10 @@ import torch
 from adapters import (
     ARCHITECTURES,
     CONTEXT,
-    METHODS,
     adapt,
     assert_same_state,
     logits,
+    matrix,
     method,
     perturb,
     perturbed,
@@ -36,15 +36,20 @@ WEIGHTS_ONLY = {"none", "full", "lora", "rslora", "dora", "rslora_dora"}
 
 
 @pytest.fixture(params=ARCHITECTURES)
-def base(request: pytest.FixtureRequest) -> PreTrainedModel:
-    return tiny(request.param)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def base(architecture: str) -> PreTrainedModel:
+    return tiny(architecture)
 
 
 def _types(model: torch.nn.Module) -> dict[str, type]:
     return {name: type(module) for name, module in model.named_modules()}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@matrix()
 def test_every_method_merges_exactly_or_refuses_and_changes_nothing(base: PreTrainedModel, name: str):
     untuned, types, names = logits(base, IDS), _types(base), base.state_dict().keys()
     model = perturbed(base, method(name))

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import itertools
 import os
 import re
 import shlex
@@ -146,12 +147,15 @@ def test_setup_refuses_an_old_python(tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
-def test_ci_runs_the_documented_command():
+def test_ci_runs_the_documented_command_and_what_it_leaves_out():
     path = ROOT / ".ci" / "run"
     script = path.read_text(encoding="utf-8")
     assert os.access(path, os.X_OK)
     assert re.search(r"^set -euo pipefail$", script, re.M)
-    assert re.findall(r"^make ([\w ]+?) <", script, re.M) == ["test", "lint types"]
+    assert re.findall(r"^make (.+?) <", script, re.M) == ["test", "test ARGS='-m slow'", "lint types"]
+    for arguments, marked in ((["test"], "not slow"), (["test", "ARGS=-m slow"], "slow"), (["test-all"], "pytest")):
+        *_, command = _make("-n", *arguments).splitlines()
+        assert [text for flag, text in itertools.pairwise(shlex.split(command)) if flag == "-m"][-1] == marked
 
 
 def test_changelog_and_license():

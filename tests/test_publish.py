@@ -24,7 +24,7 @@ def test_a_run_study_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     secret = tmp_path / "where_i_work"
     given = (*TINY, *write_text(Path()), f"outputs={secret}", "workers=1")
-    assert train("-m", "method=lora,rslora", *given) == 0
+    assert train("-m", "method=lora,rslora", *given, figures=True) == 0
     (folder,) = secret.glob("sweep-*")
     to = Path("shared") / folder.name
     assert main([str(folder), str(to)]) == 0

@@ -78,6 +78,7 @@ def test_a_setting_is_chosen_on_validation_and_nowhere_else(tiny: tuple[str, ...
         assert train("study=mine", *tiny, "seeds=[0,1]") == 0
 
 
+@pytest.mark.slow
 def test_published_trials_are_not_run_again_where_they_hold(
     tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +126,7 @@ def test_published_trials_are_not_run_again_where_they_hold(
     assert manifest()["tuning"] == [first | {"recorded": 3}]
 
 
+@pytest.mark.slow
 def test_every_arm_gets_the_same_number_of_trials_and_its_own_keys(tiny: tuple[str, ...]) -> None:
     """Diverged trials count as tried, and are not run again."""
     write_study(
@@ -221,7 +223,7 @@ def test_a_factorial_reports_shapley_values(tiny: tuple[str, ...]) -> None:
     factors = "{rank_stabilized: [method.low_rank.scaling=standard], bias: [method.position_bias=null]}"
     stack = "[method=hylorada, method.landmark=null]"
     write_study(f"factorial: {{stack: {stack}, without: {factors}, nothing: lora}}\n")
-    assert train("study=mine", *tiny, "seeds=[0,1]") == 0
+    assert train("study=mine", *tiny, "seeds=[0,1]", figures=True) == 0
     (folder,) = (path.parent for path in Path("outputs").glob("*/study.json"))
     assert list(read_study(folder).cells) == ["none", "lora", "rank_stabilized", "bias", "rank_stabilized+bias"]
     table = pd.read_csv(folder / "attribution.csv")

@@ -29,7 +29,7 @@ def sweep_folder() -> Path:
 
 
 def test_a_sweep_as_written(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    assert train("-m", "method=landmark_pa,landmark_learnable", *tiny) == 0
+    assert train("-m", "method=landmark_pa,landmark_learnable", *tiny, figures=True) == 0
     study = read_study(sweep_folder())
     assert list(study.cells) == ["none", "landmark_pa", "landmark_learnable"]
     printed = capsys.readouterr().out
@@ -75,6 +75,7 @@ def test_a_component_is_switched_off_by_an_override(tiny: tuple[str, ...]) -> No
         assert train(*tiny, "method=hylorada", "method.landmark=null", "method.position_bias=null") == 0
 
 
+@pytest.mark.slow
 def test_every_method_runs(tiny: tuple[str, ...]) -> None:
     """Found by glob, so a new YAML is tested by being there."""
     assert train("-m", "method=glob(*)", *tiny, "model=tiny_gpt2", "trainer.steps=2") == 0
@@ -105,7 +106,7 @@ def test_every_study_runs(name: str, tiny: tuple[str, ...]) -> None:
     if "probe=kv" in shipped.overrides:
         shared += ["probe=kv", "probe.facts=[5]", "probe.lists=2"]
     steps = [] if "trainer.steps" in own else ["trainer.steps=2"]
-    assert train(f"study={name}", *shared, "model.context=2048", *steps, "seeds=[0]", "tune=off") == 0
+    assert train(f"study={name}", *shared, "model.context=2048", *steps, "seeds=[0]", "tune=off", figures=True) == 0
     (folder,) = (path.parent for path in Path("outputs").glob("*/summary.md"))
     study = read_study(folder)
     assert [cell for cell in study.cells if cell in shipped.all_cells()] == list(shipped.all_cells())

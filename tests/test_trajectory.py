@@ -240,7 +240,7 @@ def test_the_report_draws_it_only_where_there_is_something(study: Path) -> None:
 
 def test_a_run_records_and_draws_it(tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert train(*tiny, *LEARNABLE, "cell=a") == 0
+    assert train(*tiny, *LEARNABLE, "cell=a", figures=True) == 0
     (run,) = read_study(tmp_path / "outputs" / "runs").cells["a"]
     assert sorted(set(run.trajectory["step"])) == list(range(7))
     assert (tmp_path / "outputs/runs/figures/trajectories.png").exists()
