@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,7 +76,7 @@ def test_bits_per_byte_of_records(study: StudyRecord):
 def test_bits_per_byte_in_contrasts_and_claims(study: StudyRecord):
     base, rslora = (_nats_per_byte(study, cell) for cell in ("base", "rslora"))
     expected = 100 * (1 - rslora / base)
-    table = contrast_table(study)
+    table: Any = contrast_table(study)
     (row,) = table[(table["measure"] == "bits_per_byte") & (table["cell"] == "rslora")].to_dict("records")
     lora = _nats_per_byte(study, "lora")
     assert row["effect_pct"] == pytest.approx(100 * (1 - rslora / lora))
@@ -111,9 +112,9 @@ def test_adding_a_metric_as_documented(tmp_path: Path):
     summary = pd.read_csv(tmp_path / "outputs" / "ablation" / "summary.csv")
     contrasts = pd.read_csv(tmp_path / "outputs" / "ablation" / "contrasts.csv")
     (base,) = read_study(RECORDS).cells["base"]
-    last = base.thirds[base.thirds["third"] == 2]
+    last: Any = base.thirds[base.thirds["third"] == 2]
     assert summary.loc[summary["cell"] == "base", "tail_ppl"].item() == pytest.approx(
         math.exp(last["nll_sum"].sum() / last["tokens"].sum())
     )
-    assert contrasts[["tail_effect_pct", "tail_low", "tail_high"]].notna().all(axis=None)
+    assert contrasts[["tail_effect_pct", "tail_low", "tail_high"]].notna().to_numpy().all()
     assert "Tail improvement (%)" in done.stdout

@@ -10,7 +10,6 @@ import pytest
 from launch import ROOT, train_process
 
 from hylo.analysis.contrasts import contrast_table
-from hylo.analysis.pairs import PPL
 from hylo.report import summarize
 from hylo.report.tables.numbers import MISSING, interval, number
 from hylo.runs.store import read_study
@@ -28,7 +27,7 @@ def test_the_table_of_the_readme_is_that_of_the_records() -> None:
     study = read_study(EXPERIMENTS / "ablation" / "records")
     summary = summarize(study).drop_duplicates("cell")
     contrasts: Any = contrast_table(study)
-    above = contrasts[contrasts["measure"] == PPL].set_index("cell")
+    above = contrasts[contrasts["measure"] == main_metric().name].set_index("cell")
     expected = []
     for row in summary.to_dict("records"):
         cell = row["cell"]

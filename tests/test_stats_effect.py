@@ -9,9 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from benchmarks.coverage.intervals import KINDS, Noise, studies
 from hylo import stats
 from hylo.stats import Effect
-from hylo.stats.simulation import KINDS, Noise, studies
 
 anything = settings(deadline=None, max_examples=60)
 variances = st.one_of(st.just(0.0), st.floats(1e-6, 1e3))

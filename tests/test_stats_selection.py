@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from benchmarks.coverage import selection as selection_simulation
+from benchmarks.coverage.selection import CURVES, RATIOS, REPORTED, WORLDS, Reported, Tuned, Tuning, tuned
 from hylo import stats
-from hylo.stats import Effect, selection_simulation
+from hylo.stats import Effect
 from hylo.stats.selection import regret_square
-from hylo.stats.selection_simulation import CURVES, RATIOS, REPORTED, WORLDS, Reported, Tuned, Tuning, tuned
 
 VALUES, TOKENS, WINDOWS = 1e-3 * 2.0 ** np.arange(6), np.full(32, 255.0), 32
 DOCS = Path(__file__).parent.parent / "docs" / "statistics.md"
@@ -242,7 +243,7 @@ def test_simulated_trials_have_the_noise_and_the_regret_they_say():
 
 def test_the_page_names_the_command_and_every_row():
     page = DOCS.read_text()
-    assert "python -m hylo.stats.selection_simulation" in page
+    assert "python -m benchmarks.coverage.selection" in page
     for ratio in RATIOS:
         for name in CURVES:
             assert f"| {ratio:g} | {name} |" in page

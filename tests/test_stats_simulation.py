@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.coverage import intervals as simulation
+from benchmarks.coverage import selection as selection_simulation
+from benchmarks.coverage.hierarchical import hierarchical_bootstrap
+from benchmarks.coverage.intervals import KINDS, NOISES, Noise
 from hylo import stats
-from hylo.stats import selection_simulation, simulation
-from hylo.stats.simulation import KINDS, NOISES, Noise
 
 EQUAL, UNEQUAL, HEAVY = KINDS
 DOCS = Path(__file__).parent.parent / "docs" / "statistics.md"
@@ -46,7 +48,7 @@ def test_bootstraps_cover_less_where_seeds_differ(seeds: int, most: float):
 def test_hierarchical_bootstrap_against_loops():
     rng = np.random.default_rng(2)
     sums, tokens = rng.normal(size=(3, 5)), np.array([10, 20, 30, 40, 50])
-    found = stats.hierarchical_bootstrap(sums, tokens, np.random.default_rng(0), resamples=4_000)
+    found = hierarchical_bootstrap(sums, tokens, np.random.default_rng(0), resamples=4_000)
     drawn = []
     for _ in range(4_000):
         seeds, windows = rng.integers(0, 3, 3), rng.integers(0, 5, 5)  # one choice of windows for all seeds
@@ -59,13 +61,13 @@ def test_hierarchical_bootstrap_against_loops():
 def test_the_generator_decides():
     sums, tokens = np.random.default_rng(3).normal(size=(3, 8)), np.ones(8)
     first, again, other = (
-        stats.hierarchical_bootstrap(sums, tokens, np.random.default_rng(seed), resamples=200) for seed in (1, 1, 2)
+        hierarchical_bootstrap(sums, tokens, np.random.default_rng(seed), resamples=200) for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
     for bad, message in ((np.ones((1, 8)), r"\(1, 8\); \[seeds, windows\]"), (sums * [np.nan] * 8, "is nan")):
         with pytest.raises(ValueError, match=message):
-            stats.hierarchical_bootstrap(bad, tokens, np.random.default_rng(0))
+            hierarchical_bootstrap(bad, tokens, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("noise", [Noise(1, 0, 0), Noise(0, 1, 0), Noise(0, 0, 1), Noise(0.34, 0.33, 0.33)])

@@ -14,15 +14,13 @@ Windows count as exchangeable: that neighbours of one document resemble each oth
 
 Files: arrays (checks), estimates (PPL, improvement), intervals (the crossed model), effect (a contrast with all that a
 decision needs), selection (what the choice of a tuned setting adds), multiple (Holm), attribution (Shapley), sequential
-(when there are enough seeds), hierarchical (a bootstrap to compare with), simulation and selection_simulation (what all
-of them cover; docs/statistics.md holds their tables).
+(when there are enough seeds). What all of them cover is simulated in benchmarks/coverage.
 """
 
 from hylo.stats.arrays import LEVEL, RESAMPLES, Array, Interval
 from hylo.stats.attribution import shapley
 from hylo.stats.effect import Effect, effect
 from hylo.stats.estimates import improvement, mean_window_ppl, params_per_pct, perplexity, ppl, ratio_of_sums
-from hylo.stats.hierarchical import hierarchical_bootstrap
 from hylo.stats.intervals import crossed_interval, window_bootstrap
 from hylo.stats.multiple import holm
 from hylo.stats.selection import choice_variance
@@ -39,7 +37,6 @@ __all__ = [
     "crossed_interval",
     "decided",
     "effect",
-    "hierarchical_bootstrap",
     "holm",
     "improvement",
     "levels",

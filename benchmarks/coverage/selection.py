@@ -1,6 +1,6 @@
 """Studies whose arms were tuned: what their intervals cover, with the choice left out and with it counted.
 
-    python -m hylo.stats.selection_simulation
+    python -m benchmarks.coverage.selection
 
 prints the tables of docs/statistics.md, always the same ones. The unit is the standard error of the contrast by itself,
 without the choice. The truth is 0: the difference of both arms' expected log PPL, each at its best candidate. So the
@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from benchmarks.coverage.intervals import KINDS, Noise, studies
 from hylo.stats.arrays import LEVEL, Array
 from hylo.stats.intervals import crossed_components, crossed_error, half_width
 from hylo.stats.selection import regret_square
-from hylo.stats.simulation import KINDS, Noise, studies
 
 STUDIES, POOL = 2_000, 20_000
 """Studies a setting; simulated reported runs that all settings draw from."""

@@ -1,6 +1,6 @@
 """Studies with a known truth: what intervals cover, and how often the sequential rule is wrong.
 
-    python -m hylo.stats.simulation
+    python -m benchmarks.coverage.intervals
 
 prints the tables of docs/statistics.md, always the same ones. What is simulated are paired differences with a true
 value of 0 (or of `effect`), in units in which the mean over all seeds and windows has a standard error of 1: intervals
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.coverage.hierarchical import draws, resampled_ratios
 from hylo.stats.arrays import LEVEL, Array
-from hylo.stats.hierarchical import draws, resampled_ratios
 from hylo.stats.intervals import crossed_interval
 from hylo.stats.sequential import LOOKS, levels
 
