@@ -10,6 +10,7 @@ import pytest
 from launch import ROOT, train_process
 
 from hylo.analysis.contrasts import contrast_table
+from hylo.evaluation.metrics import main_metric
 from hylo.report import summarize
 from hylo.report.tables.numbers import MISSING, interval, number
 from hylo.runs.store import read_study
