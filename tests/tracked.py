@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from PIL import Image
 
 from hylo.tracking.base import TrackedRun, Tracker, log_report, log_run, log_step
 
@@ -60,12 +60,14 @@ def send_everything(tracker: Tracker, folder: Path) -> Tracked:
         {"step": step, "loss": loss, "learning_rate": 5e-4, "grad_norm": 1.0, "tokens": 1024, "seconds": 0.5}
     )
     figure = folder / "forest.png"
-    Figure(figsize=(1, 1)).savefig(figure)
-    Figure(figsize=(1, 1)).savefig(figure.with_suffix(".svg"))
+    Image.new("RGB", (100, 100)).save(figure)
+    figure.with_suffix(".svg").write_text("<svg/>")
     for row in curve.to_dict("records"):
         log_step(tracker, {str(key): value for key, value in row.items()})
     log_run(tracker, RESULT)
-    log_report(tracker, SUMMARY, [figure.with_suffix(".svg"), figure], {"claims": SUMMARY[["cell", "ppl"]]})
+    log_report(
+        tracker, SUMMARY, [figure.with_suffix(".svg"), figure], {"claims": SUMMARY.drop(columns=["gain", "params"])}
+    )
     tracker.finish()
     return Tracked(curve, figure)
 

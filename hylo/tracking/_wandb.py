@@ -1,8 +1,8 @@
 """The client of Weights & Biases: the only file that imports wandb. Source: own design, tried on wandb 0.31.
 
 W&B receives the resolved config, the curve, the summary, and a report's table and figures. Code, console output, git
-state, command line, package list and paths of the machine are not captured. A server out of reach turns into an offline
-file; an error of W&B turns into one line of warning.
+state, command line, package list, name and paths of the machine are not captured. A server out of reach turns into an
+offline file; an error of W&B turns into one line of warning.
 """
 
 import os
@@ -30,7 +30,7 @@ _WANDB_ERRORS = (wandb.Error, *_SERVICE_ERRORS, OSError, ValueError, TypeError)
 _PRIVATE: dict[str, Any] = {
     "silent": True, "console": "off", "save_code": False, "disable_code": True, "disable_git": True,
     "label_disable": True, "x_disable_meta": True, "x_save_requirements": False, "symlink": False,
-    "use_dot_wandb": False,
+    "use_dot_wandb": False, "host": "localhost",
 }  # fmt: skip
 
 _process = SimpleNamespace(offline_only=False)

@@ -8,6 +8,7 @@ that the user has set stays. Source: own design, tried on trackio 0.43.
 """
 
 import contextvars
+import importlib
 import io
 import os
 import re
@@ -120,7 +121,7 @@ def _local(folder: Path) -> Iterator[None]:
         os.environ.pop(f"TRACKIO_{name}", None)
     os.environ.setdefault("TRACKIO_DIR", str(folder))
     try:
-        import trackio.run as module
+        module: Any = importlib.import_module("trackio.run")
 
         asked = module._get_default_namespace  # asks the Hugging Face hub whose login this is
         module._get_default_namespace = str
