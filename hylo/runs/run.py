@@ -39,6 +39,7 @@ from hylo.runs.shared import Session, weights_checksum
 from hylo.runs.store import (
     ADAPTER,
     AUDIT,
+    COMPLETE,
     EVAL,
     HALF,
     THIRDS,
@@ -193,7 +194,7 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
                 if config.components and config.trainer.save_adapter:
                     model.save(folder / ADAPTER)
         assert weights_checksum(base) == untouched, "a component left the shared base weights changed"
-        log_run(tracker, result)
+        log_run(tracker, {**result, "status": COMPLETE})
     result["environment"]["overhead_seconds"] = round(clock.overhead(), 3)
 
 

@@ -7,7 +7,9 @@ that is done again, or goes on from a checkpoint, replaces the points from its f
 on tensorboard 2.21 and torch 2.13.
 """
 
+import importlib
 import json
+import struct
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,11 +71,12 @@ class TensorBoardTracker(Tracker):
         self._begun().add_text(name, _markdown(frame), self._step)
 
     def image(self, name: str, path: Path) -> None:
-        import numpy as np
-        from PIL import Image
-
-        with Image.open(path) as image:
-            self._begun().add_image(name, np.asarray(image.convert("RGB")), self._step, dataformats="HWC")
+        module: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
+        content = path.read_bytes()
+        width, height = struct.unpack(">II", content[16:24])  # a PNG begins with a signature and these
+        image = module.Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=content)
+        writer = self._begun()
+        writer.file_writer.add_summary(module.Summary(value=[{"tag": name, "image": image}]), self._step)
 
     def finish(self, exit_code: int = 0) -> None:
         try:
