@@ -40,7 +40,7 @@ KEPT = (EVAL, HALF, THIRDS, WINDOWS, CURVE, TRAJECTORY, AUDIT, PROBE)
 """Files of a run that are copied as they are."""
 README = "README.md"
 BEGIN, END = "<!-- claims: written by python -m hylo.publish -->", "<!-- end of claims -->"
-LOCAL = {"outputs": "outputs", "workers": None, "tracking": {"backend": "none"}}
+LOCAL = {"outputs": "outputs", "workers": None, "tracking": None}
 """What a config says of the machine, and what it says instead."""
 
 
@@ -113,8 +113,8 @@ def _copy(run: RunRecord, config: Any, to: Path) -> None:
 def _config(run: RunRecord) -> Any:
     """A run's config without what it says of the machine; empty where there is none."""
     path = run.folder / CONFIG
-    config = OmegaConf.merge(OmegaConf.load(path), OmegaConf.create(LOCAL)) if path.exists() else OmegaConf.create()
-    return OmegaConf.to_container(config)
+    config: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+    return config and config | LOCAL
 
 
 def _absolute_paths(config: Any, key: str = "") -> list[str]:

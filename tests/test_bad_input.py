@@ -64,6 +64,7 @@ BAD = {
     ),
     "no GPU": (["trainer.device=mps"], ["trainer.device = 'mps'", "trainer.device=auto"]),
     "a tracker's bad name": (["tracking=wandb", "tracking.project=a/b"], ["tracking.project = 'a/b'", "fix:"]),
+    "a replaced key": (["tracking.backend=none"], ["tracking.backend", "no longer", "tracking=none, tracking=wandb"]),
     "unreachable hub": (["model=gpt2"], ["openai-community/gpt2", "model=smollm2_135m"]),
     "a sweep with one bad job": (["-m", "method.low_rank.rank=2,999"], ["method.low_rank.rank = 999", "1 to 24"]),
     "a sweep over an unknown method": (["method=lora,rslroa", "-m"], ["rslroa", "method=rslora"]),

@@ -1,5 +1,6 @@
 """The documentation says what is there: methods with the parameters they have, and how one is added."""
 
+import json
 import os
 import re
 import shlex
@@ -47,7 +48,7 @@ COMMANDS = sorted(
 
 
 @pytest.mark.parametrize(
-    "command", [command for command in COMMANDS if not re.search("my_method|final_scale|more_landmarks", command)]
+    "command", [command for command in COMMANDS if not re.search("my_method|final_scale|more_landmarks|jsonl", command)]
 )
 def test_commands_that_the_pages_show_can_run(command: str):
     """Composed, and their method checked on a model; of a sweep the last value of each key."""
@@ -61,19 +62,7 @@ def test_commands_that_the_pages_show_can_run(command: str):
 @pytest.mark.slow
 def test_adding_a_method_as_documented(tiny: tuple[str, ...], tmp_path: Path):
     """Word for word in a copy of the project: each file that the page shows, then each command, made small."""
-    page = (DOCS / "add-a-method.md").read_text()
-    copy = tmp_path / "copy"
-    for name in ("hylo", "conf", "tests", "experiments"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("train.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, copy / name)
-    files = re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert [Path(name).suffix for name, _ in files] == [".py", ".yaml"]
-    for name, content in files:
-        assert not (copy / name).exists()
-        (copy / name).write_text(content)
-    commands = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    single, contract, studies = (text.splitlines() for text in commands)
+    copy, (single, contract, (sweep, ablation)) = _followed("add-a-method.md", tmp_path)
     run = partial(_run, copy)
 
     assert single == ["python train.py model=tiny_llama trainer=smoke method=final_scale"]
@@ -86,10 +75,43 @@ def test_adding_a_method_as_documented(tiny: tuple[str, ...], tmp_path: Path):
     passed = run("-m", "pytest", "-q", "-n", "0", "-k", f"{chosen} and llama", *contracts)
     assert int(re.findall(r"(\d+) passed", passed)[0]) >= 15
 
-    sweep, ablation = studies
     assert "final_scale" in run("train.py", *tiny, *sweep.replace("0,1,2", "0").split()[2:])
     assert re.findall(r"\w+=\S+", ablation) == ["ADD=final_scale", "SEEDS=0,1,2"]
     assert re.search(r"^final_scale .*1 ", run("train.py", *tiny, "study=ablation", "add=[final_scale]"), re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_adding_a_tracker_as_documented(tiny: tuple[str, ...], tmp_path: Path):
+    copy, (single, contract) = _followed("add-a-tracker.md", tmp_path)
+    assert single == ["python train.py model=tiny_llama trainer=smoke tracking=jsonl tracking.every=2"]
+    _run(copy, "train.py", *[text for text in tiny if text != "tracking=none"], *single[0].split()[2:])
+    files = {path.stem: path.read_text().splitlines() for path in copy.glob("outputs/jsonl/runs/*.jsonl")}
+    assert set(files) == {"hylorada-seed0", "none-seed0", "runs-report"}
+    begun, *lines = [json.loads(line) for line in files["hylorada-seed0"]]
+    assert begun["config"]["tracking"] == {"every": 2}
+    assert [line["step"] for line in lines if "step" in line] == [2, 4]
+    assert lines[-2]["summary"]["status"] == "complete"
+    assert lines[-1] == {"exit_code": 0}
+    assert "summary" in [json.loads(line).get("table") for line in files["runs-report"]]
+
+    (chosen,) = re.findall(r'-k (\w+)"', contract[0])
+    passed = _run(copy, "-m", "pytest", "-q", "-n", "0", "-k", chosen, "tests/test_trackers.py")
+    assert int(re.findall(r"(\d+) passed", passed)[0]) == 3
+
+
+def _followed(name: str, folder: Path) -> tuple[Path, list[list[str]]]:
+    """A copy of the project with the files that a page shows, a Python file and a YAML, and the page's commands."""
+    page, copy = (DOCS / name).read_text(), folder / "copy"
+    for part in ("hylo", "conf", "tests", "experiments"):
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("train.py", "pyproject.toml"):
+        shutil.copy(ROOT / part, copy / part)
+    files = re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert [Path(path).suffix for path, _ in files] == [".py", ".yaml"]
+    for path, content in files:
+        assert not (copy / path).exists()
+        (copy / path).write_text(content)
+    return copy, [text.splitlines() for text in re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
 
 
 def _run(folder: Path, *arguments: str) -> str:

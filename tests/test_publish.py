@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launch import TINY, train, write_text
+from omegaconf import OmegaConf
 from recorded import SIZE, write_recorded_study
 
 from hylo.core.files import LOCK
@@ -34,6 +35,8 @@ def test_a_run_study_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not [path for path in files if ADAPTER in path.parts or path.name == LOCK]
     for path in (path for path in files if path.name in (RESULT, CONFIG, "study.json")):
         assert "where_i_work" not in path.read_text()
+    configs = [OmegaConf.load(path) for path in files if path.name == CONFIG]
+    assert [config.tracking for config in configs] == [None] * 3, "it names a user of W&B"
     for name in ("summary.csv", "summary.md", "summary.tex"):
         assert (to / "results" / name).read_bytes() == (folder / name).read_bytes()
     assert main([str(to / "records"), "shared/another_name"]) == 0

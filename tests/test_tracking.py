@@ -1,4 +1,4 @@
-"""Tracking: what an offline W&B run holds, read back from its file, and what happens when W&B cannot be used."""
+"""W&B: what an offline W&B run holds, read back from its file, and what happens when W&B cannot be used."""
 
 import json
 import math
@@ -12,31 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
-import numpy as np
-import pandas as pd
 import pytest
 import wandb
-from hydra import compose, initialize_config_dir
-from matplotlib.figure import Figure
 from offline_wandb import BLOCK, HEADER, OfflineRun, read_offline_run, record_payloads
-from omegaconf import OmegaConf
+from tracked import DIVERGED, KEY, NUMBERS, ROOT, STEPS, Tracked, known_run, run_script, send_everything
 
 from hylo.core.errors import ConfigError
 from hylo.core.schema import bound_problems
-from hylo.tracking.base import Backend, Mode, TrackingConfig, _requested_mode, log_report, log_run, open_tracker
-from hylo.tracking.wandb import _has_login
-
-ROOT = Path(__file__).parents[1]
-KEY = "0123456789abcdef" * 2 + "01234567"  # well-formed, of no account
-STEPS, DIVERGED = 150, 7  # enough steps to fill more than one block of the file; the step with a NaN loss
-RESULT = {
-    "status": "complete",
-    "fingerprint": "f00d",
-    "audit": {"failed": ["causality", "padding"]},
-    "params": {"trainable": 811008},
-    "metrics": {"ppl": 27.7, "lim_ppl": 26.5, "bins": [1.0, 2.0], "probe": {"gap": math.nan, "ends": 0.9}},
-    "training": {"seconds": 12.5, "nonfinite_steps": 1},
-}
+from hylo.tracking._wandb import _has_login
+from hylo.tracking.guard import open_tracker
+from hylo.tracking.wandb import Mode, WandbConfig, requested_mode
 
 
 @dataclass
@@ -44,9 +29,7 @@ class Recorded:
     folder: Path
     file: Path
     run: OfflineRun
-    curve: pd.DataFrame
-    summary: pd.DataFrame
-    figure: Path
+    sent: Tracked
     home: Path
 
 
@@ -54,16 +37,6 @@ class Recorded:
 def recorded(tmp_path_factory: pytest.TempPathFactory):
     """One run with a curve, a result, a table and figures, recorded offline although WANDB_MODE says online."""
     folder, home = tmp_path_factory.mktemp("outputs"), tmp_path_factory.mktemp("home")
-    figure = folder / "forest.png"
-    Figure().savefig(figure)
-    Figure().savefig(folder / "forest.svg")
-    step = np.arange(STEPS)
-    loss = np.where(step == DIVERGED, math.nan, 4.0 - step / STEPS)
-    columns = {"step": step, "loss": loss, "learning_rate": 5e-4, "grad_norm": 1.0, "tokens": 1024, "seconds": 0.5}
-    curve = pd.DataFrame(columns)
-    summary = pd.DataFrame(
-        {"cell": ["untuned", "lora"], "ppl": [38.8, 30.0], "gain": [math.nan, 22.7], "params": ["none", 811008]}
-    )
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
             patch.delenv(name)
@@ -71,26 +44,20 @@ def recorded(tmp_path_factory: pytest.TempPathFactory):
         patch.setenv("WANDB_MODE", "online")
         patch.setenv("WANDB_API_KEY", KEY)
         before = dict(os.environ)
-        tracker = open_tracker(
-            TrackingConfig(mode=Mode.offline), folder=folder, group="study", name="lora-seed0", run_id="f00d",
-            resolved={"method": {"rank": 8}, "model": {"path": str(home / "model")}}, job_type="cell", tags=["a", "b"],
-        )  # fmt: skip
-        log_run(tracker, curve, RESULT)
-        claims = summary.drop(columns=["gain", "params"])
-        log_report(tracker, summary, [folder / "forest.svg", figure], {"claims": claims})
-        tracker.finish()
+        tracker = open_tracker(WandbConfig(mode=Mode.offline), known_run(folder))
+        sent = send_everything(tracker, folder)
         assert dict(os.environ) == before, "tracking changed the environment of the process"
-        (file,) = folder.glob("wandb/offline-run-*/run-f00d.wandb")
-        yield Recorded(folder, file, read_offline_run(file), curve, summary, figure, home)
+        (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+        yield Recorded(folder, file, read_offline_run(file), sent, home)
         wandb.teardown()
 
 
 def test_run_is_identified_and_carries_the_config(recorded: Recorded):
     run = recorded.run
-    assert (run.identity.project, run.identity.run_group, run.identity.run_id) == ("hylo", "study", "f00d")
+    assert (run.identity.project, run.identity.run_group) == ("hylo", "study")
     assert (run.identity.display_name, run.identity.job_type) == ("lora-seed0", "cell")
-    assert list(run.identity.tags) == ["a", "b"]
-    assert run.config["method"] == {"rank": 8}
+    assert list(run.identity.tags) == ["gpt2", "plays"]
+    assert run.config["method"] == {"rank": 8, "targets": ["q", "v"], "bias": None}
     assert run.exit_code == 0
 
 
@@ -99,7 +66,7 @@ def test_every_step_of_the_curve_is_there_and_nan_leaves_a_gap(recorded: Recorde
     rows = {row["_step"]: row for row in recorded.run.history if "train/learning_rate" in row}
     assert list(rows) == list(range(STEPS))
     assert "train/loss" not in rows[DIVERGED]
-    for expected in recorded.curve.to_dict("records"):
+    for expected in recorded.sent.curve.to_dict("records"):
         row = rows[expected["step"]]
         assert row["train/learning_rate"] == 5e-4
         assert row["train/grad_norm"] == 1.0
@@ -109,10 +76,9 @@ def test_every_step_of_the_curve_is_there_and_nan_leaves_a_gap(recorded: Recorde
 
 def test_summary_has_the_flat_numbers_of_the_result(recorded: Recorded):
     assert {key: value for key, value in recorded.run.summary.items() if key.startswith(("eval", "params", "tr"))} == {
-        "eval/ppl": 27.7, "eval/lim_ppl": 26.5, "eval/probe/ends": 0.9, "params/trainable": 811008,
-        "training/seconds": 12.5, "training/nonfinite_steps": 1,
+        **NUMBERS,
         # W&B itself keeps the last value of each curve:
-        "train/loss": recorded.curve["loss"].iloc[-1], "train/learning_rate": 5e-4, "train/grad_norm": 1.0,
+        "train/loss": recorded.sent.curve["loss"].iloc[-1], "train/learning_rate": 5e-4, "train/grad_norm": 1.0,
         "train/tokens_per_second": 2048,
     }  # fmt: skip
     assert (recorded.run.summary["status"], recorded.run.summary["fingerprint"]) == ("complete", "f00d")
@@ -130,14 +96,14 @@ def test_table_and_png_are_files_that_the_history_refers_to(recorded: Recorded):
     assert (logged["claims._type"], logged["claims.ncols"]) == ("table-file", 2)
     image = recorded.file.parent / "files" / logged["forest.path"]
     assert logged["forest._type"] == "image-file"
-    assert image.read_bytes() == recorded.figure.read_bytes()
+    assert image.read_bytes() == recorded.sent.figure.read_bytes()
     assert recorded.run.summary["forest.path"] == logged["forest.path"]
     # Nothing else is uploaded: no code, git state, package list, console output, or description of the machine.
     assert sorted(recorded.run.files) == sorted(logged[f"{name}.path"] for name in ("summary", "claims", "forest"))
 
 
 def test_no_key_and_no_private_path_is_written_and_the_home_folder_stays_empty(recorded: Recorded):
-    assert recorded.run.config["model"] == {"path": "~/model"}
+    assert recorded.run.config["model"] == {"path": "~/m"}
     assert not list(recorded.home.iterdir())
     written = [path for path in recorded.folder.rglob("*") if path.is_file()]
     assert written
@@ -160,50 +126,39 @@ def test_reader_joins_chunks_and_refuses_damage(recorded: Recorded):
         list(record_payloads(bytes(content)))
 
 
-def run_script(script: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in a fresh process, whose W&B session knows only these variables and an empty home folder."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_") and key != "NETRC"}
+def start_and(script: str, folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """Run a script that begins W&B runs by `start(name)`."""
     opening = """
         import sys, time
         from pathlib import Path
-        from hylo.tracking.base import Backend, Mode, TrackingConfig, open_tracker
+        from tracked import known_run
+        from hylo.tracking.guard import open_tracker
+        from hylo.tracking.wandb import Mode, WandbConfig
 
-        def start(run_id, **config):
-            return open_tracker(TrackingConfig(**config), folder=Path("outputs"), group="study", name="lora-seed0",
-                                run_id=run_id, resolved={}, job_type="cell", tags=[])
+        def start(name, **config):
+            return open_tracker(WandbConfig(**config), known_run(Path("outputs"), name))
     """
-    (folder / "home").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(opening) + textwrap.dedent(script)],
-        cwd=folder,
-        env=clean | {"HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)} | variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
+    return run_script(textwrap.dedent(opening) + textwrap.dedent(script), folder, **variables)
 
 
-def test_without_tracking_wandb_is_not_imported(tmp_path: Path):
-    run_script(
+def offline_runs(folder: Path) -> dict[str, OfflineRun]:
+    """Those that a script has written, by name."""
+    runs = [read_offline_run(file) for file in folder.glob("outputs/wandb/offline-run-*/run-*.wandb")]
+    return {run.identity.display_name: run for run in runs}
+
+
+def test_disabled_means_that_wandb_is_not_imported(tmp_path: Path):
+    start_and(
         """
-        import os
-
-        for variables, config in (
-            ({"WANDB_MODE": "online"}, {"backend": Backend.none}),
-            ({"WANDB_MODE": "disabled"}, {"mode": Mode.online}),
-        ):
-            os.environ.update(variables)
-            tracker = start("a", **config)
-            tracker.log({"train/loss": 1.0}, step=0)
-            tracker.finish()
-            assert "wandb" not in sys.modules, variables
-            assert not Path("outputs").exists(), variables
+        tracker = start("a", mode=Mode.online)
+        tracker.log({"train/loss": 1.0}, step=0)
+        tracker.finish()
+        assert "wandb" not in sys.modules
+        assert not Path("outputs").exists()
         """,
         tmp_path,
         WANDB_API_KEY=KEY,
+        WANDB_MODE="disabled",
     )
 
 
@@ -239,13 +194,13 @@ def test_online_out_of_reach_falls_back_to_offline_and_warns_once(
     if login == "variable":
         variables["WANDB_API_KEY"] = KEY
     mode = "online" if login == "none" else "auto"
-    done = run_script(
+    done = start_and(
         f"""
         import wandb  # its import takes seconds on a busy machine and is not what the time-out bounds
-        for run_id, seconds in (("first", 1 + 8), ("second", 1)):  # 8 s: starting and ending W&B's service
+        for name, seconds in (("first", 1 + 8), ("second", 1)):  # 8 s: starting and ending W&B's service
             before = time.monotonic()
-            tracker = start(run_id, mode=Mode.{mode}, init_timeout_seconds=1.0)
-            assert time.monotonic() - before < seconds, run_id
+            tracker = start(name, mode=Mode.{mode}, init_timeout_seconds=1.0)
+            assert time.monotonic() - before < seconds, name
             tracker.log({{"train/loss": 1.0}}, step=0)
             tracker.finish()
         """,
@@ -256,16 +211,18 @@ def test_online_out_of_reach_falls_back_to_offline_and_warns_once(
     for part in ("W&B cannot be used online", reason, "wandb login", "tracking.mode=offline", "tracking=none"):
         assert part in warning
     assert done.stdout.splitlines() == ["W&B records offline; upload with: wandb sync outputs/wandb/offline-run-*"]
-    for run_id in ("first", "second"):
-        (file,) = tmp_path.glob(f"outputs/wandb/offline-run-*/run-{run_id}.wandb")
-        assert [row["train/loss"] for row in read_offline_run(file).history] == [1.0]
+    runs = offline_runs(tmp_path)
+    assert {name: [row["train/loss"] for row in run.history] for name, run in runs.items()} == {
+        "first": [1.0],
+        "second": [1.0],
+    }
     written = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
     assert not [path for path in written if KEY.encode() in path.read_bytes()]
     assert KEY not in done.stdout + done.stderr
 
 
 def test_loss_of_the_service_costs_one_warning_and_the_next_run_is_tracked(tmp_path: Path):
-    done = run_script(
+    done = start_and(
         """
         import psutil
 
@@ -288,7 +245,9 @@ def test_loss_of_the_service_costs_one_warning_and_the_next_run_is_tracked(tmp_p
     )
     (warning,) = done.stderr.splitlines()
     assert warning.startswith("W&B stopped (")
-    (file,) = tmp_path.glob("outputs/wandb/offline-run-*/run-second.wandb")
+    (file,) = (
+        file for file in tmp_path.glob("outputs/wandb/offline-run-*/run-*.wandb") if b"second" in file.read_bytes()
+    )
     run = read_offline_run(file)
     assert [row["train/loss"] for row in run.history] == [2.0]
     assert run.exit_code == 1
@@ -297,10 +256,7 @@ def test_loss_of_the_service_costs_one_warning_and_the_next_run_is_tracked(tmp_p
 def test_unwritable_folder_means_no_tracking(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     occupied = tmp_path / "outputs"
     occupied.write_text("a file where a folder should be")
-    tracker = open_tracker(
-        TrackingConfig(mode=Mode.offline), folder=occupied, group="g", name="n", run_id=None, resolved={},
-        job_type="cell", tags=[],
-    )  # fmt: skip
+    tracker = open_tracker(WandbConfig(mode=Mode.offline), known_run(occupied))
     tracker.log({"train/loss": 1.0}, step=0)
     assert [record.message for record in caplog.records if "W&B could not start" in record.message]
 
@@ -323,25 +279,16 @@ def test_environment_decides_for_auto_and_can_disable(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     if variable:
         monkeypatch.setenv("WANDB_MODE", variable)
-    assert _requested_mode(TrackingConfig(mode=mode)) == expected
+    assert requested_mode(WandbConfig(mode=mode)) == expected
 
 
 def test_unknown_environment_mode_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_MODE", "ofline")
     with pytest.raises(ConfigError, match=r"WANDB_MODE = 'ofline'\n.*offline"):
-        _requested_mode(TrackingConfig())
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf/tracking").glob("*.yaml")))
-def test_shipped_configs_compose(name: str):
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = OmegaConf.to_object(compose(overrides=[f"+tracking={name}"]).tracking)
-    assert isinstance(config, TrackingConfig)
-    assert config.backend is Backend[name]
-    assert config == TrackingConfig(backend=Backend[name]), "the YAML and the defaults of the class have drifted apart"
+        WandbConfig().check()
 
 
 def test_bad_settings_are_refused():
-    assert len(list(bound_problems(TrackingConfig(init_timeout_seconds=0.0, finish_timeout_seconds=math.inf)))) == 2
+    assert len(list(bound_problems(WandbConfig(init_timeout_seconds=0.0, finish_timeout_seconds=math.inf)))) == 2
     with pytest.raises(ConfigError, match=r"tracking\.project = 'a/b'"):
-        TrackingConfig(project="a/b")
+        WandbConfig(project="a/b")

@@ -11,6 +11,9 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from hylo.core.schema import Bounds
 
+REPLACED = {"tracking.backend": "tracking=none, tracking=wandb or another file of conf/tracking/"}
+"""Keys that there were, and what is written instead."""
+
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:
     """A message that names the key, what is allowed there, and the likely fix."""
@@ -52,6 +55,8 @@ def _unknown_choice(error: MissingConfigException) -> str:
 
 def _unknown_key(cause: OmegaConfBaseException) -> str:
     full_key = str(cause.full_key)
+    if full_key in REPLACED:
+        return f"{full_key} is no longer a key of the configuration\n    fix:     {REPLACED[full_key]}"
     section, _, key = full_key.rpartition(".")
     known = _keys_of(cause)
     if not known:

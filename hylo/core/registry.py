@@ -57,9 +57,13 @@ def name_of(group: str, cls: type) -> str:
 
 
 def import_all(package: ModuleType) -> None:
-    """Import every module of a package and of the packages in it, so that each registers what it defines."""
+    """Import every module of a package and of the packages in it, so that each registers what it defines.
+
+    A module whose name begins with an underscore is left to those that need it.
+    """
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
+        if not module.name.rpartition(".")[2].startswith("_"):
+            importlib.import_module(module.name)
 
 
 def _place(cls: type) -> str:

@@ -43,9 +43,10 @@ def check(cell: Cell, session: Session) -> None:
 
     Raises:
         ConfigError: settings contradict each other, or the model, or this machine.
-        MissingDependency: the model or the data cannot be reached.
+        MissingDependency: the model or the data cannot be reached, or the tracker's library is not installed.
     """
     config = cell.config
+    config.tracking.check()
     skeleton = session.skeleton(config.model)
     host = Host(skeleton, config.data.context_length, config.seed)
     problems = [*data_problems(config.data), *trainer_problems(config.trainer), *kernel_problems(config.trainer)]

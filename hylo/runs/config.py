@@ -12,6 +12,7 @@ import hylo.adapters
 import hylo.data
 import hylo.evaluation.probes
 import hylo.models
+import hylo.tracking
 from hylo.adapters.component import ComponentConfig
 from hylo.core.errors import ConfigError, problem
 from hylo.core.registry import import_all
@@ -20,10 +21,10 @@ from hylo.data.base import DataConfig
 from hylo.evaluation.probes.base import ProbeConfig
 from hylo.evaluation.probes.kv import KvProbeConfig
 from hylo.models.base import ModelConfig
-from hylo.tracking.base import TrackingConfig
+from hylo.tracking.base import TrackerConfig
 from hylo.training.config import TrainerConfig
 
-for package in (hylo.adapters, hylo.data, hylo.models, hylo.evaluation.probes):
+for package in (hylo.adapters, hylo.data, hylo.models, hylo.evaluation.probes, hylo.tracking):
     import_all(package)
 
 
@@ -53,7 +54,7 @@ class Config:
     """Training and evaluation settings: conf/trainer/."""
     probe: ProbeConfig = MISSING
     """What is asked of the complete run: conf/probe/. No part of the run's fingerprint."""
-    tracking: TrackingConfig = MISSING
+    tracking: TrackerConfig = MISSING
     """Where runs are logged besides their records: conf/tracking/."""
     seed: int = bounded(0, ge=0)
     """Seed of adapter starts, window order and dropout."""

@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -40,6 +39,7 @@ from hylo.runs.shared import Session, weights_checksum
 from hylo.runs.store import (
     ADAPTER,
     AUDIT,
+    COMPLETE,
     EVAL,
     HALF,
     THIRDS,
@@ -51,7 +51,9 @@ from hylo.runs.store import (
     read_run,
 )
 from hylo.runs.writer import new_result, recording
-from hylo.tracking.base import NullTracker, Tracker, log_run, log_step, open_tracker
+from hylo.tracking.base import TrackedRun, Tracker, log_run, log_step
+from hylo.tracking.guard import open_tracker
+from hylo.tracking.none import NullTracker
 from hylo.training.config import Kernels
 from hylo.training.loop import UNTRAINED, prepare_for_training, train, training_batches
 from hylo.training.memory import MemoryEstimate, estimate, evaluation_batch_size, gib
@@ -192,7 +194,7 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
                 if config.components and config.trainer.save_adapter:
                     model.save(folder / ADAPTER)
         assert weights_checksum(base) == untouched, "a component left the shared base weights changed"
-        log_run(tracker, pd.DataFrame(), result)
+        log_run(tracker, {**result, "status": COMPLETE})
     result["environment"]["overhead_seconds"] = round(clock.overhead(), 3)
 
 
@@ -219,7 +221,7 @@ def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Acce
         by_depth = " ".join(f"{share:.2f}" for share in found["accuracy_by_depth"])
         print(f"{label}: {facts} facts: accuracy by depth {by_depth}", flush=True)
     with tracked(cell, "probe") as tracker:
-        log_run(tracker, pd.DataFrame(), {"probe": section})
+        log_run(tracker, {"probe": section})
     add_probe(record.folder, answers.table, section)
 
 
@@ -286,16 +288,15 @@ def tracked(cell: Cell, job_type: str = "cell") -> Iterator[Tracker]:
     if not is_main_process():
         yield NullTracker()
         return
-    tracker = open_tracker(
-        config.tracking,
+    run = TrackedRun(
         folder=Path(config.outputs),
         group=cell.group,
         name=f"{cell.name}-seed{config.seed}",
-        run_id=None,
         resolved=plain(config),
         job_type=job_type,
-        tags=[config.model.name, config.data.name],
+        tags=(config.model.name, config.data.name),
     )
+    tracker = open_tracker(config.tracking, run)
     try:
         yield tracker
     except BaseException:

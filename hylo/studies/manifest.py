@@ -9,7 +9,8 @@ from hylo.runs.fingerprint import fingerprint
 from hylo.runs.run import probed
 from hylo.runs.shared import Session
 from hylo.runs.store import SCHEMA_VERSION, STUDY, TRIALS, read_run
-from hylo.tracking.base import log_report, open_tracker
+from hylo.tracking.base import TrackedRun, log_report
+from hylo.tracking.guard import open_tracker
 
 if TYPE_CHECKING:
     from hylo.report import Report
@@ -71,15 +72,14 @@ def _factorial(plan: "Plan") -> list[dict[str, Any]]:
 def track_report(plan: "Plan", content: dict[str, Any], report: "Report") -> None:
     """Log the study's table and figures as a run of their own, in the group of its cells."""
     config = plan.cells[0].config
-    tracker = open_tracker(
-        config.tracking,
+    run = TrackedRun(
         folder=plan.outputs,
         group=plan.group,
         name=f"{plan.group}-report",
-        run_id=None,
         resolved=content,
         job_type="report",
-        tags=[config.model.name, config.data.name],
+        tags=(config.model.name, config.data.name),
     )
+    tracker = open_tracker(config.tracking, run)
     log_report(tracker, report.summary, report.figures, {each.name: each.frame for each in report.decisions})
     tracker.finish()
