@@ -35,7 +35,8 @@ SIZE: dict[str, Any] = {"windows": 12, "length": 64}
 UNTUNED = "untuned"
 TRACEBACK_TEXT = (
     'Traceback (most recent call last):\n  File "run.py", line 1, in <module>\n'
-    "    train()\nhylo.errors.TrainingDiverged: 9 losses in a row are not finite\n    fix: a smaller learning rate\n"
+    "    train()\n"
+    "hylo.core.errors.TrainingDiverged: 9 losses in a row are not finite\n    fix: a smaller learning rate\n"
 )
 
 

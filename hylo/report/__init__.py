@@ -18,7 +18,8 @@ import pandas as pd
 from rich.console import Console
 
 from hylo.analysis.summary import COLUMNS, incomplete, summarize
-from hylo.report.figures import loss_figure, study_figures
+from hylo.report.figures import study_figures
+from hylo.report.figures.loss import loss_figure
 from hylo.report.render.console import markdown_section, print_tables
 from hylo.report.render.files import csv, save, write
 from hylo.report.render.html import page
