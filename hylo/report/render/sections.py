@@ -44,14 +44,18 @@ def figure_block(figure: Figure, image: Path, drawing: Path) -> FigureBlock:
 
 
 def summary_markdown(study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: list[Path]) -> str:
-    """summary.md: the question, the tables with every column, the runs that are missing, and the figures."""
+    """summary.md: the question, the tables with every column, the runs that are missing, and the figures.
+
+    Args:
+        figures: as links from the folder of summary.md.
+    """
     blocks = [f"# {study.name}"]
     if study.manifest.get("question"):
         blocks.append(str(study.manifest["question"]))
     blocks += [markdown_section(table) for table in tables]
     if failed:
         blocks += ["## Not in the tables", "\n".join(f"- {escape(line)}" for line in failed)]
-    blocks += [f"![{path.stem.replace('_', ' ')}]({path.relative_to(study.folder).as_posix()})" for path in figures]
+    blocks += [f"![{path.stem.replace('_', ' ')}]({path.as_posix()})" for path in figures]
     return "\n\n".join(blocks) + "\n"
 
 
