@@ -24,8 +24,8 @@ from hylo.report.figures import study_figures
 from hylo.report.figures.loss import loss_figure
 from hylo.report.render.console import markdown_section, print_tables
 from hylo.report.render.files import csv, save, write
-from hylo.report.render.html import page
-from hylo.report.render.sections import figure_block, lead, sections, summary_markdown, summary_tex
+from hylo.report.render.html import FigureBlock, page
+from hylo.report.render.sections import figure_block, main_figure, sections, summary_markdown, summary_tex, top
 from hylo.report.tables.decisions import Decision, decisions, for_readers
 from hylo.report.tables.summary_tables import summary_tables
 from hylo.report.tables.words import claims_in_words, claims_overview, components_in_words
@@ -83,12 +83,13 @@ def write_report(folder: Path, to: Path | None = None) -> Report:
     """
     study, to = read_study(folder), to or folder
     summary, failed, decided = summarize(study), incomplete(study), decisions(study)
-    figures, blocks = [], []
+    figures: list[Path] = []
+    blocks: dict[str, FigureBlock] = {}
     if len(summary):
         for name, figure in study_figures(study, summary):
             image, drawing = save(figure, to / "figures", name)
             figures.append(image)
-            blocks.append(figure_block(figure, image, drawing))
+            blocks[name] = figure_block(figure, image, drawing)
     write(to / SUMMARY, csv(summary))
     for decision in decided:
         write(to / f"{decision.name}.csv", csv(decision.frame))
@@ -96,7 +97,10 @@ def write_report(folder: Path, to: Path | None = None) -> Report:
     links = [path.relative_to(to) for path in figures]
     write(to / "summary.md", summary_markdown(study, tables, failed, links).encode())
     write(to / "summary.tex", summary_tex(study, tables).encode())
-    write(to / PAGE, page(study.name, lead(study), sections(study, tables, failed, blocks)).encode())
+    by_name = {each.name: each for each in decided}
+    picture = blocks.pop(main_figure(by_name, blocks), None)
+    first = top(study, summary, by_name, failed, picture)
+    write(to / PAGE, page(first, sections(study, tables, failed, list(blocks.values()))).encode())
     return Report(study, summary, decided, failed, figures, to)
 
 
