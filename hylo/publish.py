@@ -26,6 +26,7 @@ from hylo.runs.store import (
     EVAL,
     HALF,
     PROBE,
+    RECORDS,
     RESULT,
     STUDY,
     THIRDS,
@@ -70,17 +71,14 @@ def publish(folder: Path, to: Path) -> Path:
             f"records for others must name no folder of this machine: {'; '.join(private)}\n"
             f"    fix:     run the study with paths relative to the working folder"
         )
-    with replacing_folder(to / "records") as records, replacing_folder(to / "results") as results:
+    with replacing_folder(to / RECORDS) as records, replacing_folder(to / "results") as results:
         # In outputs/ a study is named by its overrides, too; the manifest and every caption say them.
         write_json(records / STUDY, study.manifest | {"study": to.name})
         if (folder / TRIALS).exists():
             shutil.copyfile(folder / TRIALS, records / TRIALS)
         for run, config in zip(runs, configs, strict=True):
             _copy(run, config, records / run.folder.name)
-        recorded = {path.name for path in records.iterdir()}
-        write_report(records)
-        for path in [path for path in records.iterdir() if path.name not in recorded]:
-            shutil.move(path, results / path.name)
+        write_report(records, results)
     return to / "results"
 
 

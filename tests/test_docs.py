@@ -114,6 +114,25 @@ def _followed(name: str, folder: Path) -> tuple[Path, list[list[str]]]:
     return copy, [text.splitlines() for text in re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
 
 
+@pytest.mark.slow
+def test_adding_a_figure_as_documented(tmp_path: Path):
+    """Word for word in a copy of the project: the file that the page shows, then its commands."""
+    page, copy = (DOCS / "add-a-figure.md").read_text(), tmp_path / "copy"
+    for name in ("hylo", "tests", "experiments/tuned_landmarks"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    ((name, content),) = re.findall(r"^`(\S+)`:\n\n```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert not (copy / name).exists()
+    (copy / name).write_text(content)
+    report, contract = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    _run(copy, *shlex.split(report)[1:])
+    (drawn,) = re.findall(r"`(outputs/\S+\.png)`", page)
+    assert (copy / drawn).read_bytes().startswith(b"\x89PNG")
+    assert "rslora, seed 2: PPL 24." in (copy / drawn).parents[1].joinpath("report.html").read_text()
+    (chosen,) = re.findall(r'-k (\w+)"', contract)
+    assert "3 passed" in _run(copy, "-m", "pytest", "-q", "-n", "0", "-k", chosen, "tests/test_study_figures.py")
+
+
 def _run(folder: Path, *arguments: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

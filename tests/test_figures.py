@@ -15,19 +15,15 @@ from recorded import CELLS, SIZE, write_recorded_study
 from hylo import stats
 from hylo.analysis.positions import ppl_by_bin
 from hylo.report import write_report
-from hylo.report.figures import (
-    attribution_figure,
-    forest_figure,
-    improvement_figure,
-    loss_figure,
-    pareto_figure,
-    pareto_front,
-    position_figure,
-    ppl_by_position_figure,
-    retrieval_figure,
-    retrieval_heatmap,
-)
+from hylo.report.figures.attribution import attribution_figure
+from hylo.report.figures.forest import forest_figure
+from hylo.report.figures.heatmap import retrieval_heatmap
+from hylo.report.figures.improvement import improvement_figure
+from hylo.report.figures.loss import loss_figure
 from hylo.report.figures.multiples import TOGETHER
+from hylo.report.figures.pareto import pareto_figure, pareto_front
+from hylo.report.figures.positions import position_figure, ppl_by_position_figure
+from hylo.report.figures.retrieval import retrieval_figure
 from hylo.report.figures.style import WIDTH, fold, text_size
 from hylo.report.render.files import save
 from hylo.report.render.hover import svg
@@ -347,7 +343,9 @@ def test_bins_that_few_windows_reach(tmp_path: Path):
 def test_figures_of_records_show_values_on_pointing(recorded: Path, table: pd.DataFrame):
     study = read_study(recorded)
     row = table[(table["cell"] == "low") & (table["reference"] == "untuned")].iloc[0]
-    bars = _titles(improvement_figure(study, table))
+    drawn = improvement_figure(study, table)
+    assert drawn is not None
+    bars = _titles(drawn)
     assert len(bars) == 2 * len(CELLS)
     assert any(text.startswith(f"low: improvement {row['improvement_pct']:.1f} [") for text in bars)
     assert sum("position" in text for text in _titles(position_figure(study, table))) == 10 * (1 + 2 * len(CELLS))

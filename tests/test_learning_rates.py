@@ -8,8 +8,9 @@ import numpy as np
 from recorded import choice, write_recorded_study
 
 from hylo.analysis.rates import choice_table, choices, rate_of
+from hylo.analysis.summary import summarize
 from hylo.core.files import write_json
-from hylo.report.figures import learning_rate_figure
+from hylo.report.figures.learning_rates import learning_rate_figure
 from hylo.report.render.hover import svg
 from hylo.runs.store import StudyRecord, read_study
 
@@ -39,7 +40,7 @@ def test_the_figure_shows_every_trial(tmp_path: Path) -> None:
     ]
     two_keys["defaults"] = [5e-4, 1.0]
     found = study(tmp_path, choice("low"), two_keys)
-    figure = learning_rate_figure(found)
+    figure = learning_rate_figure(found, summarize(found))
     assert figure is not None
     first, second = figure.get_axes()
     assert (first.get_title("left"), second.get_title("left")) == ("low", "high")
@@ -50,14 +51,14 @@ def test_the_figure_shows_every_trial(tmp_path: Path) -> None:
     assert "high, trainer.learning_rate=0.002, method.landmark.learning_rate_multiplier=8: PPL 20.20" in shown
     rings = [line for line in second.lines if line.get_markersize() == 8]
     assert [float(np.asarray(line.get_xdata())[0]) for line in rings] == [2e-3]
-    again = learning_rate_figure(found)
+    again = learning_rate_figure(found, summarize(found))
     assert again is not None
     assert svg(again) == shown
 
 
 def test_nothing_chosen_is_no_figure(tmp_path: Path) -> None:
     found = study(tmp_path)
-    assert learning_rate_figure(found) is None
+    assert learning_rate_figure(found, summarize(found)) is None
     assert choice_table(found).empty
 
 
@@ -67,7 +68,7 @@ def test_manifests_of_a_grid_still_read(tmp_path: Path) -> None:
     (row,) = choice_table(found).to_dict("records")
     assert row["chosen"] == "trainer.learning_rate=0.004"
     assert row["tried"] == "0.002: 21.00; 0.004: 20.00; 0.016: failed"
-    assert learning_rate_figure(found) is not None
+    assert learning_rate_figure(found, summarize(found)) is not None
 
 
 def test_the_rate_of_a_run_names_multipliers(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from recorded import SIZE, row_of, write_recorded_study
 from hylo.report import PAGE, write_report
 from hylo.report.render import html as html_module
 from hylo.report.render.hover import hover, svg
-from hylo.report.render.html import FigureBlock, Section, inline_svg, page
+from hylo.report.render.html import FigureBlock, Section, Top, inline_svg, page
 from hylo.report.tables.columns import VERDICTS, estimate, quantity, text, verdict
 from hylo.report.tables.numbers import written
 from hylo.report.tables.table import Table
@@ -89,9 +89,15 @@ def _frame(count: int = 14) -> pd.DataFrame:
 
 def _page(frame: pd.DataFrame | None = None, figures: tuple[FigureBlock, ...] = ()) -> str:
     table = Table(title=f"A table {HOSTILE}", frame=_frame() if frame is None else frame, columns=COLUMNS)
+    top = Top(
+        title=f"Study {HOSTILE}",
+        question=f"Question {HOSTILE}",
+        warnings=[HOSTILE],
+        answer=[f"Answer {HOSTILE}"],
+        notes=[f"Note {HOSTILE}"],
+    )
     return page(
-        f"Study {HOSTILE}",
-        [f"Lead {HOSTILE}"],
+        top,
         [
             Section(title="First", table=table, notes=[HOSTILE], warnings=[HOSTILE], text=[HOSTILE]),
             Section(title=f"Second {HOSTILE}", figures=figures),
@@ -201,6 +207,22 @@ def test_the_study_on_one_page(study: Path):
     assert (study / PAGE).read_text(encoding="utf-8") == source
 
 
+def test_the_page_answers_first(tmp_path: Path):
+    """Question, answer, picture, contents, tables, other figures: in this order, and each figure once."""
+    named = [{"cell": "high", "reference": "low", "component": "size", "way": "added"}]
+    for name, manifest, main in (("one", {"contrasts": named}, "contrasts"), ("two", {}, "improvement")):
+        folder = write_recorded_study(
+            tmp_path / name, {"low": 10.0, "high": 20.0}, [0, 1], np.random.default_rng(1), manifest=manifest, **SIZE
+        )
+        report = write_report(folder)
+        source = (folder / PAGE).read_text(encoding="utf-8")
+        said = "with size, perplexity is" if manifest else "Against the base model, high lowers perplexity most: by"
+        order = ["Does it help?", said, f"figures/{main}.png", "Protocol: ", "<nav", "<table>", "Other figures</h2>"]
+        places = [source.index(text) for text in order]
+        assert places == sorted(places)
+        assert [source.count(f"figures/{path.name}<") for path in report.figures] == [1] * len(report.figures)
+
+
 def test_failed_runs_and_audits_are_on_the_page(tmp_path: Path):
     folder = write_recorded_study(
         tmp_path / "a<b>&'c'",
@@ -216,6 +238,7 @@ def test_failed_runs_and_audits_are_on_the_page(tmp_path: Path):
     assert report.failed[0] in read.said("li")
     assert [line for line in read.said("p") if line.startswith("AUDIT FAILED: <i>high")]
     assert "padding rows" in read.said("span")
+    assert "1 of the study's runs have no result: see the last section." in read.said("p")
 
 
 def test_nothing_complete(tmp_path: Path):
@@ -225,6 +248,7 @@ def test_nothing_complete(tmp_path: Path):
     write_report(folder)
     read = _Page((folder / PAGE).read_text(encoding="utf-8"))
     assert read.said("h2") == ["Not in the tables"]
+    assert "No cell and its base model are both complete yet." in read.said("p")
 
 
 def test_the_order_of_rows_in_node():

@@ -7,6 +7,8 @@ outputs/<group>/report.html       everything on one page: sorting, exact values,
 outputs/<group>/claims.csv, contrasts.csv, ...      what the study decides, where it names claims and contrasts
 outputs/<group>/figures/          each as PNG and as SVG, which shows values on pointing
 
+`python -m hylo.report FOLDER --out OTHER` writes them elsewhere.
+
 Rebuilt on one machine, every file has the same bytes. Another processor may round the tenth digit of a number, its last
 one (hylo/report/tables/numbers.py), to the other side.
 """
@@ -18,11 +20,12 @@ import pandas as pd
 from rich.console import Console
 
 from hylo.analysis.summary import COLUMNS, incomplete, summarize
-from hylo.report.figures import loss_figure, study_figures
+from hylo.report.figures import study_figures
+from hylo.report.figures.loss import loss_figure
 from hylo.report.render.console import markdown_section, print_tables
 from hylo.report.render.files import csv, save, write
-from hylo.report.render.html import page
-from hylo.report.render.sections import figure_block, lead, sections, summary_markdown, summary_tex
+from hylo.report.render.html import FigureBlock, page
+from hylo.report.render.sections import figure_block, main_figure, sections, summary_markdown, summary_tex, top
 from hylo.report.tables.decisions import Decision, decisions, for_readers
 from hylo.report.tables.summary_tables import summary_tables
 from hylo.report.tables.words import claims_in_words, claims_overview, components_in_words
@@ -64,30 +67,41 @@ class Report:
     """One line a run that has no result: it failed, or was interrupted."""
     figures: list[Path]
     """The PNGs; an SVG of the same name is beside each."""
+    folder: Path
+    """Where it was written."""
 
 
-def write_report(folder: Path) -> Report:
-    """Rebuild a study's report inside its folder, from its records: every file named above.
+def write_report(folder: Path, to: Path | None = None) -> Report:
+    """Rebuild a study's report from its records: every file named above.
+
+    Args:
+        folder: of the study.
+        to: where the report goes; the study's own folder where it is not given.
 
     Raises:
         RecordError: the manifest or a record is missing or damaged, or cells were evaluated on different windows.
     """
-    study = read_study(folder)
+    study, to = read_study(folder), to or folder
     summary, failed, decided = summarize(study), incomplete(study), decisions(study)
-    figures, blocks = [], []
+    figures: list[Path] = []
+    blocks: dict[str, FigureBlock] = {}
     if len(summary):
         for name, figure in study_figures(study, summary):
-            image, drawing = save(figure, folder / "figures", name)
+            image, drawing = save(figure, to / "figures", name)
             figures.append(image)
-            blocks.append(figure_block(figure, image, drawing))
-    write(folder / SUMMARY, csv(summary))
+            blocks[name] = figure_block(figure, image, drawing)
+    write(to / SUMMARY, csv(summary))
     for decision in decided:
-        write(folder / f"{decision.name}.csv", csv(decision.frame))
+        write(to / f"{decision.name}.csv", csv(decision.frame))
     tables = [*for_readers(decided, summary), *summary_tables(study, summary)]
-    write(folder / "summary.md", summary_markdown(study, tables, failed, figures).encode())
-    write(folder / "summary.tex", summary_tex(study, tables).encode())
-    write(folder / PAGE, page(study.name, lead(study), sections(study, tables, failed, blocks)).encode())
-    return Report(study, summary, decided, failed, figures)
+    links = [path.relative_to(to) for path in figures]
+    write(to / "summary.md", summary_markdown(study, tables, failed, links).encode())
+    write(to / "summary.tex", summary_tex(study, tables).encode())
+    by_name = {each.name: each for each in decided}
+    picture = blocks.pop(main_figure(by_name, blocks), None)
+    first = top(study, summary, by_name, failed, picture)
+    write(to / PAGE, page(first, sections(study, tables, failed, list(blocks.values()))).encode())
+    return Report(study, summary, decided, failed, figures, to)
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -98,4 +112,4 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for line in report.failed:
         console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
     for name in ("summary.md", PAGE):
-        console.print(f"report: {report.study.folder / name}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"report: {report.folder / name}", markup=False, highlight=False, soft_wrap=True)

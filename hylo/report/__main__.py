@@ -4,33 +4,64 @@ import argparse
 import sys
 from pathlib import Path
 
-from hylo.core.errors import HyloError
+from hylo.core.errors import HyloError, problem
 from hylo.report import print_report, write_report
-from hylo.runs.store import STUDY
+from hylo.runs.store import RECORDS, STUDY, file_name, read_study
 
 OUTPUTS = Path("outputs")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0, or 2 where a study could not be reported; the others still are."""
-    parser = argparse.ArgumentParser(prog="python -m hylo.report", description=__doc__)
-    parser.add_argument(
-        "folders", nargs="*", type=Path, metavar="FOLDER", help=f"a study's folder; default: every one below {OUTPUTS}/"
-    )
-    folders = parser.parse_args(arguments).folders or sorted(path.parent for path in OUTPUTS.glob(f"*/{STUDY}"))
+    options = _options(arguments)
+    folders = options.folders or sorted(path.parent for path in OUTPUTS.glob(f"*/{STUDY}"))
     code = 0
     if not folders:
         print(
             f"{OUTPUTS.resolve()} holds no recorded study; run one first, for example `make ablation`", file=sys.stderr
         )
         code = 2
+    written: dict[Path, Path] = {}
     for folder in folders:
         try:
-            print_report(write_report(folder))
+            to = _goal(folder, options.out, several=len(folders) > 1)
+            if to in written:
+                raise HyloError(f"{to} has the report of {written[to]}, a study of the same name; report it alone")
+            print_report(write_report(folder, to))
+            written[to] = folder
         except HyloError as error:
             print(f"{folder}: {error}", file=sys.stderr)
             code = 2
     return code
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m hylo.report", description=__doc__)
+    parser.add_argument(
+        "folders", nargs="*", type=Path, metavar="FOLDER", help=f"a study's folder; default: every one below {OUTPUTS}/"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where the report goes; of several studies each gets a folder in it, with the study's name. Default: into "
+        f"the study's own folder. Published records (experiments/<study>/{RECORDS}) take no report: they need --out",
+    )
+    return parser.parse_args(arguments)
+
+
+def _goal(folder: Path, out: Path | None, *, several: bool) -> Path:
+    """Where the report of a study goes.
+
+    Raises:
+        HyloError: among published records, which hold nothing but records; or the study's manifest is damaged.
+    """
+    to = folder if out is None else out / file_name(read_study(folder).name) if several else out
+    if to.resolve().name == RECORDS and (to / STUDY).exists():
+        allowed = "any folder but one of published records, where files of a report would lie among them"
+        fix = f"python -m hylo.report {folder} --out outputs/{folder.resolve().parent.name}-report"
+        raise HyloError(problem("folder of the report", str(to), allowed, fix))
+    return to
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ HALF = "half.parquet"
 AUDIT = "audit.json"
 PROBE = "probe.parquet"
 CONFIG, ADAPTER, TRACEBACK, STUDY = "config.yaml", "adapter", "traceback.txt", "study.json"
+RECORDS = "records"
+"""Folder of a published study's records (`hylo.publish`)."""
 TRIALS, CHOICES = "trials.parquet", "tuning.json"
 
 PROBE_COLUMNS = ["facts", "list", "depth", "place", "exact", "answer_logprob", "answer_tokens"]

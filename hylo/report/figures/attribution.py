@@ -8,6 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from hylo.analysis.contrasts import attribution_table
+from hylo.report.figures.base import study_figure
 from hylo.report.figures.marks import (
     GUIDES,
     beside,
@@ -20,9 +22,21 @@ from hylo.report.figures.marks import (
     with_seeds,
 )
 from hylo.report.figures.style import COLOURS, GRID, MARKERS, fold, framed, legend, legend_columns
+from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import MISSING
+from hylo.runs.store import StudyRecord
 
 COLUMNS = ["component", "way", "effect", "low", "high", "seeds"]
+
+
+@study_figure("attribution", order=40)
+def attribution_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
+    """`attribution_figure` of what a study asks after; None where it asks after no component."""
+    table = attribution_table(study).rename(columns={"effect_pct": "effect"})
+    if table.empty:
+        return None
+    table["way"] = table["way"].str.replace("_", " ")
+    return attribution_figure(f"{study.name}: attribution", caption(study, summary), table)
 
 
 def attribution_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figure:

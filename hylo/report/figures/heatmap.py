@@ -11,17 +11,30 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from hylo.analysis.retrieval import retrieval_table
+from hylo.report.figures.base import study_figure
 from hylo.report.figures.marks import checked, with_seeds
 from hylo.report.figures.multiples import grid, label_outer, panels
 from hylo.report.figures.retrieval import COLUMNS, as_percent
 from hylo.report.figures.style import framed
 from hylo.report.render.hover import hover
+from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import interval, number
+from hylo.runs.store import StudyRecord
 
 _COLOURS = colormaps["cividis"]  # sequential, and the same to readers with and without a colour blindness
 _SCALE = Normalize(0, 100)
 _SQUARE, _ROW = 0.18, 0.18  # inches: what a number of three digits needs
 _NUMBER = 6  # points
+
+
+@study_figure("retrieval_heatmap", order=90)
+def heatmap_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
+    """`retrieval_heatmap` of the probed cells; None where no probe was asked."""
+    table = retrieval_table(study)
+    if table.empty:
+        return None
+    return retrieval_heatmap(f"{study.name}: retrieval by depth", caption(study, summary), table)
 
 
 def retrieval_heatmap(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figure:

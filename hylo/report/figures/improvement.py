@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from hylo.report.figures.base import study_figure
 from hylo.report.figures.marks import ends, row_axis, rows
 from hylo.report.figures.style import COLOURS, GRID, fold, framed
 from hylo.report.render.hover import hover
@@ -15,8 +16,14 @@ from hylo.report.tables.summary_tables import split_by_reference
 from hylo.runs.store import StudyRecord
 
 
-def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
-    """Bars of the improvement over the untuned model in percent, with its interval, one a trained cell."""
+@study_figure("improvement", order=30)
+def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
+    """Bars of the improvement over the untuned model in percent, with its interval, one a trained cell.
+
+    None where nothing was trained.
+    """
+    if not set(summary["reference"]) - {""}:
+        return None
     against_untuned, _ = split_by_reference(summary, study).values()
     part: Any = against_untuned[against_untuned["reference"] != ""]
     labels = [fold(cell) for cell in part["cell"]]

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from hylo.analysis.rates import choices, mean_ppl
+from hylo.report.figures.base import study_figure
 from hylo.report.figures.marks import perplexity_axis
 from hylo.report.figures.multiples import grid, label_outer, panels
 from hylo.report.figures.style import COLOURS, FAINT, SMALL, framed
@@ -20,7 +22,8 @@ ABOVE_BEST = 1.15
 """The upright axis ends at most at so many times the best perplexity; what is worse stands at its upper edge."""
 
 
-def learning_rate_figure(study: StudyRecord) -> Figure | None:
+@study_figure("learning_rates", order=50)
+def learning_rate_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
     """Validation perplexity against the first chosen key, a panel a cell, with the lines of the others in grey.
 
     Points are means over the trial seeds, whiskers reach from the lowest to the highest seed. The line joins trials

@@ -10,15 +10,37 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
+from hylo.report.figures.base import study_figure
 from hylo.report.figures.labels import place_names
 from hylo.report.figures.marks import checked, ends, estimate, perplexity_axis, with_seeds
 from hylo.report.figures.style import COLOURS, GRID, fold, framed, legend, legend_columns
 from hylo.report.render.hover import hover
+from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import interval
+from hylo.runs.store import StudyRecord
 
 COLUMNS = ["cell", "trainable_params", "ppl", "ppl_low", "ppl_high", "seeds", "front"]
 _OTHER = "0.45"  # grey of cells that another one beats in both
 _NAMED = 8  # cells whose names find a place beside their points
+
+FEWEST_ON_A_FRONT = 3
+"""Trained cells from which quality against parameters is worth a figure."""
+
+
+@study_figure("pareto", order=70)
+def pareto_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
+    """`pareto_figure` of the cells that share the first untuned model's windows; None of few cells.
+
+    Perplexities on other windows cannot be compared.
+    """
+    rows: Any = summary[summary["reference"].isin(["", study.untuned]) & summary["ppl"].notna()]
+    same = [study.untuned_of(cell) == study.untuned for cell in rows["cell"]]
+    cells = rows[same].drop_duplicates("cell")
+    if sum(count > 0 for count in cells["trainable_params"]) < FEWEST_ON_A_FRONT:
+        return None
+    params, ppl = (cells[name].to_numpy(dtype=float) for name in ("trainable_params", "ppl"))
+    table = cells.assign(front=pareto_front(params, ppl))
+    return pareto_figure(f"{study.name}: quality against parameters", caption(study, summary), table)
 
 
 def pareto_front(params: ArrayLike, ppl: ArrayLike) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from hylo.analysis.pairs import complete_runs
 from hylo.analysis.positions import COLUMNS, ppl_by_bin
+from hylo.report.figures.base import study_figure
 from hylo.report.figures.marks import checked, curve, perplexity_axis, with_seeds
 from hylo.report.figures.multiples import TOGETHER, grid, label_outer, panels, same_scale
 from hylo.report.figures.style import FAINT, GRID, SMALL, cell_style, framed, legend, legend_columns
@@ -22,6 +23,7 @@ _IMPROVEMENT = "improvement_pct"
 _UNITS = {"ppl": "PPL {}", _IMPROVEMENT: "improvement {} %"}
 
 
+@study_figure("ppl_by_position", order=60)
 def position_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
     """Perplexity against the position in the window, ten bins, and the improvement over the untuned model."""
     edges, unit = _bin_edges(study)

@@ -9,10 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
+from hylo.analysis.retrieval import retrieval_table
+from hylo.report.figures.base import study_figure
 from hylo.report.figures.marks import checked, curve, with_seeds
 from hylo.report.figures.multiples import TOGETHER, grid, label_outer, panels, same_scale
 from hylo.report.figures.style import GRID, cell_style, framed, legend, legend_columns
+from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import interval
+from hylo.runs.store import StudyRecord
 
 COLUMNS = [
     "cell", "facts", "depth", "place", "accuracy", "accuracy_low", "accuracy_high", "logprob", "logprob_low",
@@ -33,6 +37,15 @@ _MEASURES = (
     _Measure("accuracy", "accuracy (%)", "accuracy (%)", "%"),
     _Measure("logprob", "log-probability (nats)", "log-prob. (nats)", "nats"),
 )
+
+
+@study_figure("retrieval", order=80)
+def retrieval_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
+    """`retrieval_figure` of the probed cells; None where no probe was asked."""
+    table = retrieval_table(study)
+    if table.empty:
+        return None
+    return retrieval_figure(f"{study.name}: retrieval by depth", caption(study, summary), table)
 
 
 def retrieval_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figure:

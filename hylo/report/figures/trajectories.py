@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from hylo.analysis.pairs import complete_runs
+from hylo.report.figures.base import study_figure
 from hylo.report.figures.style import GRID, LINES, fold, framed
 from hylo.report.render.hover import hover
 from hylo.runs.store import StudyRecord
@@ -18,6 +19,7 @@ _NAME_WIDTH = 90  # characters
 _WIDE = 20  # largest value by the smallest, from which on a linear axis hides the small ones
 
 
+@study_figure("trajectories", order=100)
 def trajectory_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
     """Entries of followed vectors over the steps, and their change since before training; None where there are none.
 

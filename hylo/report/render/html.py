@@ -1,7 +1,7 @@
 """One HTML page with everything inside it: tables that sort, figures as SVG, style and script. It asks for no network.
 
-The page's own policy forbids every request and every script but the one it comes with, so a name that looks like markup
-stays a name even if escaping had a hole.
+The templates in assets/ escape every text that they are given. The page's own policy forbids every request and every
+script but the one it comes with, so a name that looks like markup stays a name even if escaping had a hole.
 """
 
 import base64
@@ -10,8 +10,9 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hylo.report.tables.columns import Column, Row
 from hylo.report.tables.numbers import MISSING
@@ -19,8 +20,10 @@ from hylo.report.tables.table import Table
 
 FILTER_FROM = 9
 """Rows from which a table has a filter."""
+LONG = 24
+"""Characters of words beyond which a cell has a width of its own, or they would stand one below the other."""
 
-_BREAK = re.compile(r"([_+.-])(?=\w)")
+_BREAK = re.compile(r"(?<=[_+.-])(?=\w)")
 """Where a long name may go on in the next line."""
 _ASSETS = Path(__file__).with_name("assets")
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
@@ -40,6 +43,21 @@ class FigureBlock:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Top:
+    """What a reader sees first: the question, what was found, and the picture of it."""
+
+    title: str
+    """Of the page and its first heading."""
+    question: str = ""
+    warnings: Sequence[str] = ()
+    answer: Sequence[str] = ()
+    """Sentences."""
+    figure: FigureBlock | None = None
+    notes: Sequence[str] = ()
+    """Paragraphs below the figure: how it was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """A heading and what stands under it, in this order: warnings, text, table, notes, figures."""
 
@@ -53,12 +71,26 @@ class Section:
     figures: Sequence[FigureBlock] = ()
 
 
-def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _Cell:
+    """A cell of a table's body."""
+
+    parts: Sequence[str]
+    """Of its text; a line may break between them."""
+    key: str
+    """What its column is sorted by."""
+    exact: str
+    kind: str
+    """Class of the cell: number, long, or empty."""
+    tone: str
+    """Of a badge; empty for plain text."""
+
+
+def page(top: Top, sections: Sequence[Section]) -> str:
     """The whole page, byte-identical for the same content. All texts are plain text and are escaped here.
 
     Args:
-        title: of the page and its first heading.
-        lead: paragraphs under it.
+        top: what stands above everything else.
         sections: in the order of the table of contents.
 
     Raises:
@@ -66,39 +98,17 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
     """
     style, script = ((_ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
-    names = [f"section-{place}" for place, _ in enumerate(sections, 1)]
-    links = [f'<li><a href="#{name}">{_text(part.title)}</a></li>' for name, part in zip(names, sections, strict=True)]
-    lines = [
-        "<!doctype html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        f"<meta http-equiv=\"Content-Security-Policy\" content=\"{policy}; base-uri 'none'; form-action 'none'\">",
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<link rel="icon" href="data:,">',
-        f"<title>{_text(title)}</title>",
-        f"<style>\n{style}</style>",
-        "</head>",
-        "<body>",
-        f"<header>\n<h1>{_text(title)}</h1>",
-        *(f'<p class="lead">{_text(paragraph)}</p>' for paragraph in lead),
-        "</header>",
-        *(['<nav aria-label="Contents">\n<ol>', *links, "</ol>\n</nav>"] if links else []),
-        "<main>",
-        *(_section(name, part) for name, part in zip(names, sections, strict=True)),
-        "</main>",
-        "<footer></footer>",
-        f"<script>{script}</script>",
-        "</body>",
-        "</html>",
-    ]
-    return "\n".join(line for line in lines if line) + "\n"
-
-
-def badge(word: str, tone: str) -> str:
-    """A word on a coloured ground; tone is one of good, bad, open, plain."""
-    return f'<span class="badge {_text(tone)}">{_text(word)}</span>'
+    environment = Environment(
+        loader=FileSystemLoader(_ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals |= {"cells": _cells, "inline_svg": inline_svg, "filter_from": FILTER_FROM}
+    template = environment.get_template("page.html")
+    return template.render(top=top, sections=sections, style=style, script=script, digest=digest)
 
 
 def inline_svg(svg: str, prefix: str, title: str) -> str:
@@ -127,66 +137,12 @@ def inline_svg(svg: str, prefix: str, title: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _section(name: str, part: Section) -> str:
-    lines = [
-        f'<section id="{name}">',
-        f"<h2>{_text(part.title)}</h2>",
-        *(f'<p class="warning">{_text(line)}</p>' for line in part.warnings),
-        *(f"<p>{_text(paragraph)}</p>" for paragraph in part.text),
-        _table(name, part.table) if part.table else "",
-        *(['<ul class="notes">', *(f"<li>{_text(note)}</li>" for note in part.notes), "</ul>"] if part.notes else []),
-        *(_figure(f"{name}-figure-{place}", figure) for place, figure in enumerate(part.figures, 1)),
-        "</section>",
-    ]
-    return "\n".join(line for line in lines if line)
-
-
-def _figure(name: str, figure: FigureBlock) -> str:
-    caption = f"<figcaption>{_text(figure.caption)}</figcaption>\n" if figure.caption else ""
-    return f"<figure>\n<div>{inline_svg(figure.svg, name, figure.title)}</div>\n{caption}</figure>"
-
-
-def _table(name: str, table: Table) -> str:
-    rows: list[Row] = table.frame.to_dict("records")
-    lines = ['<div class="table">']
-    if len(rows) >= FILTER_FROM:
-        lines.append(
-            f'<div class="filter" hidden><label for="{name}-filter">Filter rows</label>'
-            f'<input type="search" id="{name}-filter" autocomplete="off"><output></output></div>'
-        )
-    lines += [
-        f'<div class="scroll">\n<table>\n<caption>{_text(table.title)}</caption>',
-        f"<thead>\n<tr>{''.join(_header(column) for column in table.columns)}</tr>\n</thead>",
-        "<tbody>",
-        *(f"<tr>{_cells(row, table.columns)}</tr>" for row in rows),
-        "</tbody>\n</table>\n</div>\n</div>",
-    ]
-    return "\n".join(lines)
-
-
-def _header(column: Column) -> str:
-    kind = ' class="number" data-numeric' if column.numeric else ""
-    header = column.header.replace(" %", "\N{NO-BREAK SPACE}%")
-    button = f'<button type="button" title="{_text(column.about)}">{_text(header)}</button>'
-    return f'<th scope="col" aria-sort="none"{kind}>{button}</th>'
-
-
-def _cells(row: Row, columns: Sequence[Column]) -> str:
-    return "".join(_cell(row, column, 'th scope="row"' if place == 0 else "td") for place, column in enumerate(columns))
-
-
-def _cell(row: Row, column: Column, tag: str) -> str:
-    shown = column.show(row)
-    exact = column.exact(row)
-    attributes = ' class="number"' if column.numeric else ""
-    attributes += f' data-value="{_text(column.sort_key(row))}"' + (f' title="{_text(exact)}"' if exact else "")
-    if column.tone and shown != MISSING:
-        content = badge(shown, column.tone(shown))
-    else:
-        content = _text(shown) if column.numeric else _BREAK.sub(r"\1<wbr>", _text(shown))
-    return f"<{tag}{attributes}>{content}</{tag.partition(' ')[0]}>"
-
-
-def _text(text: str) -> str:
-    """Escaped for content and for attributes in double quotes."""
-    return escape(text, quote=True)
+def _cells(row: Row, columns: Sequence[Column]) -> list[_Cell]:
+    found = []
+    for column in columns:
+        shown = column.show(row)
+        tone = column.tone(shown) if column.tone and shown != MISSING else ""
+        parts = [shown] if column.numeric or tone else _BREAK.split(shown)
+        kind = "number" if column.numeric else "long" if len(shown) > LONG and not tone else ""
+        found.append(_Cell(parts=parts, key=column.sort_key(row), exact=column.exact(row), kind=kind, tone=tone))
+    return found

@@ -1,15 +1,17 @@
 """What each form of a report holds, in order: the page, markdown and LaTeX. The place to add a section."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from hylo.report.render.console import escape, markdown_section
-from hylo.report.render.html import FigureBlock, Section
+from hylo.report.render.html import FigureBlock, Section, Top
 from hylo.report.render.latex import booktabs
-from hylo.report.tables.caption import PROTOCOL, warns
+from hylo.report.tables.answer import answer, has_verdicts
+from hylo.report.tables.caption import PROTOCOL, caption, warns
 from hylo.report.tables.table import Table
 from hylo.runs.store import StudyRecord
 
@@ -18,19 +20,42 @@ TEX_HEAD = r"""% Needs \usepackage{booktabs}. Rebuilt from the records: do not e
 """
 
 
-def lead(study: StudyRecord) -> list[str]:
-    """The paragraphs under the page's heading: the study's question and how it was run."""
-    said = {"question": "", "protocol": "Protocol: "}
-    return [f"{before}{study.manifest[key]}" for key, before in said.items() if study.manifest.get(key)]
+MAIN_FIGURES = {True: ("contrasts", "claims", "improvement"), False: ("improvement", "contrasts")}
+"""By whether there are verdicts: the first of these that a study has stands above everything else on its page."""
+
+
+def top(
+    study: StudyRecord,
+    summary: pd.DataFrame,
+    decided: Mapping[str, Table],
+    failed: list[str],
+    figure: FigureBlock | None,
+) -> Top:
+    """What a reader sees first: the question, what was found, the main figure, and how it was measured."""
+    missing = f"{len(failed)} of the study's runs have no result: see the last section." if failed else ""
+    protocol = f"Protocol: {study.manifest['protocol']}" if study.manifest.get("protocol") else ""
+    return Top(
+        title=study.name,
+        question=study.manifest.get("question") or "",
+        warnings=[line for line in caption(study, summary) if warns(line)],
+        answer=answer(study, summary, decided),
+        figure=figure,
+        notes=[note for note in (missing, protocol) if note],
+    )
+
+
+def main_figure(decided: Mapping[str, Table], figures: Collection[str]) -> str:
+    """The name of the figure that shows what the page's first sentences say; empty where there is none."""
+    return next((name for name in MAIN_FIGURES[has_verdicts(decided)] if name in figures), "")
 
 
 def sections(
-    study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: list[FigureBlock]
+    study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: Sequence[FigureBlock]
 ) -> list[Section]:
-    """The page's sections: tables, figures, runs without a result; one without content is left out."""
+    """The page's sections: tables, other figures, runs without a result; one without content is left out."""
     found = [_table_section(study, table) for table in tables]
     if figures:
-        found.append(Section(title="Figures", figures=figures))
+        found.append(Section(title="Other figures", figures=figures))
     if failed:
         text = "These runs have no result: they failed, were interrupted or were never started."
         found.append(Section(title="Not in the tables", text=[text], notes=failed))
@@ -44,14 +69,18 @@ def figure_block(figure: Figure, image: Path, drawing: Path) -> FigureBlock:
 
 
 def summary_markdown(study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: list[Path]) -> str:
-    """summary.md: the question, the tables with every column, the runs that are missing, and the figures."""
+    """summary.md: the question, the tables with every column, the runs that are missing, and the figures.
+
+    Args:
+        figures: as links from the folder of summary.md.
+    """
     blocks = [f"# {study.name}"]
     if study.manifest.get("question"):
         blocks.append(str(study.manifest["question"]))
     blocks += [markdown_section(table) for table in tables]
     if failed:
         blocks += ["## Not in the tables", "\n".join(f"- {escape(line)}" for line in failed)]
-    blocks += [f"![{path.stem.replace('_', ' ')}]({path.relative_to(study.folder).as_posix()})" for path in figures]
+    blocks += [f"![{path.stem.replace('_', ' ')}]({path.as_posix()})" for path in figures]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -72,5 +101,5 @@ def _table_section(study: StudyRecord, table: Table) -> Section:
         warnings=[line for line in table.notes if warns(line)],
         text=[table.about] if table.about else [],
         table=replace(table, title=f"{study.name}: {table.title}"),
-        notes=[line for line in table.notes if not warns(line) and not line.startswith(PROTOCOL)],  # the lead has it
+        notes=[line for line in table.notes if not warns(line) and not line.startswith(PROTOCOL)],  # the top has it
     )

@@ -1,0 +1,103 @@
+"""What holds of every figure of a study, found as reports find them: a new figure is tested here by itself."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from recorded import CELLS, PARAMS, SIZE, UNTUNED, write_recorded_study
+from test_contrasts import claim, contrast
+from test_report_retrieval import write_answers
+
+from hylo.analysis.summary import summarize
+from hylo.report.figures import registered, study_figures
+from hylo.report.figures.base import study_figure
+from hylo.report.figures.style import WIDTH
+from hylo.report.render.files import save
+from hylo.report.render.hover import svg
+from hylo.runs.store import StudyRecord, read_study
+from hylo.training.logs import TRAJECTORY
+
+SHIPPED = [
+    "claims", "contrasts", "improvement", "attribution", "learning_rates", "ppl_by_position", "pareto", "retrieval",
+    "retrieval_heatmap", "trajectories",
+]  # fmt: skip
+FIGURES = {figure.name: figure.draw for figure in registered()}
+MANIFEST = {
+    "contrasts": [contrast("high", "low", "size"), contrast("low", UNTUNED)],
+    "claims": [claim("up", "high", "low", 12.0)],
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
+    """A study that has something for every shipped figure."""
+    folder, rng = tmp_path_factory.mktemp("whole") / "demo", np.random.default_rng(3)
+    options = {"params": PARAMS, "manifest": MANIFEST, "tuned": list(CELLS)}
+    write_recorded_study(folder, CELLS, [0, 1, 2], rng, **options, **SIZE)
+    for runs in read_study(folder).cells.values():
+        for run in runs:
+            write_answers(run, rng, 0.9, 0.4)
+    for run in folder.glob("high-seed*"):
+        lines = [{"step": step, "slot": {"width (m)": [0.5 + step, 7.5]}} for step in range(3)]
+        (run / TRAJECTORY).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_study(folder)
+
+
+@pytest.fixture(scope="module")
+def summary(whole: StudyRecord) -> pd.DataFrame:
+    return summarize(whole)
+
+
+def _drawn(name: str, study: StudyRecord, summary: pd.DataFrame) -> Figure:
+    figure = FIGURES[name](study, summary)
+    if figure is None:
+        pytest.skip("the study of this test has nothing for it")
+    return figure
+
+
+def test_the_order_of_what_is_shipped(whole: StudyRecord, summary: pd.DataFrame) -> None:
+    names = [name for name, _ in study_figures(whole, summary)]
+    assert [name for name in names if name in SHIPPED] == SHIPPED
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_same_bytes_twice(name: str, whole: StudyRecord, summary: pd.DataFrame, tmp_path: Path) -> None:
+    one, other = (save(_drawn(name, whole, summary), tmp_path / part, name) for part in "ab")
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_what_a_reader_needs(name: str, whole: StudyRecord, summary: pd.DataFrame) -> None:
+    """A title that names the study, a caption that says what was measured on, values on pointing, nothing cut."""
+    figure = _drawn(name, whole, summary)
+    assert figure.get_suptitle().startswith("demo: ")
+    caption = figure.get_supxlabel().replace("\n", " ")
+    assert "seeds a cell" in caption or "trials a cell" in caption
+    assert svg(figure).count("<title>") >= 2
+    assert figure.get_figwidth() == WIDTH
+    figure.draw_without_rendering()
+    for axes in figure.get_axes():
+        box = axes.get_tightbbox()
+        assert box is None or (box.x0 >= -1 and box.x1 <= figure.bbox.width + 1), axes
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_little_to_draw_is_no_error(name: str, tmp_path: Path) -> None:
+    """One cell without a complete run beside the untuned model."""
+    rng = np.random.default_rng(0)
+    folder = write_recorded_study(tmp_path / "demo", {"low": 20.0}, [0], rng, failed=[("low", 0)], **SIZE)
+    study = read_study(folder)
+    FIGURES[name](study, summarize(study))
+
+
+def test_a_name_is_given_once() -> None:
+    def nothing(study: StudyRecord, summary: pd.DataFrame) -> None: ...
+
+    with pytest.raises(ValueError, match=r"figure 'pareto' is registered twice, by hylo\.report\.figures\.pareto\."):
+        study_figure("pareto", order=1)(nothing)
+    with pytest.raises(ValueError, match="a name is lower-case letters"):
+        study_figure("../pareto", order=1)
+    assert [figure.name for figure in registered()] == list(FIGURES)
