@@ -41,7 +41,7 @@ COMMANDS = sorted(
 
 
 @pytest.mark.parametrize(
-    "command", [command for command in COMMANDS if not re.search("my_method|final_scale|more_landmarks", command)]
+    "command", [command for command in COMMANDS if not re.search("my_method|final_scale|more_landmarks|lion", command)]
 )
 def test_commands_that_the_pages_show_can_run(command: str):
     """Composed, and their method checked on a model; of a sweep the last value of each key."""
@@ -55,19 +55,7 @@ def test_commands_that_the_pages_show_can_run(command: str):
 @pytest.mark.slow
 def test_adding_a_method_as_documented(tiny: tuple[str, ...], tmp_path: Path):
     """Word for word in a copy of the project: each file that the page shows, then each command, made small."""
-    page = (DOCS / "add-a-method.md").read_text()
-    copy = tmp_path / "copy"
-    for name in ("hylo", "conf", "tests", "experiments"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("train.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, copy / name)
-    files = re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert [Path(name).suffix for name, _ in files] == [".py", ".yaml"]
-    for name, content in files:
-        assert not (copy / name).exists()
-        (copy / name).write_text(content)
-    commands = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    single, contract, studies = (text.splitlines() for text in commands)
+    copy, (single, contract, studies) = _followed("add-a-method.md", tmp_path)
     run = partial(_run, copy)
 
     assert single == ["python train.py model=tiny_llama trainer=smoke method=final_scale"]
@@ -84,6 +72,39 @@ def test_adding_a_method_as_documented(tiny: tuple[str, ...], tmp_path: Path):
     assert "final_scale" in run("train.py", *tiny, *sweep.replace("0,1,2", "0").split()[2:])
     assert re.findall(r"\w+=\S+", ablation) == ["ADD=final_scale", "SEEDS=0,1,2"]
     assert re.search(r"^final_scale .*1 ", run("train.py", *tiny, "study=ablation", "add=[final_scale]"), re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_adding_an_optimizer_as_documented(tiny: tuple[str, ...], tmp_path: Path):
+    copy, (single, contract, sweeps) = _followed("add-an-optimizer.md", tmp_path)
+    run = partial(_run, copy)
+
+    assert single == ["python train.py model=tiny_llama trainer=smoke method=lora trainer/optimizer=lion"]
+    assert "lora,trainer.optimizer=lion" in run("train.py", *single[0].split()[2:], *tiny)
+
+    assert contract == ['make test ARGS="-k lion"']
+    passed = run("-m", "pytest", "-q", "-n", "0", "-k", "lion", "tests/test_optimizers.py")
+    assert int(re.findall(r"(\d+) passed", passed)[0]) >= 2
+
+    rates, both = (line.replace("0,1,2", "0").split()[2:] for line in sweeps)
+    assert "trainer.optimizer=lion" not in (printed := run("train.py", *tiny, *rates)), "the same for all rows"
+    assert "lora,trainer.learning_rate=5e-05" in printed
+    assert re.search(r"^lora,trainer\.optimizer=lion ", run("train.py", *tiny, *both), re.MULTILINE)
+
+
+def _followed(page: str, folder: Path) -> tuple[Path, list[list[str]]]:
+    """A copy of the project with the files that a page shows, and the lines of each block of commands on it."""
+    text, copy = (DOCS / page).read_text(), folder / "copy"
+    for name in ("hylo", "conf", "tests", "experiments"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy / name)
+    files = re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert [Path(name).suffix for name, _ in files] == [".py", ".yaml"]
+    for name, content in files:
+        assert not (copy / name).exists()
+        (copy / name).write_text(content)
+    return copy, [block.splitlines() for block in re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
 
 
 def _run(folder: Path, *arguments: str) -> str:

@@ -31,6 +31,13 @@ EDITS: dict[str, tuple[str, Callable[[str], str], set[str]]] = {
         lambda text: f"{text}\nSCALE = 2\n",
         {"landmark_pa"},
     ),
+    "the optimizer": (
+        "training/optimizers/adamw.py",
+        lambda text: f"{text}\nSCALE = 2\n",
+        {"lora", "landmark_pa", "bitfit"},
+    ),
+    "what optimizers share": ("training/optimizers/base.py", lambda text: f"{text}\nSCALE = 2\n", ALL),
+    "an unused optimizer": ("training/optimizers/sgd.py", lambda text: f"{text}\nSCALE = 2\n", set()),
     "a comment": ("training/step.py", lambda text: f"# A comment.\n{text}", set()),
     "a docstring": (
         "adapters/low_rank.py",

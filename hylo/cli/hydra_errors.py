@@ -11,6 +11,15 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from hylo.core.schema import Bounds
 
+REPLACED: dict[str, str] = {
+    "trainer.adam_beta1": "trainer.optimizer.beta1=...",
+    "trainer.adam_beta2": "trainer.optimizer.beta2=...",
+    "trainer.adam_epsilon": "trainer.optimizer.eps=...",
+    "trainer.weight_decay": "trainer.optimizer.weight_decay=...",
+    "optimizer": "trainer/optimizer=...",
+}
+"""What to write instead of keys that there were, or that one would expect."""
+
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:
     """A message that names the key, what is allowed there, and the likely fix."""
@@ -20,11 +29,7 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     if "is not a subclass of" in str(cause):
-        return (
-            f"{getattr(cause, 'full_key', '')}: a section without a type\n"
-            f"    allowed: components that a file of conf/method/ chooses\n"
-            f"    fix:     write one, or remove the override"
-        )
+        return _untyped_section(cause)
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         if isinstance(cause, ConfigKeyError) or str(cause).startswith("Key "):
             return _unknown_key(cause)
@@ -41,6 +46,15 @@ def _unreadable(error: OverrideParseException) -> str:
     )
 
 
+def _untyped_section(cause: HydraException | OmegaConfBaseException) -> str:
+    key, said = str(getattr(cause, "full_key", "")), re.search(r"value: (\w+)", str(cause))
+    allowed, fix = "components that a file of conf/method/ chooses", "write one, or remove the override"
+    if key.startswith("trainer."):
+        group = key.replace(".", "/")
+        allowed, fix = f"what a file of conf/{group}/ chooses", f"{group}={said[1] if said else '...'}"
+    return f"{key}: a section without a type\n    allowed: {allowed}\n    fix:     {fix}"
+
+
 def _unknown_choice(error: MissingConfigException) -> str:
     asked = error.missing_cfg_file or ""
     group, _, name = asked.partition("/") if ".." in asked else asked.rpartition("/")
@@ -52,6 +66,8 @@ def _unknown_choice(error: MissingConfigException) -> str:
 
 def _unknown_key(cause: OmegaConfBaseException) -> str:
     full_key = str(cause.full_key)
+    if full_key in REPLACED:
+        return f"{full_key} is not a key of the configuration\n    fix:     {REPLACED[full_key]}"
     section, _, key = full_key.rpartition(".")
     known = _keys_of(cause)
     if not known:

@@ -12,6 +12,7 @@ import hylo.adapters
 import hylo.data
 import hylo.evaluation.probes
 import hylo.models
+import hylo.training.optimizers
 from hylo.adapters.component import ComponentConfig
 from hylo.core.errors import ConfigError, problem
 from hylo.core.registry import import_all
@@ -23,7 +24,7 @@ from hylo.models.base import ModelConfig
 from hylo.tracking.base import TrackingConfig
 from hylo.training.config import TrainerConfig
 
-for package in (hylo.adapters, hylo.data, hylo.models, hylo.evaluation.probes):
+for package in (hylo.adapters, hylo.data, hylo.models, hylo.evaluation.probes, hylo.training.optimizers):
     import_all(package)
 
 

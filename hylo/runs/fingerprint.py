@@ -11,6 +11,7 @@ from typing import Any
 from hylo.adapters.component import component_name
 from hylo.core.cache import text_hash
 from hylo.core.devices import library_versions
+from hylo.core.registry import name_of
 from hylo.core.schema import plain
 from hylo.core.sources import source_hash
 from hylo.data.base import Split
@@ -47,10 +48,12 @@ def _fingerprint(config: Config, session: Session) -> str:
         content["trainer"] = {
             name: value for name, value in trainer.items() if name not in TrainerConfig.WITHOUT_EFFECT
         }
+        content["optimizer"] = name_of("optimizer", type(config.trainer.optimizer))
         content["seed"] = config.seed
     else:
         content["trainer"] = {name: trainer[name] for name in sorted(TrainerConfig.EVALUATION)}
     chosen = [config.model, config.data, *config.components.values()]
+    chosen += [config.trainer.optimizer] if config.components else []
     content["source"] = source_hash([RUN, *(type(part).__module__ for part in chosen)], without=WATCHES)
     return text_hash(json.dumps(content, sort_keys=True))[:12]
 
