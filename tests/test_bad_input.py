@@ -16,7 +16,7 @@ BAD = {
     "unknown key of a component": (["method.low_rank.rnak=4"], ["method.low_rank.rnak", "rank=..."]),
     "a key that there was": (
         ["trainer.adam_epsilon=1e-6"],
-        ["trainer.adam_epsilon", "fix:     trainer.optimizer.eps=..."],
+        ["trainer.adam_epsilon", "no longer", "fix:     trainer.optimizer.eps=..."],
     ),
     "a group as a key": (["trainer.optimizer=sgd"], ["conf/trainer/optimizer/", "fix:     trainer/optimizer=sgd"]),
     "a group without its section": (["optimizer=sgd"], ["optimizer is not a key", "fix:     trainer/optimizer=..."]),

@@ -16,9 +16,8 @@ REPLACED: dict[str, str] = {
     "trainer.adam_beta2": "trainer.optimizer.beta2=...",
     "trainer.adam_epsilon": "trainer.optimizer.eps=...",
     "trainer.weight_decay": "trainer.optimizer.weight_decay=...",
-    "optimizer": "trainer/optimizer=...",
 }
-"""What to write instead of keys that there were, or that one would expect."""
+"""Keys that there were, and what is written instead."""
 
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:
@@ -67,13 +66,13 @@ def _unknown_choice(error: MissingConfigException) -> str:
 def _unknown_key(cause: OmegaConfBaseException) -> str:
     full_key = str(cause.full_key)
     if full_key in REPLACED:
-        return f"{full_key} is not a key of the configuration\n    fix:     {REPLACED[full_key]}"
+        return f"{full_key} is no longer a key of the configuration\n    fix:     {REPLACED[full_key]}"
     section, _, key = full_key.rpartition(".")
     known = _keys_of(cause)
     if not known:
         return f"{full_key} is not a key of the configuration\n    fix:     remove it"
     home = next((name for name in known if key in _fields_below(cause, name)), None)
-    meant = f"{home}.{key}" if home else _closest(key, known)
+    meant = f"{home}{_separator(cause, home, key)}{key}" if home else _closest(key, known)
     fix = f"{section}.{meant}=...".removeprefix(".") if meant else "one of these, or remove it"
     return f"{full_key} is not a key of the configuration\n    allowed: {', '.join(known)}\n    fix:     {fix}"
 
@@ -110,6 +109,12 @@ def _fields_below(cause: OmegaConfBaseException, name: str) -> set[str]:
     node: Any = cause.parent_node
     schema = OmegaConf.get_type(node, name) if node is not None and name in node else None
     return {field.name for field in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else set()
+
+
+def _separator(cause: OmegaConfBaseException, section: str, key: str) -> str:
+    """A dot before a value, a slash before a section: that is a choice among files."""
+    node: Any = cause.parent_node
+    return "/" if dataclasses.is_dataclass(OmegaConf.get_type(node[section], key)) else "."
 
 
 def _field_of(cause: OmegaConfBaseException, name: str) -> "dataclasses.Field[Any] | None":
