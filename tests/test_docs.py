@@ -40,9 +40,11 @@ COMMANDS = sorted(
 """Overrides of every command that a page shows."""
 
 
-@pytest.mark.parametrize(
-    "command", [command for command in COMMANDS if not re.search("my_method|final_scale|more_landmarks|lion", command)]
-)
+ADDED = "my_method|final_scale|more_landmarks|lion|cloze"
+"""What pages add."""
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if not re.search(ADDED, command)])
 def test_commands_that_the_pages_show_can_run(command: str):
     """Composed, and their method checked on a model; of a sweep the last value of each key."""
     overrides = [text for text in shlex.split(command) if text != "-m"]
@@ -90,6 +92,23 @@ def test_adding_an_optimizer_as_documented(tiny: tuple[str, ...], tmp_path: Path
     assert "trainer.optimizer=lion" not in (printed := run("train.py", *tiny, *rates)), "the same for all rows"
     assert "lora,trainer.learning_rate=5e-05" in printed
     assert re.search(r"^lora,trainer\.optimizer=lion ", run("train.py", *tiny, *both), re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_adding_a_probe_as_documented(tiny: tuple[str, ...], tmp_path: Path):
+    copy, ((single, sweep),) = _followed("add-a-probe.md", tmp_path)
+    run = partial(_run, copy)
+
+    assert single == "python train.py model=tiny_llama trainer=smoke method=lora probe=cloze"
+    said = "mean log-probability of the last word"
+    assert run("train.py", *tiny, *single.split()[2:]).count(said) == 2
+    assert said not in run("train.py", *tiny, *single.split()[2:])
+    assert said in run("train.py", *tiny, *single.split()[2:], "probe.sentences=2")
+
+    run("train.py", *tiny, *sweep.replace("0,1,2", "0,1").split()[2:])
+    (reading,) = re.findall(r"^```python\n(from pathlib.*?)^```$", (DOCS / "add-a-probe.md").read_text(), re.M | re.S)
+    counts = {line.split()[0]: line.count("-") for line in run("-c", reading).splitlines()}
+    assert counts == {"none": 1, "lora": 2, "rslora": 2}
 
 
 def _followed(page: str, folder: Path) -> tuple[Path, list[list[str]]]:

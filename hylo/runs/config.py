@@ -18,8 +18,7 @@ from hylo.core.errors import ConfigError, problem
 from hylo.core.registry import import_all
 from hylo.core.schema import bound_problems, bounded
 from hylo.data.base import DataConfig
-from hylo.evaluation.probes.base import ProbeConfig
-from hylo.evaluation.probes.kv import KvProbeConfig
+from hylo.evaluation.probes.base import ProbeChoice, ProbeConfig
 from hylo.models.base import ModelConfig
 from hylo.tracking.base import TrackingConfig
 from hylo.training.config import TrainerConfig
@@ -52,7 +51,7 @@ class Config:
     """Components by slot: conf/method/. A slot set to null is off."""
     trainer: TrainerConfig = MISSING
     """Training and evaluation settings: conf/trainer/."""
-    probe: ProbeConfig = MISSING
+    probe: ProbeChoice = MISSING
     """What is asked of the complete run: conf/probe/. No part of the run's fingerprint."""
     tracking: TrackingConfig = MISSING
     """Where runs are logged besides their records: conf/tracking/."""
@@ -88,9 +87,9 @@ class Config:
         return {slot: config for slot, config in self.method.items() if config is not None}
 
     @property
-    def asked(self) -> KvProbeConfig | None:
+    def asked(self) -> ProbeConfig | None:
         """The probe's settings; None where nothing is asked."""
-        return self.probe if isinstance(self.probe, KvProbeConfig) else None
+        return self.probe if isinstance(self.probe, ProbeConfig) else None
 
 
 def resolve(composed: DictConfig) -> Config:
