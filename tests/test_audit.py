@@ -30,6 +30,7 @@ from hylo.adapters.model import AdaptedModel, Method
 from hylo.audit import Audit, Finding, Status, untouched_logits
 from hylo.models.architecture import final_norm, hidden_size
 from hylo.training.config import TrainerConfig
+from hylo.training.optimizers.adamw import AdamWConfig
 from hylo.training.step import make_optimizer
 
 IDS = tokens(2, 20)
@@ -50,7 +51,7 @@ def started(components: Method, architecture: str = "llama") -> tuple[Audit, Ada
 
 def learn(model: AdaptedModel, steps: int = 3, left_out: str = "") -> None:
     """A few steps of training; a tensor can be left out of the optimizer."""
-    optimizer = make_optimizer(model, TrainerConfig())
+    optimizer = make_optimizer(model, TrainerConfig(optimizer=AdamWConfig()))
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if p is not trained(model).get(left_out)]
     for _ in range(steps):

@@ -14,6 +14,24 @@ BAD = {
     "a method like no other": (["method=qqq"], ["'qqq'", "allowed: bitfit", "fix:     one of these"]),
     "unknown key": (["trainer.learning_rat=1"], ["trainer.learning_rat", "learning_rate=..."]),
     "unknown key of a component": (["method.low_rank.rnak=4"], ["method.low_rank.rnak", "rank=..."]),
+    "a key that there was": (
+        ["trainer.adam_epsilon=1e-6"],
+        ["trainer.adam_epsilon", "no longer", "fix:     trainer.optimizer.eps=..."],
+    ),
+    "a group as a key": (["trainer.optimizer=sgd"], ["conf/trainer/optimizer/", "fix:     trainer/optimizer=sgd"]),
+    "a group without its section": (["optimizer=sgd"], ["optimizer is not a key", "fix:     trainer/optimizer=..."]),
+    "unknown optimizer": (
+        ["trainer/optimizer=sdg"],
+        ["'sdg'", "allowed: adamw, sgd", "fix:     trainer/optimizer=sgd"],
+    ),
+    "a key of another optimizer": (
+        ["trainer.optimizer.momentum=0.5"],
+        ["trainer.optimizer.momentum", "allowed: weight_decay, beta1"],
+    ),
+    "no momentum": (
+        ["trainer/optimizer=sgd", "trainer.optimizer.momentum=1"],
+        ["trainer.optimizer.momentum = 1.0", "< 1", "trainer.optimizer.momentum=0.9"],
+    ),
     "unknown key added with +": (["+trainer.speed=9"], ["speed", "fix:"]),
     "unknown slot": (["+method.extra.rank=4"], ["extra", "conf/method/", "fix:"]),
     "unknown method": (["method=rslroa"], ["rslroa", "method=rslora"]),
@@ -101,7 +119,7 @@ def test_as_a_process(tmp_path: Path) -> None:
 def test_help_explains_groups_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--help") == 0
     text = capsys.readouterr().out
-    for group in ("model", "data", "method", "trainer", "probe", "tracking"):
+    for group in ("model", "data", "method", "trainer", "trainer/optimizer", "probe", "tracking"):
         assert f"\n{group}: " in text, group
     for command in ("train.py -m method=landmark_pa,landmark_learnable", "study=ablation", "method.landmark=null"):
         assert command in text

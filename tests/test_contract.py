@@ -37,6 +37,7 @@ from hylo.adapters.model import AdaptedModel, adapted
 from hylo.adapters.saved import SETTINGS, WEIGHTS, read_settings
 from hylo.training.config import TrainerConfig
 from hylo.training.loop import prepare_for_training
+from hylo.training.optimizers.adamw import AdamWConfig
 from hylo.training.step import make_optimizer
 
 IDS = tokens(2, 12)
@@ -126,7 +127,7 @@ def test_training_moves_all_that_is_trained_and_leaves_the_base_bit_equal(base: 
     before, expected = snapshot(base), logits(base, IDS)
     frozen = {} if trains_base(method(name)) else dict(base.named_parameters())
     with adapted(base, method(name), context_length=CONTEXT, seed=0) as model:
-        optimizer = make_optimizer(model, TrainerConfig(weight_decay=0.1))
+        optimizer = make_optimizer(model, TrainerConfig(optimizer=AdamWConfig(weight_decay=0.1)))
         optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         assert sorted(map(id, optimized)) == sorted(map(id, trained(model).values()))
         start, unmoved = values(model), declared_dead(model)

@@ -18,6 +18,7 @@ from hylo.audit.contribution import read
 from hylo.data.windows import Windows
 from hylo.runs.store import AUDIT, read_study
 from hylo.training.config import TrainerConfig
+from hylo.training.optimizers.adamw import AdamWConfig
 from hylo.training.step import make_optimizer
 
 IDS = tokens(2, 20)
@@ -32,7 +33,7 @@ def measured(name: str, rate: float, steps: int = 4) -> tuple[Contributions, Any
     before = read(base, base, WINDOWS)
     model = adapt(base, method(name))
     contributions = Contributions(model, WINDOWS, before)
-    optimizer = make_optimizer(model, TrainerConfig(learning_rate=rate))
+    optimizer = make_optimizer(model, TrainerConfig(learning_rate=rate, optimizer=AdamWConfig()))
     for _ in range(steps):
         model.zero_grad()
         causal_loss(model(input_ids=IDS).logits, IDS).backward()

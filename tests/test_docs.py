@@ -47,9 +47,11 @@ COMMANDS = sorted(
 """Overrides of every command that a page shows."""
 
 
-@pytest.mark.parametrize(
-    "command", [command for command in COMMANDS if not re.search("my_method|final_scale|more_landmarks|jsonl", command)]
-)
+ADDED = "my_method|final_scale|more_landmarks|lion|cloze|jsonl"
+"""What pages add."""
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if not re.search(ADDED, command)])
 def test_commands_that_the_pages_show_can_run(command: str):
     """Composed, and their method checked on a model; of a sweep the last value of each key."""
     overrides = [text for text in shlex.split(command) if text != "-m"]
@@ -99,21 +101,6 @@ def test_adding_a_tracker_as_documented(tiny: tuple[str, ...], tmp_path: Path):
     assert int(re.findall(r"(\d+) passed", passed)[0]) == 3
 
 
-def _followed(name: str, folder: Path) -> tuple[Path, list[list[str]]]:
-    """A copy of the project with the files that a page shows, a Python file and a YAML, and the page's commands."""
-    page, copy = (DOCS / name).read_text(), folder / "copy"
-    for part in ("hylo", "conf", "tests", "experiments"):
-        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for part in ("train.py", "pyproject.toml"):
-        shutil.copy(ROOT / part, copy / part)
-    files = re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert [Path(path).suffix for path, _ in files] == [".py", ".yaml"]
-    for path, content in files:
-        assert not (copy / path).exists()
-        (copy / path).write_text(content)
-    return copy, [text.splitlines() for text in re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
-
-
 @pytest.mark.slow
 def test_adding_a_figure_as_documented(tmp_path: Path):
     """Word for word in a copy of the project: the file that the page shows, then its commands."""
@@ -131,6 +118,56 @@ def test_adding_a_figure_as_documented(tmp_path: Path):
     assert "rslora, seed 2: PPL 24." in (copy / drawn).parents[1].joinpath("report.html").read_text()
     (chosen,) = re.findall(r'-k (\w+)"', contract)
     assert "3 passed" in _run(copy, "-m", "pytest", "-q", "-n", "0", "-k", chosen, "tests/test_study_figures.py")
+
+
+@pytest.mark.slow
+def test_adding_an_optimizer_as_documented(tiny: tuple[str, ...], tmp_path: Path):
+    copy, (single, contract, sweeps) = _followed("add-an-optimizer.md", tmp_path)
+    run = partial(_run, copy)
+
+    assert single == ["python train.py model=tiny_llama trainer=smoke method=lora trainer/optimizer=lion"]
+    assert "lora,trainer.optimizer=lion" in run("train.py", *single[0].split()[2:], *tiny)
+
+    assert contract == ['make test ARGS="-k lion"']
+    passed = run("-m", "pytest", "-q", "-n", "0", "-k", "lion", "tests/test_optimizers.py")
+    assert int(re.findall(r"(\d+) passed", passed)[0]) >= 2
+
+    rates, both = (line.replace("0,1,2", "0").split()[2:] for line in sweeps)
+    assert "trainer.optimizer=lion" not in (printed := run("train.py", *tiny, *rates)), "the same for all rows"
+    assert "lora,trainer.learning_rate=5e-05" in printed
+    assert re.search(r"^lora,trainer\.optimizer=lion ", run("train.py", *tiny, *both), re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_adding_a_probe_as_documented(tiny: tuple[str, ...], tmp_path: Path):
+    copy, ((single, sweep),) = _followed("add-a-probe.md", tmp_path)
+    run = partial(_run, copy)
+
+    assert single == "python train.py model=tiny_llama trainer=smoke method=lora probe=cloze"
+    said = "mean log-probability of the last word"
+    assert run("train.py", *tiny, *single.split()[2:]).count(said) == 2
+    assert said not in run("train.py", *tiny, *single.split()[2:])
+    assert said in run("train.py", *tiny, *single.split()[2:], "probe.sentences=2")
+
+    run("train.py", *tiny, *sweep.replace("0,1,2", "0,1").split()[2:])
+    (reading,) = re.findall(r"^```python\n(from pathlib.*?)^```$", (DOCS / "add-a-probe.md").read_text(), re.M | re.S)
+    counts = {line.split()[0]: line.count("-") for line in run("-c", reading).splitlines()}
+    assert counts == {"none": 1, "lora": 2, "rslora": 2}
+
+
+def _followed(page: str, folder: Path) -> tuple[Path, list[list[str]]]:
+    """A copy of the project with the files that a page shows, and the lines of each block of commands on it."""
+    text, copy = (DOCS / page).read_text(), folder / "copy"
+    for name in ("hylo", "conf", "tests", "experiments"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("train.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, copy / name)
+    files = re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert [Path(name).suffix for name, _ in files] == [".py", ".yaml"]
+    for name, content in files:
+        assert not (copy / name).exists()
+        (copy / name).write_text(content)
+    return copy, [block.splitlines() for block in re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
 
 
 def _run(folder: Path, *arguments: str) -> str:

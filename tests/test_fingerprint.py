@@ -31,6 +31,14 @@ EDITS: dict[str, tuple[str, Callable[[str], str], set[str]]] = {
         lambda text: f"{text}\nSCALE = 2\n",
         {"landmark_pa"},
     ),
+    "the optimizer": (
+        "training/optimizers/adamw.py",
+        lambda text: f"{text}\nSCALE = 2\n",
+        {"lora", "landmark_pa", "bitfit"},
+    ),
+    "what optimizers share": ("training/optimizers/base.py", lambda text: f"{text}\nSCALE = 2\n", ALL),
+    "an unused optimizer": ("training/optimizers/sgd.py", lambda text: f"{text}\nSCALE = 2\n", set()),
+    "a probe": ("evaluation/probes/kv.py", lambda text: f"{text}\nSCALE = 2\n", set()),
     "a comment": ("training/step.py", lambda text: f"# A comment.\n{text}", set()),
     "a docstring": (
         "adapters/low_rank.py",
@@ -123,6 +131,13 @@ def test_everything_that_a_run_imports_is_in_it():
     modules = reached([RUN], without=WATCHES)
     assert {"hylo.models.architecture", "hylo.models.base", "hylo.kernels.compiled", "hylo.runs.shared"} <= modules
     assert {name.split(".")[1] for name in modules}.isdisjoint({"report", "analysis", "studies", "cli", "tracking"})
+
+
+def test_everything_that_asks_is_in_the_mark_of_a_probe():
+    modules = reached(["hylo.evaluation.probes.kv"], without=WATCHES)
+    asking = {f"hylo.evaluation.probes.{name}" for name in ("base", "measure", "score")}
+    assert asking | {"hylo.data.kv.words", "hylo.data.kv.text"} <= modules
+    assert "hylo.evaluation.probes.kv" not in reached([RUN], without=WATCHES)
 
 
 def test_a_module_without_a_source():

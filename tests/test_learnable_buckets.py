@@ -35,6 +35,7 @@ from hylo.runs.cell import Cell, check
 from hylo.runs.shared import Session
 from hylo.runs.store import RunRecord
 from hylo.training.config import TrainerConfig
+from hylo.training.optimizers.adamw import AdamWConfig
 from hylo.training.step import make_optimizer
 
 BASE = tiny("llama")
@@ -208,7 +209,7 @@ def test_the_boundaries_alone_have_their_own_learning_rate() -> None:
     components = method_of("landmark_learnable", "method.landmark.boundary_learning_rate_multiplier=7")
     components["landmark"].learning_rate_multiplier = 3.0  # composed configs are shared, and this one is not reused
     model = adapt(BASE, components)
-    config = TrainerConfig(learning_rate=0.01, weight_decay=0.1)
+    config = TrainerConfig(learning_rate=0.01, optimizer=AdamWConfig(weight_decay=0.1))
     groups = make_optimizer(model, config).param_groups
     rate = {id(tensor): group["peak"] for group in groups for tensor in group["params"]}
     decay = {id(tensor): group["weight_decay"] for group in groups for tensor in group["params"]}
@@ -242,7 +243,7 @@ def test_warm_up_holds_the_boundaries_for_the_promised_steps(
     would be 0.58 times the learning rate. Without warm-up the first step has no gradient, because P starts at zero.
     """
     overrides = (f"method.landmark.boundary_warmup={share}", f"trainer.steps={steps}", "trainer.decay=constant")
-    _run(tiny, tmp_path, *overrides, "trainer.adam_epsilon=1e-30")
+    _run(tiny, tmp_path, *overrides, "trainer.optimizer.eps=1e-30")
     moves = np.abs(np.diff(_boundaries(tmp_path), axis=0)) / 32
     assert moves.shape == (steps, 31)
     assert (moves[:held] == 0).all()

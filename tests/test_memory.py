@@ -12,6 +12,7 @@ from hylo.training.memory import (
     evaluation_bytes_per_token,
     kept_bytes_per_token,
 )
+from hylo.training.optimizers.adamw import AdamWConfig
 
 LENGTH = 16
 
@@ -48,13 +49,14 @@ def test_parts_of_the_estimate():
     model, ids = adapt(tiny("llama"), method("lora")), tokens(1, 8)
 
     def of(processes: int = 1, **settings: object) -> int:
-        config = TrainerConfig(**settings)  # pyright: ignore[reportArgumentType]
+        config = TrainerConfig(optimizer=AdamWConfig(), **settings)  # pyright: ignore[reportArgumentType]
         return estimate(model, ids, config, length=LENGTH, eval_windows=2, processes=processes).activations
 
     assert of(gradient_checkpointing=True) < 0.7 * of()
     assert of(batch_size=8) == pytest.approx(2 * of(batch_size=4), rel=1e-3)
     assert of(batch_size=8, processes=2) == of(batch_size=4)
-    whole = estimate(model, ids, TrainerConfig(), length=LENGTH, eval_windows=2, processes=1)
+    chosen = TrainerConfig(optimizer=AdamWConfig())
+    whole = estimate(model, ids, chosen, length=LENGTH, eval_windows=2, processes=1)
     assert whole.trained == 3 * FLOAT * model.parameter_counts()["trainable"]
     assert whole.peak == whole.resident + whole.activations + whole.workspace + whole.trained
     assert whole.beside(7) == {"peak_memory_bytes": 7, "estimated_peak_memory_bytes": whole.peak}

@@ -157,7 +157,7 @@ def test_a_run_starts_from_its_own_first_batches(
 ):
     """No step moves anything at rate 1e-30, so the saved A is the one that training began with."""
     monkeypatch.chdir(tmp_path)
-    quiet = ("trainer.learning_rate=1e-30", "trainer.weight_decay=0.0", "trainer.steps=2")
+    quiet = ("trainer.learning_rate=1e-30", "trainer.optimizer.weight_decay=0.0", "trainer.steps=2")
     saved = []
     for seed in (0, 1):
         assert train(*tiny, "method=peft_eva", f"seed={seed}", f"outputs={seed}", *quiet) == 0

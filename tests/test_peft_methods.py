@@ -44,6 +44,7 @@ from hylo.core.errors import ConfigError
 from hylo.models.architecture import default_targets, target_layers
 from hylo.training.config import TrainerConfig
 from hylo.training.loop import prepare_for_training
+from hylo.training.optimizers.adamw import AdamWConfig
 from hylo.training.step import make_optimizer
 
 IDS = tokens(2, 12)
@@ -327,8 +328,8 @@ def test_loraplus_is_that_of_the_library(architecture: str):
     with torch.no_grad():
         for _, mine, other in pairs:
             other.copy_(mine)
-    start, settings = values(ours), TrainerConfig(learning_rate=1e-3)
-    assert settings.weight_decay == 0.0
+    start, settings = values(ours), TrainerConfig(learning_rate=1e-3, optimizer=AdamWConfig())
+    assert settings.optimizer.weight_decay == 0.0
     library: Any = theirs
     reference = create_loraplus_optimizer(library, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16.0)
     for model, optimizer in ((ours, make_optimizer(ours, settings)), (theirs, reference)):

@@ -15,8 +15,8 @@ from hylo.core.devices import accelerator_for
 from hylo.core.errors import TrainingDiverged
 from hylo.data.kv.text import PROBE_CODES, TRAINING_CODES
 from hylo.data.kv.words import PROBE_WORDS, TRAINING_WORDS
-from hylo.evaluation.probes.kv import KvProbeConfig, Prompts, depth_places, make_prompts
-from hylo.evaluation.probes.measure import ask, cached_logits, full_logits, graded
+from hylo.evaluation.probes.kv import KvProbe, KvProbeConfig, Prompts, depth_places, make_prompts
+from hylo.evaluation.probes.measure import cached_logits, full_logits, graded
 from hylo.evaluation.probes.score import ends_minus_middle
 from hylo.models.tiny import TinyArchitecture, TinyModelConfig
 
@@ -131,7 +131,7 @@ def test_exact_is_what_greedy_decoding_says(answer: int, prompts: list[Prompts])
         expected.append(int(right))
     known = dataclasses.replace(one, tails=tails)
     for cached in (True, False):
-        answers = ask(model, [known], accelerator, cached=cached, label="test")
+        answers = KvProbe([known]).ask(model, accelerator, cached=cached, label="test")
         table: Any = answers.table
         assert table["exact"].tolist() == expected
         with torch.no_grad():
@@ -146,8 +146,9 @@ def test_a_number_that_is_not_finite_is_refused(prompts: list[Prompts]) -> None:
     model = tiny_model(TinyArchitecture.llama, "lora")
     next(iter(model.flat().values())).data.fill_(float("nan"))
     config = composed("model=tiny_llama")
+    accelerator = accelerator_for(config.trainer.device, config.trainer.precision)
     with pytest.raises(TrainingDiverged, match="list 0 of 5 facts"):
-        ask(model, prompts, accelerator_for(config.trainer.device, config.trainer.precision), cached=True, label="test")
+        KvProbe(prompts).ask(model, accelerator, cached=True, label="test")
 
 
 def test_graded_by_hand() -> None:

@@ -12,11 +12,13 @@ from launch import composed, train
 import hylo.runs.run
 from hylo.cli.main import SESSION, name_sweep, single_cell
 from hylo.core.errors import RecordError
+from hylo.evaluation.probes.kv import KvProbe
+from hylo.evaluation.probes.score import COLUMNS
 from hylo.launch.local import operations
 from hylo.runs.cell import Cell
 from hylo.runs.fingerprint import fingerprint, probe_mark
 from hylo.runs.run import run_cell, taken_up
-from hylo.runs.store import PROBE, PROBE_COLUMNS, RESULT, RunRecord, add_probe, read_run
+from hylo.runs.store import PROBE, RESULT, RunRecord, add_probe, read_run
 from hylo.studies.plan import plan_study
 
 PROBED = ("probe=kv", "probe.facts=[5,6]", "probe.lists=3")
@@ -78,7 +80,6 @@ def test_a_complete_run_gets_a_probe_without_training(
     bare = run_cell(Cell("runs", name, composed(*tiny, f"method={name}")), SESSION)
     before = files_of(bare)
     assert bare.probe.empty
-    assert list(bare.probe.columns) == PROBE_COLUMNS
     fresh = run_cell(Cell("runs", name, dataclasses.replace(config, outputs="fresh")), SESSION)
     untuned = run_cell(Cell("runs", name, config).untuned("none"), SESSION)
     no_training(monkeypatch)
@@ -86,7 +87,7 @@ def test_a_complete_run_gets_a_probe_without_training(
     assert files_of(run) == before
     assert {key: value for key, value in run.result.items() if key != "probe"} == bare.result
     pd.testing.assert_frame_equal(run.probe, fresh.probe)
-    assert list(run.probe.columns) == PROBE_COLUMNS
+    assert list(run.probe.columns) == COLUMNS
     assert len(run.probe) == 2 * 3 * 5
     if name != "none":
         assert not np.allclose(run.probe["answer_logprob"], untuned.probe["answer_logprob"]), "no adapter was read"
@@ -96,6 +97,7 @@ def test_the_section_of_a_record(tiny: tuple[str, ...]) -> None:
     run = run_cell(Cell("runs", "none", composed(*tiny, "method=none", *PROBED)), SESSION)
     section, config = run.result["probe"], composed(*tiny, *PROBED).asked
     assert config is not None
+    assert section["name"] == run.probe_name == "kv"
     assert section["mark"] == run.probe_mark == probe_mark(config)
     assert section["config"] == {"facts": [5, 6], "depths": 5, "lists": 3, "seed": 0}
     assert set(section["facts"]) == {"5", "6"}
@@ -110,8 +112,8 @@ def test_the_section_of_a_record(tiny: tuple[str, ...]) -> None:
 def test_the_audit_decides_how_lists_are_read(
     pooling: str, cached: bool, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = hylo.runs.run.ask, []
-    monkeypatch.setattr(hylo.runs.run, "ask", lambda *a, **named: seen.append(named["cached"]) or real(*a, **named))
+    real, seen = KvProbe.ask, []
+    monkeypatch.setattr(KvProbe, "ask", lambda *a, **named: seen.append(named["cached"]) or real(*a, **named))
     overrides = ("method=landmark_original", f"method.landmark.pooling={pooling}")
     run_cell(Cell("runs", pooling, composed(*tiny, *overrides, *PROBED)), SESSION)
     assert seen == [cached]
@@ -125,7 +127,7 @@ def test_a_probe_is_asked_once_and_kept(tiny: tuple[str, ...], monkeypatch: pyte
     first = run_cell(cell, SESSION)
     no_training(monkeypatch)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hylo.runs.run, "ask", None)
+        patch.setattr(KvProbe, "ask", None)
         assert taken_up(cell, SESSION)
         assert taken_up(bare, SESSION)
         assert run_cell(bare, SESSION).result == run_cell(cell, SESSION).result == first.result
@@ -146,7 +148,7 @@ def test_a_run_of_another_group_is_taken_with_its_probe(tiny: tuple[str, ...], m
     run_cell(bare, SESSION)
     no_training(monkeypatch)
     run_cell(asked, SESSION)
-    monkeypatch.setattr(hylo.runs.run, "ask", None)
+    monkeypatch.setattr(KvProbe, "ask", None)
     wanted = dataclasses.replace(asked, group="a")
     assert taken_up(wanted, SESSION)
     assert not read_run(wanted.folder(fingerprint(wanted.config, SESSION))).probe.empty
@@ -166,7 +168,7 @@ def test_an_interrupted_probe_costs_only_itself(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hylo.runs.run, "ask", stopped)
+        patch.setattr(KvProbe, "ask", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_cell(cell, SESSION)
     no_training(monkeypatch)
@@ -205,7 +207,7 @@ def test_a_probe_that_fails_is_told(tiny: tuple[str, ...], capsys: pytest.Captur
     """A command whose probe was not answered does not end as if it was."""
     assert train(*tiny, "method=none") == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hylo.runs.run, "ask", None)
+        patch.setattr(KvProbe, "ask", None)
         assert train(*tiny, "method=none", *PROBED) == 1
     assert "none: failed: TypeError" in capsys.readouterr().err
     assert train(*tiny, "method=none", *PROBED) == 0
@@ -215,5 +217,5 @@ def test_operations_of_a_probe(tiny: tuple[str, ...]) -> None:
     bare, asked = (Cell("runs", "lora", composed(*tiny, "method=lora", *more)) for more in ((), PROBED))
     weights = SESSION.skeleton(bare.config.model).num_parameters()
     assert asked.config.asked is not None
-    tokens = sum(one.tokens for one in SESSION.prompts(asked.config.asked, asked.config.model))
+    tokens = SESSION.asked(asked.config.asked, asked.config.model).tokens
     assert operations(asked, SESSION) - operations(bare, SESSION) == 2 * weights * tokens

@@ -12,11 +12,11 @@ from hylo.analysis.retrieval import ends_minus_middle as difference_table
 from hylo.analysis.retrieval import interval, retrieval_contrast, retrieval_table
 from hylo.core.errors import RecordError
 from hylo.evaluation.probes.kv import depth_places
-from hylo.evaluation.probes.score import ends_minus_middle
+from hylo.evaluation.probes.score import COLUMNS, ends_minus_middle
 from hylo.report.figures.heatmap import retrieval_heatmap
 from hylo.report.figures.retrieval import retrieval_figure
 from hylo.report.render.hover import svg
-from hylo.runs.store import PROBE, PROBE_COLUMNS, RunRecord, add_probe, read_run, read_study
+from hylo.runs.store import PROBE, RunRecord, add_probe, read_run, read_study
 
 
 def write_answers(run: RunRecord, rng: np.random.Generator, ends: float, middle: float, mark: str = "m") -> None:
@@ -27,7 +27,7 @@ def write_answers(run: RunRecord, rng: np.random.Generator, ends: float, middle:
         for number in range(200)
         for depth, place in enumerate(depth_places(60, 5))
     ]
-    add_probe(run.folder, pd.DataFrame(rows, columns=pd.Index(PROBE_COLUMNS)), {"mark": mark, "facts": {}})
+    add_probe(run.folder, pd.DataFrame(rows, columns=pd.Index(COLUMNS)), {"mark": mark, "facts": {}})
 
 
 @pytest.fixture
@@ -102,6 +102,26 @@ def test_what_cannot_be_compared_is_named(answered: Path) -> None:
     (run.folder / PROBE).write_bytes(b"x")
     with pytest.raises(RecordError, match=f"delete {run.folder / PROBE} and"):
         _ = read_run(run.folder).probe
+
+
+def test_answers_to_another_probe_are_passed_over(answered: Path) -> None:
+    """They have columns of their own, and there is nothing to compare with."""
+    run = read_study(answered).cells["low"][0]
+    add_probe(run.folder, pd.DataFrame({"word": ["one"], "logprob": [-1.0]}), {"name": "cloze", "mark": "c"})
+    study = read_study(answered)
+    assert read_run(run.folder).probe_name == "cloze"
+    assert read_run(run.folder).probe.columns.tolist() == ["word", "logprob"]
+    assert difference_table(study).set_index("cell")["seeds"].to_dict() == {"untuned": 1, "low": 2, "high": 3}
+    for other in (run for runs in study.cells.values() for run in runs):
+        add_probe(other.folder, pd.DataFrame({"word": ["one"], "logprob": [-1.0]}), {"name": "cloze", "mark": "c"})
+    assert retrieval_table(read_study(answered)).empty
+
+
+def test_a_table_without_a_column_is_named(answered: Path) -> None:
+    run = read_study(answered).cells["low"][0]
+    add_probe(run.folder, run.probe.drop(columns="exact"), {"mark": "m"})
+    with pytest.raises(RecordError, match=r"probe\.parquet lacks the columns exact; delete .*probe\.parquet and run"):
+        retrieval_table(read_study(answered))
 
 
 def test_a_study_without_probes_has_empty_tables(recorded: Path) -> None:

@@ -1,5 +1,6 @@
 """Sweeps and studies: names, rows, seeds, every override, every shipped file."""
 
+from operator import attrgetter
 from pathlib import Path
 from unittest import mock
 
@@ -84,11 +85,12 @@ def test_every_method_runs(tiny: tuple[str, ...]) -> None:
     assert all(run.complete for runs in cells.values() for run in runs)
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", sorted(CONF.glob("*/**/*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
 def test_every_shipped_choice_composes(path: Path) -> None:
     mandatory = ["model.folder=/somewhere"] if path.stem == "folder" else []
-    config = composed(f"{path.parent.name}={path.stem}", *mandatory)
-    assert getattr(config, path.parent.name) is not None
+    group = path.parent.relative_to(CONF).as_posix()
+    config = composed(f"{group}={path.stem}", *mandatory)
+    assert attrgetter(group.replace("/", "."))(config) is not None
     keys = [line.split(":")[0].strip() for line in path.read_text().splitlines()]
     text = path.read_text().splitlines()
     for number, line in enumerate(text):

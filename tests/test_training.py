@@ -126,7 +126,7 @@ def test_gradients_are_clipped(config: Config, tmp_path: Path) -> None:
 
 
 def test_vectors_have_no_weight_decay_and_components_their_own_rate(config: Config) -> None:
-    config.trainer = replace(config.trainer, weight_decay=0.1)
+    config.trainer.optimizer.weight_decay = 0.1
     landmark = config.components["landmark"]
     landmark.learning_rate_multiplier = 3.0
     base = SESSION.base(config.model, torch.device("cpu"))

@@ -1,4 +1,5 @@
 """Retrieval by depth, from the records of a study whose runs were probed (probe=kv). Pure: no files but the records.
+Answers to other probes are passed over.
 
 Unit: a list within a seed. All runs are asked the same questions on the same lists, so a contrast is paired by seed
 and list; the one run of the untuned model pairs with every seed. Intervals are those of `hylo.stats`, with lists in the
@@ -17,9 +18,12 @@ import pandas as pd
 from hylo import stats
 from hylo.analysis.pairs import complete_runs, generator
 from hylo.core.errors import RecordError
+from hylo.evaluation.probes.score import COLUMNS
 from hylo.evaluation.probes.score import ends_minus_middle as difference
 from hylo.runs.store import PROBE, RESULT, RunRecord, StudyRecord
 
+KV = "kv"
+"""The probe whose answers these are."""
 TABLE = [
     "cell", "facts", "depth", "place", "accuracy", "accuracy_low", "accuracy_high", "logprob", "logprob_low",
     "logprob_high", "seeds",
@@ -106,7 +110,7 @@ def _probed(study: StudyRecord) -> Iterator[tuple[str, int, list[RunRecord]]]:
     """Cells, numbers of facts, and the cell's complete runs by seed that were asked of so many."""
     first: RunRecord | None = None
     for cell in study.cells:
-        runs = [run for run in complete_runs(study, cell) if run.probe_mark is not None]
+        runs = [run for run in complete_runs(study, cell) if run.probe_name == KV]
         for run in runs:
             first = first or run
             if run.probe_mark != first.probe_mark:
@@ -114,7 +118,7 @@ def _probed(study: StudyRecord) -> Iterator[tuple[str, int, list[RunRecord]]]:
                     f"{first.folder / RESULT} and {run.folder / RESULT} hold the answers to different probes; "
                     f"run the study again with one probe"
                 )
-        for facts in sorted(set(runs[0].probe["facts"].tolist())) if runs else []:
+        for facts in sorted(set(runs[0].probe_table(COLUMNS)["facts"].tolist())) if runs else []:
             yield cell, facts, runs
 
 
@@ -138,4 +142,5 @@ def _places(run: RunRecord, facts: int) -> list[float]:
 
 def _of(run: RunRecord, facts: int) -> Any:
     """The answers on lists of so many facts. Any, because pandas types a selection as everything a table can hold."""
-    return run.probe[run.probe["facts"] == facts]
+    table = run.probe_table(COLUMNS)
+    return table[table["facts"] == facts]

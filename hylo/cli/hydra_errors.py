@@ -11,7 +11,13 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from hylo.core.schema import Bounds
 
-REPLACED = {"tracking.backend": "tracking=none, tracking=wandb or another file of conf/tracking/"}
+REPLACED: dict[str, str] = {
+    "tracking.backend": "tracking=none, tracking=wandb or another file of conf/tracking/",
+    "trainer.adam_beta1": "trainer.optimizer.beta1=...",
+    "trainer.adam_beta2": "trainer.optimizer.beta2=...",
+    "trainer.adam_epsilon": "trainer.optimizer.eps=...",
+    "trainer.weight_decay": "trainer.optimizer.weight_decay=...",
+}
 """Keys that there were, and what is written instead."""
 
 
@@ -23,11 +29,7 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     if "is not a subclass of" in str(cause):
-        return (
-            f"{getattr(cause, 'full_key', '')}: a section without a type\n"
-            f"    allowed: components that a file of conf/method/ chooses\n"
-            f"    fix:     write one, or remove the override"
-        )
+        return _untyped_section(cause)
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         if isinstance(cause, ConfigKeyError) or str(cause).startswith("Key "):
             return _unknown_key(cause)
@@ -42,6 +44,15 @@ def _unreadable(error: OverrideParseException) -> str:
         f"    allowed: key=value; a value with any of = , : ( ) [ ] {{ }} in it is quoted\n"
         f"    fix:     \"{key}='{value}'\""
     )
+
+
+def _untyped_section(cause: HydraException | OmegaConfBaseException) -> str:
+    key, said = str(getattr(cause, "full_key", "")), re.search(r"value: (\w+)", str(cause))
+    allowed, fix = "components that a file of conf/method/ chooses", "write one, or remove the override"
+    if key.startswith("trainer."):
+        group = key.replace(".", "/")
+        allowed, fix = f"what a file of conf/{group}/ chooses", f"{group}={said[1] if said else '...'}"
+    return f"{key}: a section without a type\n    allowed: {allowed}\n    fix:     {fix}"
 
 
 def _unknown_choice(error: MissingConfigException) -> str:
@@ -62,7 +73,7 @@ def _unknown_key(cause: OmegaConfBaseException) -> str:
     if not known:
         return f"{full_key} is not a key of the configuration\n    fix:     remove it"
     home = next((name for name in known if key in _fields_below(cause, name)), None)
-    meant = f"{home}.{key}" if home else _closest(key, known)
+    meant = f"{home}{_separator(cause, home, key)}{key}" if home else _closest(key, known)
     fix = f"{section}.{meant}=...".removeprefix(".") if meant else "one of these, or remove it"
     return f"{full_key} is not a key of the configuration\n    allowed: {', '.join(known)}\n    fix:     {fix}"
 
@@ -99,6 +110,12 @@ def _fields_below(cause: OmegaConfBaseException, name: str) -> set[str]:
     node: Any = cause.parent_node
     schema = OmegaConf.get_type(node, name) if node is not None and name in node else None
     return {field.name for field in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else set()
+
+
+def _separator(cause: OmegaConfBaseException, section: str, key: str) -> str:
+    """A dot before a value, a slash before a section: that is a choice among files."""
+    node: Any = cause.parent_node
+    return "/" if dataclasses.is_dataclass(OmegaConf.get_type(node[section], key)) else "."
 
 
 def _field_of(cause: OmegaConfBaseException, name: str) -> "dataclasses.Field[Any] | None":

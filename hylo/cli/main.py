@@ -110,7 +110,9 @@ def job_cell(config: Config, overrides: Sequence[str], method: str, group: str, 
     parts = [text.lstrip("+~").partition("=") for text in overrides]
     unnamed = {"method", *fixed, *(key for key, _, _ in parts if _section(key) in UNNAMED)}
     unnamed |= {f"trainer.{key}" for key in TrainerConfig.WITHOUT_EFFECT}
-    named = [f"{key.removeprefix('method.')}={value}" for key, _, value in parts if key not in unnamed]
+    named = [
+        f"{key.removeprefix('method.').replace('/', '.')}={value}" for key, _, value in parts if key not in unnamed
+    ]
     name = ",".join([method, *named])
     return Cell(group, config.cell or file_name(name), config, tuple(overrides))
 

@@ -86,11 +86,12 @@ def number_at(node: Any, key: str) -> tuple[float, Bounds] | None:
 
 
 def number_range(bounds: Bounds) -> tuple[float, float]:
-    """The lowest and highest number that bounds allow; an open end counts as allowed."""
-    lows, highs = (bounds.ge, bounds.gt), (bounds.le, bounds.lt)
+    """The lowest and highest number that bounds allow: beside an open end the next number that a float can hold."""
+    above = None if bounds.gt is None else math.nextafter(bounds.gt, math.inf)
+    below = None if bounds.lt is None else math.nextafter(bounds.lt, -math.inf)
     return (
-        max((end for end in lows if end is not None), default=-math.inf),
-        min((end for end in highs if end is not None), default=math.inf),
+        max((end for end in (bounds.ge, above) if end is not None), default=-math.inf),
+        min((end for end in (bounds.le, below) if end is not None), default=math.inf),
     )
 
 

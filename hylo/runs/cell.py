@@ -10,7 +10,6 @@ from hylo.adapters.model import method_problems
 from hylo.core.devices import device_problems
 from hylo.core.errors import ConfigError, problem
 from hylo.data.base import Split, data_problems
-from hylo.evaluation.probes.kv import setting_problems
 from hylo.models.architecture import model_context_length
 from hylo.runs.config import Config
 from hylo.runs.shared import Session
@@ -73,16 +72,16 @@ def probe_problems(config: Config, session: Session, limit: int) -> Iterator[str
     if config.components and not config.trainer.save_adapter:
         fix = "trainer.save_adapter=true, or probe=none"
         yield problem("trainer.save_adapter", False, "true with a probe, which reads the recorded adapter", fix)
-    if problems := [*setting_problems(probe)]:
+    if problems := [*probe.problems()]:
         yield from problems
         return
-    longest = max(prompts.longest for prompts in session.prompts(probe, config.model))
+    longest = session.asked(probe, config.model).longest
     if longest > limit:
-        allowed = f"lists whose questions fit {config.model.name}: {limit} tokens; the longest has {longest}"
-        yield problem("probe.facts", probe.facts, allowed, "fewer facts, or a model with a longer context")
+        allowed = f"questions that fit {config.model.name}: {limit} tokens; the longest has {longest}"
+        yield probe.too_long(allowed, "a model with a longer context")
     elif [*method_problems(config.components, Host(session.skeleton(config.model), longest, config.seed))]:
-        allowed = f"lists that leave the method its positions: {limit} less {longest} tokens of the longest question"
-        yield problem("probe.facts", probe.facts, allowed, "fewer facts, or a smaller prefix")
+        allowed = f"questions that leave the method its positions: {limit} less {longest} tokens of the longest"
+        yield probe.too_long(allowed, "a smaller prefix")
 
 
 def check_documents(config: Config, session: Session) -> None:

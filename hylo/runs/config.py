@@ -13,18 +13,25 @@ import hylo.data
 import hylo.evaluation.probes
 import hylo.models
 import hylo.tracking
+import hylo.training.optimizers
 from hylo.adapters.component import ComponentConfig
 from hylo.core.errors import ConfigError, problem
 from hylo.core.registry import import_all
 from hylo.core.schema import bound_problems, bounded
 from hylo.data.base import DataConfig
-from hylo.evaluation.probes.base import ProbeConfig
-from hylo.evaluation.probes.kv import KvProbeConfig
+from hylo.evaluation.probes.base import ProbeChoice, ProbeConfig
 from hylo.models.base import ModelConfig
 from hylo.tracking.base import TrackerConfig
 from hylo.training.config import TrainerConfig
 
-for package in (hylo.adapters, hylo.data, hylo.models, hylo.evaluation.probes, hylo.tracking):
+for package in (
+    hylo.adapters,
+    hylo.data,
+    hylo.models,
+    hylo.evaluation.probes,
+    hylo.tracking,
+    hylo.training.optimizers,
+):
     import_all(package)
 
 
@@ -52,7 +59,7 @@ class Config:
     """Components by slot: conf/method/. A slot set to null is off."""
     trainer: TrainerConfig = MISSING
     """Training and evaluation settings: conf/trainer/."""
-    probe: ProbeConfig = MISSING
+    probe: ProbeChoice = MISSING
     """What is asked of the complete run: conf/probe/. No part of the run's fingerprint."""
     tracking: TrackerConfig = MISSING
     """Where runs are logged besides their records: conf/tracking/."""
@@ -88,9 +95,9 @@ class Config:
         return {slot: config for slot, config in self.method.items() if config is not None}
 
     @property
-    def asked(self) -> KvProbeConfig | None:
+    def asked(self) -> ProbeConfig | None:
         """The probe's settings; None where nothing is asked."""
-        return self.probe if isinstance(self.probe, KvProbeConfig) else None
+        return self.probe if isinstance(self.probe, ProbeConfig) else None
 
 
 def resolve(composed: DictConfig) -> Config:

@@ -11,16 +11,17 @@ from typing import Any
 from hylo.adapters.component import component_name
 from hylo.core.cache import text_hash
 from hylo.core.devices import library_versions
+from hylo.core.registry import name_of
 from hylo.core.schema import plain
 from hylo.core.sources import source_hash
 from hylo.data.base import Split
-from hylo.evaluation.probes.kv import KvProbeConfig
+from hylo.evaluation.probes.base import ProbeConfig
 from hylo.runs.config import Config
 from hylo.runs.shared import Session
 from hylo.training.config import TrainerConfig
 
-RUN, PROBE = "hylo.runs.run", "hylo.evaluation.probes.measure"
-"""Where the code of a run and that of a probe begins."""
+RUN = "hylo.runs.run"
+"""Where the code of a run begins. That of a probe begins with its own module."""
 WATCHES = ("hylo.tracking", "hylo.core.progress", "hylo.core.timer")
 """What only looks on: another tracker is no other run."""
 
@@ -47,17 +48,19 @@ def _fingerprint(config: Config, session: Session) -> str:
         content["trainer"] = {
             name: value for name, value in trainer.items() if name not in TrainerConfig.WITHOUT_EFFECT
         }
+        content["optimizer"] = name_of("optimizer", type(config.trainer.optimizer))
         content["seed"] = config.seed
     else:
         content["trainer"] = {name: trainer[name] for name in sorted(TrainerConfig.EVALUATION)}
     chosen = [config.model, config.data, *config.components.values()]
+    chosen += [config.trainer.optimizer] if config.components else []
     content["source"] = source_hash([RUN, *(type(part).__module__ for part in chosen)], without=WATCHES)
     return text_hash(json.dumps(content, sort_keys=True))[:12]
 
 
-def probe_mark(config: KvProbeConfig) -> str:
-    """Twelve hex digits: of a probe's settings, words and code. It is no part of the fingerprint of the run that it is
-    asked of, so a run need not be trained again for another probe."""
+def probe_mark(config: ProbeConfig) -> str:
+    """Twelve hex digits: of a probe's settings and code, words included. It is no part of the fingerprint of the run
+    that it is asked of, so a run need not be trained again for another probe."""
     return text_hash(
-        json.dumps(plain(config), sort_keys=True), source_hash([PROBE, type(config).__module__], without=WATCHES)
+        json.dumps(plain(config), sort_keys=True), source_hash([type(config).__module__], without=WATCHES)
     )[:12]

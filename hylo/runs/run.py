@@ -25,12 +25,12 @@ from hylo.core.devices import (
     reset_peak_memory,
 )
 from hylo.core.files import exclusive, write_json, write_table
+from hylo.core.registry import name_of
 from hylo.core.schema import plain
 from hylo.core.timer import Clock
 from hylo.data.base import Split
 from hylo.data.windows import Windows, model_inputs
 from hylo.evaluation.perplexity import Evaluation, evaluate
-from hylo.evaluation.probes.measure import ask
 from hylo.kernels.compiled import compiled_layers
 from hylo.runs.cell import Cell
 from hylo.runs.config import Config
@@ -207,19 +207,19 @@ def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Acce
     config, label = cell.config, f"{cell.name} (seed {cell.config.seed}), probe"
     assert config.asked is not None, "a cell without a probe lacks none"
     base = session.base(config.model, accelerator.device)
-    prompts = session.prompts(config.asked, config.model)
+    probe = session.asked(config.asked, config.model)
     untouched = weights_checksum(base)
     with prepared(base, config) as model:
         if config.components:
             model.load(record.folder / ADAPTER)
             load_start(model, record.folder / ADAPTER, untrained=False)
         cached = "cached_decoding" not in record.result["audit"]["failed"]
-        answers = ask(model, prompts, accelerator, cached=cached, label=label)
+        answers = probe.ask(model, accelerator, cached=cached, label=label)
     assert weights_checksum(base) == untouched, "a component left the shared base weights changed"
-    section = {"mark": probe_mark(config.asked), "config": plain(config.asked), "facts": answers.section()}
-    for facts, found in section["facts"].items():
-        by_depth = " ".join(f"{share:.2f}" for share in found["accuracy_by_depth"])
-        print(f"{label}: {facts} facts: accuracy by depth {by_depth}", flush=True)
+    known = {"name": name_of("probe", type(config.asked)), "mark": probe_mark(config.asked)}
+    section = answers.section | known | {"config": plain(config.asked)}
+    for line in answers.said:
+        print(f"{label}: {line}", flush=True)
     with tracked(cell, "probe") as tracker:
         log_run(tracker, {"probe": section})
     add_probe(record.folder, answers.table, section)

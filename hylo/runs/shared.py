@@ -16,7 +16,7 @@ from hylo.data.base import DataConfig, Document, Protocol, Split
 from hylo.data.lines import cut_lines, predicting
 from hylo.data.tokens import documents_identity, tokenize
 from hylo.data.windows import Windows, cut_windows, sample
-from hylo.evaluation.probes.kv import KvProbeConfig, Prompts, make_prompts
+from hylo.evaluation.probes.base import Probe, ProbeConfig
 from hylo.models.base import ModelConfig
 
 T = TypeVar("T")
@@ -90,9 +90,9 @@ class Session:
         """The windows that every cell of this model and data is evaluated on."""
         return sample(predicting(self.windows(data, model, data.eval_split)), data.eval_windows)
 
-    def prompts(self, probe: KvProbeConfig, model: ModelConfig) -> list[Prompts]:
+    def asked(self, probe: ProbeConfig, model: ModelConfig) -> Probe:
         """The questions that every cell of this model is asked, in the model's tokens."""
-        return self.once("prompts", probe, model, make=lambda: make_prompts(probe, self.tokenizer(model)))
+        return self.once("asked", probe, model, make=lambda: probe.build(self.tokenizer(model)))
 
     def once(self, kind: str, *parts: object, make: Callable[[], T]) -> T:
         key = _key(kind, *parts)

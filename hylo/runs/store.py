@@ -5,8 +5,8 @@
         eval.parquet      window, bin (0-9), nll_sum, tokens, bytes         one row a window and position bin
         thirds.parquet    window, third (0-2), nll_sum, tokens, bytes       the same by thirds: 1 is the middle
         half.parquet      as eval.parquet, after half of the optimizer steps; only where something was trained
-        probe.parquet     facts, list, depth, place, exact, answer_logprob, answer_tokens     one row a question;
-                          only where a probe was asked (`RunRecord.probe`): result.json then has a section `probe`
+        probe.parquet     one row a question; only where a probe was asked: result.json then has a section `probe`,
+                          with the probe's name, mark, settings and numbers; columns are the probe's own
         windows.parquet   window, document, first_token, length             where each window was cut
         audit.json        what each check of the audit found (see `hylo.audit`); those that failed also in result.json
         curve.jsonl       one line an optimizer step
@@ -50,8 +50,6 @@ CONFIG, ADAPTER, TRACEBACK, STUDY = "config.yaml", "adapter", "traceback.txt", "
 RECORDS = "records"
 """Folder of a published study's records (`hylo.publish`)."""
 TRIALS, CHOICES = "trials.parquet", "tuning.json"
-
-PROBE_COLUMNS = ["facts", "list", "depth", "place", "exact", "answer_logprob", "answer_tokens"]
 
 _SECTIONS = (
     "schema_version", "status", "fingerprint", "study", "cell", "seed", "params", "metrics", "training", "audit",
@@ -103,14 +101,25 @@ class RunRecord:
         """What the probe that was asked is known by; None where none was, or its table is gone."""
         return self.result["probe"]["mark"] if "probe" in self.result and (self.folder / PROBE).exists() else None
 
+    @property
+    def probe_name(self) -> str | None:
+        """Which probe was asked; None where none was. Records of before there were several hold answers to `kv`."""
+        return None if self.probe_mark is None else self.result["probe"].get("name", "kv")
+
     @cached_property
     def probe(self) -> pd.DataFrame:
-        """Columns facts (of the list), list, depth (0 is the first fact), place (index of the fact), exact (0 or 1),
-        answer_logprob (nats, sum over the answer's tokens), answer_tokens. Empty where no probe was asked."""
-        if self.probe_mark is None:
-            return pd.DataFrame(columns=pd.Index(PROBE_COLUMNS))
+        """A row a question, in the columns of the probe that was asked. Empty where none was."""
         path = self.folder / PROBE
-        return _read_table(path, PROBE_COLUMNS, keys=3, delete=path)
+        return pd.DataFrame() if self.probe_mark is None else _read_table(path, [], delete=path)
+
+    def probe_table(self, columns: list[str]) -> pd.DataFrame:
+        """The answers to a probe, which must have these columns, sorted by the first three.
+
+        Raises:
+            RecordError: the table is damaged, or lacks a column.
+        """
+        path = self.folder / PROBE
+        return _sorted(self.probe, path, columns, 3, f"delete {path} and run the cell again")
 
     @cached_property
     def curve(self) -> pd.DataFrame:
@@ -296,6 +305,10 @@ def _read_table(path: Path, columns: list[str], *, keys: int = 2, delete: Path |
         raise RecordError(f"{path} does not exist; {fix}") from None
     except (OSError, ValueError) as error:
         raise RecordError(f"{path} is damaged ({error}); {fix}") from error
+    return _sorted(table, path, columns, keys, fix)
+
+
+def _sorted(table: pd.DataFrame, path: Path, columns: list[str], keys: int, fix: str) -> pd.DataFrame:
     if missing := sorted(set(columns) - set(table.columns)):
         raise RecordError(f"{path} lacks the columns {', '.join(missing)}; {fix}")
-    return table.sort_values(columns[:keys]).reset_index(drop=True)
+    return table.sort_values(columns[:keys]).reset_index(drop=True) if columns else table

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from hylo.core.cache import text_hash
+from hylo.core.registry import name_of
 from hylo.core.schema import plain
 from hylo.data.base import Split
 from hylo.runs.cell import Cell
@@ -17,6 +18,9 @@ from hylo.runs.shared import Session
 from hylo.runs.store import CHOICES, STUDY, TRIALS
 from hylo.studies.search import Setting, best_setting, ends
 from hylo.training.config import TrainerConfig
+
+ADAMW = {"beta1": "adam_beta1", "beta2": "adam_beta2", "eps": "adam_epsilon", "weight_decay": "weight_decay"}
+"""What a condition calls the settings of AdamW: so they were named when the first choices were published."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,11 @@ def condition(trial: Cell, keys: Sequence[str], session: Session) -> str:
         for part in path:
             section = section[part]
         del section[last]
+    name, settings = name_of("optimizer", type(config.trainer.optimizer)), content["trainer"].pop("optimizer")
+    if name == "adamw":
+        content["trainer"] |= {ADAMW[key]: value for key, value in settings.items()}
+    else:
+        content["optimizer"] = [name, settings]
     content["model"] = session.identity(config.model)
     splits = (Split.train, config.data.eval_split)
     content["documents"] = [session.documents_identity(config.data, split) for split in splits]

@@ -122,7 +122,9 @@ def log_run(tracker: Tracker, result: Mapping[str, Any]) -> None:
     """
     sections = {"eval": "metrics", "params": "params", "training": "training"}
     numbers = {name: result[section] for name, section in sections.items() if section in result}
-    numbers |= {"probe": result["probe"]["facts"]} if "probe" in result else {}
+    if "probe" in result:
+        found = {key: value for key, value in result["probe"].items() if key not in ("name", "mark", "config")}
+        numbers["probe"] = found.get("facts", found)
     texts = {key: result[key] for key in ("status", "fingerprint") if key in result}
     if failed := result.get("audit", {}).get("failed"):
         texts["audit"] = ", ".join(failed)

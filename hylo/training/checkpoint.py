@@ -1,4 +1,9 @@
-"""The state from which an interrupted training continues, bit for bit: tensors, optimizer, counters. No pickle."""
+"""The state from which an interrupted training continues, bit for bit: tensors, optimizer, counters. No pickle.
+
+state.safetensors     trained tensors, and those that the optimizer keeps for each of them
+optimizer.json        numbers that the optimizer keeps for each of them, and of each group
+counters.json         how far the training is
+"""
 
 import json
 import time
@@ -7,13 +12,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from hylo.adapters.model import AdaptedModel
 from hylo.core.files import replacing_folder
 
 CHECKPOINT = "checkpoint"
 """Folder of the state inside a run's folder."""
-STATE, COUNTERS = "state.safetensors", "counters.json"
+STATE, OPTIMIZER, COUNTERS = "state.safetensors", "optimizer.json", "counters.json"
 
 
 class Checkpoint:
@@ -42,10 +48,15 @@ class Checkpoint:
     def save(self, counters: dict[str, Any]) -> None:
         """Write the state; a reader sees the old one or the new one, never a part."""
         flat = {f"model.{name}": tensor.detach().cpu() for name, tensor in self._tensors.items()}
-        for index, state in self._optimizer.state_dict()["state"].items():
-            flat |= {f"optimizer.{index}.{key}": value.detach().cpu() for key, value in state.items()}
+        optimizer = self._optimizer.state_dict()
+        numbers: dict[str, Any] = {"state": {}, "groups": [_numbers(group) for group in optimizer["param_groups"]]}
+        for index, state in optimizer["state"].items():
+            tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+            flat |= {f"optimizer.{index}.{key}": tensor.detach().cpu() for key, tensor in tensors.items()}
+            numbers["state"][index] = {key: value for key, value in state.items() if key not in tensors}
         with replacing_folder(self.folder) as draft:
             save_file({name: tensor.contiguous() for name, tensor in flat.items()}, draft / STATE)
+            (draft / OPTIMIZER).write_text(json.dumps(numbers))
             (draft / COUNTERS).write_text(json.dumps(counters))
         self._saved_at = time.monotonic()
 
@@ -57,11 +68,18 @@ class Checkpoint:
         saved = load_file(self.folder / STATE)
         for name, tensor in self._tensors.items():
             tensor.copy_(saved[f"model.{name}"])
-        state: dict[int, dict[str, torch.Tensor]] = {}
+        numbers = json.loads((self.folder / OPTIMIZER).read_text())
+        state: dict[int, dict[str, Any]] = {int(index): values for index, values in numbers["state"].items()}
         for name, tensor in saved.items():
             kind, _, rest = name.partition(".")
             if kind == "optimizer":
                 index, _, key = rest.partition(".")
                 state.setdefault(int(index), {})[key] = tensor
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+        fresh = self._optimizer.state_dict()["param_groups"]
+        groups = [group | kept for group, kept in zip(fresh, numbers["groups"], strict=True)]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
         return json.loads((self.folder / COUNTERS).read_text())
+
+
+def _numbers(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if isinstance(value, int | float)}

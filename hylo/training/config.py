@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
+from omegaconf import MISSING
+
 from hylo.core.devices import Device, Precision
 from hylo.core.errors import problem
 from hylo.core.registry import register
 from hylo.core.schema import bounded
 from hylo.kernels.compiled import can_compile
+from hylo.training.optimizers.base import OptimizerConfig
 
 
 class Kernels(Enum):
@@ -48,19 +51,13 @@ class TrainerConfig:
     gradient_accumulation_steps: int = bounded(1, ge=1)
     """Passes an optimizer step."""
     learning_rate: float = bounded(5e-4, gt=0, le=10)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate, of every optimizer; a component multiplies it by its own factor."""
     warmup_steps: int = bounded(2, ge=0)
     """Steps in which the learning rate rises in a straight line to its peak; less than steps."""
     decay: Decay = Decay.linear
     """linear, cosine or constant."""
-    adam_beta1: float = bounded(0.9, ge=0, lt=1)
-    """Decay of the mean of gradients."""
-    adam_beta2: float = bounded(0.999, ge=0, lt=1)
-    """Decay of the mean of squared gradients."""
-    adam_epsilon: float = bounded(1e-8, gt=0)
-    """Added to the root of the mean of squares."""
-    weight_decay: float = bounded(0.0, ge=0)
-    """Decoupled weight decay of matrices; vectors and scalars have none."""
+    optimizer: OptimizerConfig = MISSING
+    """How gradients become steps: conf/trainer/optimizer/."""
     max_grad_norm: float = bounded(1.0, gt=0)
     """Gradients are scaled down to at most this norm over all trained tensors."""
     max_nonfinite_steps: int = bounded(2, ge=0)

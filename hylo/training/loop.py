@@ -1,7 +1,7 @@
-"""The training loop: AdamW on the adapter's tensors, warm-up and decay, clipping, accumulation, resumable.
+"""The training loop: an optimizer on the adapter's tensors, warm-up and decay, clipping, accumulation, resumable.
 
-Nothing here knows which method it trains. Random numbers of a step come from (seed, step), so a run that was stopped
-and continued draws what an undisturbed one would have drawn.
+Nothing here knows which method it trains, or with which optimizer. Random numbers of a step come from (seed, step), so
+a run that was stopped and continued draws what an undisturbed one would have drawn.
 """
 
 import math
@@ -20,6 +20,7 @@ from hylo.adapters.model import AdaptedModel
 from hylo.core.errors import ConfigError, TrainingDiverged, problem
 from hylo.core.files import finite_or_none
 from hylo.core.progress import Progress
+from hylo.core.registry import name_of
 from hylo.data.windows import Windows, batches
 from hylo.training.checkpoint import CHECKPOINT, Checkpoint
 from hylo.training.config import TrainerConfig, learning_rate_factor
@@ -27,6 +28,7 @@ from hylo.training.logs import CURVE, TRAJECTORY, Curve, Trajectory
 from hylo.training.step import make_optimizer, step_seed, update
 
 UNTRAINED: dict[str, Any] = {
+    "optimizer": None,
     "steps": 0,
     "tokens": 0,
     "seconds": 0.0,
@@ -91,9 +93,9 @@ def train(
             of the language model alone. What is not finite is None, and so is the loss of a step without targets.
 
     Returns:
-        The record's `training` section: steps, tokens and tokens_per_second (without padding), seconds, padding_share
-        (of the loss's targets), final_loss (nats a token, of the last finite step), nonfinite_steps, max_loss_jump
-        (largest rise between neighbouring steps, in nats a token).
+        The record's `training` section: optimizer (its name), steps, tokens and tokens_per_second (without padding),
+        seconds, padding_share (of the loss's targets), final_loss (nats a token, of the last finite step),
+        nonfinite_steps, max_loss_jump (largest rise between neighbouring steps, in nats a token).
 
     Raises:
         ConfigError: the batches cannot be made of these windows and processes.
@@ -143,6 +145,7 @@ def train(
                 checkpoint.save_if_due(asdict(done))
     model.eval()
     return {
+        "optimizer": name_of("optimizer", type(config.optimizer)),
         "steps": done.step,
         "tokens": done.tokens,
         "seconds": round(done.seconds, 3),

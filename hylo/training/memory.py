@@ -1,6 +1,6 @@
 """How much memory a run will take, told before it: what a short pass keeps for its backward pass, times the tokens.
 
-    peak = resident now + activations + workspace + gradients and moments of the trained tensors
+    peak = resident now + activations + workspace + gradients and optimizer state of the trained tensors
 
 Activations are counted, not guessed: the tensors that autograd keeps of a pass over a few tokens, each storage once,
 parameters left out. They grow with the tokens (attention by SDPA keeps no scores). With gradient checkpointing only the
@@ -17,14 +17,12 @@ from hylo.adapters.model import AdaptedModel
 from hylo.core.devices import resident_bytes
 from hylo.models.architecture import ALL_LINEAR, decoder_layers, hidden_size, layer_shape, target_layers
 from hylo.training.config import TrainerConfig
+from hylo.training.optimizers.base import FLOAT
 
-FLOAT = 4
 _WIDE, _NARROW = 5, 8
 """Tensors of the widest layer's output and of the hidden size that exist at once while a layer is computed."""
 _LOGITS = 4
 """Copies of the logits that a loss from logits makes, with its gradient."""
-_MOMENTS = 3
-"""Float32 numbers for each trained one besides itself: gradient, and AdamW's two moments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,7 @@ class MemoryEstimate:
     workspace: int
     """Needed for a moment, by the larger one of a training and an evaluation pass."""
     trained: int
-    """Gradients and moments of the trained tensors."""
+    """Gradients of the trained tensors, and what the optimizer keeps for them."""
 
     @property
     def peak(self) -> int:
@@ -50,9 +48,8 @@ class MemoryEstimate:
 
     def __str__(self) -> str:
         parts = {"resident": self.resident, "activations": self.activations, "workspace": self.workspace}
-        shown = ", ".join(
-            f"{name} {gib(size)}" for name, size in (parts | {"gradients and moments": self.trained}).items()
-        )
+        parts["gradients and optimizer"] = self.trained
+        shown = ", ".join(f"{name} {gib(size)}" for name, size in parts.items())
         return f"about {gib(self.peak)} ({shown})"
 
 
@@ -73,7 +70,7 @@ def estimate(
         resident=resident_bytes(),
         activations=round(kept * tokens),
         workspace=max(tokens * evaluation_bytes_per_token(model), evaluated),
-        trained=trained * FLOAT * _MOMENTS,
+        trained=round(trained * (FLOAT + config.optimizer.state_bytes)),
     )
 
 

@@ -1,4 +1,4 @@
-"""One optimizer step: the loss of its batches, gradients, clipping, AdamW."""
+"""One optimizer step: the loss of its batches, gradients, clipping, the optimizer."""
 
 import math
 from collections.abc import Callable
@@ -75,19 +75,19 @@ def accumulate(
     return total / step_targets if step_targets else math.nan
 
 
-def make_optimizer(model: AdaptedModel, config: TrainerConfig) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors and scalars do not. A group is a component's tensors of one kind and one rate."""
+def make_optimizer(model: AdaptedModel, config: TrainerConfig) -> torch.optim.Optimizer:
+    """The chosen optimizer of the model's trained tensors. A group is a component's tensors of one kind and one rate:
+    matrices decay, vectors and scalars do not; `peak` is the learning rate that the schedule is a share of."""
     multipliers = model.learning_rate_multipliers()
     groups = []
     for slot, tensors in model.tensors().items():
-        for matrices, weight_decay in ((True, config.weight_decay), (False, 0.0)):
+        for matrices, weight_decay in ((True, config.optimizer.weight_decay), (False, 0.0)):
             chosen = {name: tensor for name, tensor in tensors.items() if (tensor.dim() > 1) == matrices}
             for multiplier in dict.fromkeys(multipliers[slot][name] for name in chosen):
                 peak = config.learning_rate * multiplier
                 params = [tensor for name, tensor in chosen.items() if multipliers[slot][name] == multiplier]
                 groups.append({"params": params, "peak": peak, "lr": peak, "weight_decay": weight_decay})
-    betas = (config.adam_beta1, config.adam_beta2)
-    return torch.optim.AdamW(groups, betas=betas, eps=config.adam_epsilon)
+    return config.optimizer.build(groups)
 
 
 def step_seed(seed: int, step: int, process: int) -> int:

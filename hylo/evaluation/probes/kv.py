@@ -2,24 +2,31 @@
 
 Its wording is that of hylo/data/kv/text.py. A model that is lost in the middle answers where the fact is the first or
 the last of the list, and fails in between. Lists depend on the probe's own seed and on nothing of the run, so all
-cells and seeds are asked the same; more lists are those of a smaller probe and further ones. Key-value retrieval after
-Liu et al. 2023, arXiv 2307.03172.
+cells and seeds are asked the same; more lists are those of a smaller probe and further ones. A list is read once for
+its questions: with 60 facts and five depths, 803 tokens are read instead of 3,715. Key-value retrieval after Liu et al.
+2023, arXiv 2307.03172.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from hylo.core.errors import problem
+from hylo.adapters.model import AdaptedModel
+from hylo.core.errors import TrainingDiverged, problem
+from hylo.core.progress import Progress
 from hylo.core.registry import register
 from hylo.core.schema import bounded
-from hylo.data.base import Document
 from hylo.data.kv.text import PROBE_CODES, draw, list_of_facts, question
 from hylo.data.kv.words import PROBE_WORDS
-from hylo.data.tokens import tokenize
-from hylo.evaluation.probes.base import ProbeConfig
+from hylo.evaluation.probes.base import Answers, Probe, ProbeConfig
+from hylo.evaluation.probes.measure import Questions, answered, tokens_of
+from hylo.evaluation.probes.score import COLUMNS, ends_minus_middle
 
 
 @register("probe", "kv")
@@ -36,43 +43,88 @@ class KvProbeConfig(ProbeConfig):
     seed: int = bounded(0, ge=0)
     """Of the lists: words, codes and their order."""
 
+    def problems(self) -> Iterator[str]:
+        """Numbers of facts that make no list or no measure, as text."""
+        low, high = self.depths, len(PROBE_WORDS)
+        if not self.facts or len(set(self.facts)) < len(self.facts):
+            yield problem("probe.facts", self.facts, "one or more numbers, each once", "probe.facts=[8,24,60]")
+        for count in self.facts:
+            if not low <= count <= high:
+                allowed = f"{low} (probe.depths) to {high} (words there are)"
+                yield problem("probe.facts", count, allowed, f"probe.facts=[{min(max(count, low), high)}]")
 
-@dataclass(frozen=True)
-class Prompts:
-    """The questions on one list, D of them, as tokens.
+    def too_long(self, allowed: str, otherwise: str) -> str:
+        return problem("probe.facts", self.facts, allowed, f"fewer facts, or {otherwise}")
+
+    def build(self, tokenizer: PreTrainedTokenizerBase) -> "KvProbe":
+        return KvProbe(make_prompts(self, tokenizer))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts(Questions):
+    """The questions on one list, one at each depth.
 
     facts: of the list. number: of the list among those of as many facts. places: [D], the index of the fact asked for.
-    prefix: [P] int32, what all D begin with. tails: D arrays [T_d] int32, what follows; they end with the answer.
-    answer_tokens: [D], tokens of the answer.
     """
 
     facts: int
     number: int
     places: np.ndarray
-    prefix: np.ndarray
-    tails: list[np.ndarray]
-    answer_tokens: np.ndarray
+
+
+class KvProbe(Probe):
+    """All lists in the order in which they are asked."""
+
+    def __init__(self, prompts: Sequence[Prompts]) -> None:
+        self.prompts = prompts
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest question with its list and answer."""
-        return len(self.prefix) + max(len(tail) for tail in self.tails)
+        return max(one.longest for one in self.prompts)
 
     @property
     def tokens(self) -> int:
-        """Tokens that are read where the list is read once."""
-        return len(self.prefix) + sum(len(tail) for tail in self.tails)
+        return sum(one.tokens for one in self.prompts)
+
+    def ask(self, model: AdaptedModel, accelerator: Accelerator, *, cached: bool, label: str) -> Answers:
+        model.eval()
+        rows: list[tuple[Any, ...]] = []
+        seconds = dict.fromkeys([one.facts for one in self.prompts], 0.0)
+        with Progress(label, len(self.prompts), visible=accelerator.is_main_process) as progress:
+            for done, one in enumerate(self.prompts, 1):
+                began = time.perf_counter()
+                answers = answered(model, one, accelerator, cached=cached)
+                for depth, (exact, logprob) in enumerate(answers):
+                    if not np.isfinite(logprob):
+                        raise TrainingDiverged(
+                            f"the log-probability of an answer is not finite (list {one.number} of {one.facts} facts); "
+                            f"try a lower learning rate"
+                        )
+                    place, tokens = int(one.places[depth]), int(one.answer_tokens[depth])
+                    rows.append((one.facts, one.number, depth, place, int(exact), logprob, tokens))
+                seconds[one.facts] += time.perf_counter() - began
+                progress.update(done)
+        table = pd.DataFrame(rows, columns=pd.Index(COLUMNS)).sort_values(COLUMNS[:3]).reset_index(drop=True)
+        found = {str(facts): _measures(table, facts, each) for facts, each in seconds.items()}
+        return Answers(table, {"facts": found}, [_in_words(facts, each) for facts, each in found.items()])
 
 
-def setting_problems(config: KvProbeConfig) -> Iterator[str]:
-    """Numbers of facts that make no list or no measure, as text."""
-    low, high = config.depths, len(PROBE_WORDS)
-    if not config.facts or len(set(config.facts)) < len(config.facts):
-        yield problem("probe.facts", config.facts, "one or more numbers, each once", "probe.facts=[8,24,60]")
-    for count in config.facts:
-        if not low <= count <= high:
-            allowed = f"{low} (probe.depths) to {high} (words there are)"
-            yield problem("probe.facts", count, allowed, f"probe.facts=[{min(max(count, low), high)}]")
+def _measures(table: pd.DataFrame, facts: int, seconds: float) -> dict[str, Any]:
+    """Accuracy (also by depth), mean log-probability by depth, the difference, wall time."""
+    own: Any = table[table["facts"] == facts]
+    by_depth = own.groupby("depth")[["exact", "answer_logprob"]].mean()
+    accuracy = by_depth["exact"].to_numpy(dtype=float)
+    return {
+        "accuracy": float(accuracy.mean()),
+        "ends_minus_middle": ends_minus_middle(accuracy),
+        "accuracy_by_depth": accuracy.tolist(),
+        "logprob_by_depth": by_depth["answer_logprob"].tolist(),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _in_words(facts: str, found: dict[str, Any]) -> str:
+    return f"{facts} facts: accuracy by depth {' '.join(f'{share:.2f}' for share in found['accuracy_by_depth'])}"
 
 
 def depth_places(facts: int, depths: int) -> np.ndarray:
@@ -81,30 +133,32 @@ def depth_places(facts: int, depths: int) -> np.ndarray:
 
 
 def make_prompts(config: KvProbeConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompts]:
-    """All lists in the order in which they are asked: one of each number of facts, then the next of each.
-
-    A text is tokenised as a whole, with its answer, and a token belongs to the answer if any of its characters does: so
-    the tokens are those that the tokenizer makes of such a text, wherever it puts the space before a number.
-    """
+    """All lists in the order in which they are asked: one of each number of facts, then the next of each."""
     order = [(number, facts) for number in range(config.lists) for facts in config.facts]
-    documents: list[Document] = []
+    texts: list[str] = []
+    answers: list[str] = []
     for number, facts in order:
         rng = np.random.default_rng([config.seed, facts, number])
         words, codes = draw(rng, PROBE_WORDS, PROBE_CODES, facts)
         text = list_of_facts(words, codes)
         for place in depth_places(facts, config.depths):
-            documents.append(Document(f"{facts}-{number}-{place}", text + question(words[place], codes[place])))
-    tokenized = tokenize(documents, tokenizer)
+            texts.append(text + question(words[place], codes[place]))
+            answers.append(str(codes[place]))
+    ids, counts = tokens_of(texts, answers, tokenizer)
     prompts = []
     for index, (number, facts) in enumerate(order):
         own = slice(index * config.depths, (index + 1) * config.depths)
-        before = [len(document.text[:-4].encode()) for document in documents[own]]  # a code has four digits
-        ids = [each.ids for each in tokenized[own]]
-        answers = [int((each.byte_ends > start).sum()) for each, start in zip(tokenized[own], before, strict=True)]
-        shared = _shared(ids, answers)
-        tails = [each[shared:] for each in ids]
-        places = depth_places(facts, config.depths)
-        prompts.append(Prompts(facts, number, places, ids[0][:shared], tails, np.array(answers)))
+        shared = _shared(ids[own], counts[own])
+        prompts.append(
+            Prompts(
+                facts=facts,
+                number=number,
+                places=depth_places(facts, config.depths),
+                prefix=ids[own][0][:shared],
+                tails=[each[shared:] for each in ids[own]],
+                answer_tokens=np.array(counts[own]),
+            )
+        )
     return prompts
 
 

@@ -1,94 +1,76 @@
-"""Asking a model: the answers' log-probability, and whether greedy decoding would give them.
+"""Texts with an answer at their end, as a model sees them: the answer's log-probability, and whether greedy decoding
+would give it. What probes share.
 
-All questions on a list begin alike. The list is read once, into a cache, which is then repeated for the questions: with
-60 facts and five depths, 803 tokens are read instead of 3,715. Where the audit of the run found that the cache changes
-the numbers (published pooling that sees later tokens), every question is a full pass.
+Questions that begin alike are read together: what they share is read once, into a cache, which is then repeated for
+the rest of each. Where the audit of the run found that the cache changes the numbers (published pooling that sees later
+tokens), every question is a full pass.
 
-Shapes: D questions on a list, P tokens that they share, T tokens of the longest rest, V words of the vocabulary.
+Shapes: D questions, P tokens that they share, T tokens of the longest rest, V words of the vocabulary.
 """
 
 import inspect
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from hylo.adapters.model import AdaptedModel
-from hylo.core.errors import TrainingDiverged
-from hylo.core.progress import Progress
+from hylo.data.base import Document
+from hylo.data.tokens import tokenize
 from hylo.data.windows import model_inputs
-from hylo.evaluation.probes.kv import Prompts
-from hylo.evaluation.probes.score import ends_minus_middle
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a model answered.
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """D questions that begin alike, as tokens.
 
-    table: columns facts, list, depth (0 is the first fact), place (index of the fact), exact (1: greedy decoding gives
-    the answer; else 0), answer_logprob (nats, the sum over the answer's tokens), answer_tokens; a row a question.
-    seconds: wall time by number of facts.
+    prefix: [P] int32, what all D begin with; may be empty where they are read by full passes. tails: D arrays [T_d]
+    int32, what follows; they end with the answer. answer_tokens: [D], tokens of the answer.
     """
 
-    table: pd.DataFrame
-    seconds: dict[int, float]
+    prefix: np.ndarray
+    tails: list[np.ndarray]
+    answer_tokens: np.ndarray
 
-    def section(self) -> dict[str, Any]:
-        """By number of facts: accuracy (also by depth), mean log-probability by depth, the difference, seconds."""
-        return {str(facts): self._measures(facts) for facts in self.seconds}
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest question with its answer."""
+        return len(self.prefix) + max(len(tail) for tail in self.tails)
 
-    def _measures(self, facts: int) -> dict[str, Any]:
-        own: Any = self.table[self.table["facts"] == facts]
-        by_depth = own.groupby("depth")[["exact", "answer_logprob"]].mean()
-        accuracy = by_depth["exact"].to_numpy(dtype=float)
-        return {
-            "accuracy": float(accuracy.mean()),
-            "ends_minus_middle": ends_minus_middle(accuracy),
-            "accuracy_by_depth": accuracy.tolist(),
-            "logprob_by_depth": by_depth["answer_logprob"].tolist(),
-            "seconds": round(self.seconds[facts], 3),
-        }
+    @property
+    def tokens(self) -> int:
+        """Tokens that are read where what is shared is read once."""
+        return len(self.prefix) + sum(len(tail) for tail in self.tails)
+
+
+def tokens_of(
+    texts: Sequence[str], answers: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[np.ndarray], list[int]]:
+    """The tokens of texts that end with their answers, and how many of them are the answer's.
+
+    A text is tokenised as a whole, and a token belongs to the answer if any of its characters does: so the tokens are
+    those that the tokenizer makes of such a text, wherever it puts the space before a word.
+    """
+    tokenized = tokenize([Document(str(place), text) for place, text in enumerate(texts)], tokenizer)
+    before = [len(text.encode()) - len(answer.encode()) for text, answer in zip(texts, answers, strict=True)]
+    counts = [int((each.byte_ends > start).sum()) for each, start in zip(tokenized, before, strict=True)]
+    return [each.ids for each in tokenized], counts
 
 
 @torch.no_grad()
-def ask(
-    model: AdaptedModel, prompts: Sequence[Prompts], accelerator: Accelerator, *, cached: bool, label: str
-) -> Answers:
-    """Ask every question on every list.
-
-    Arguments:
-        cached: read each list once; False where cached decoding is not the full pass.
-
-    Raises:
-        TrainingDiverged: an answer's log-probability is not finite.
-    """
-    model.eval()
-    rows: list[tuple[Any, ...]] = []
-    seconds = dict.fromkeys([one.facts for one in prompts], 0.0)
-    with Progress(label, len(prompts), visible=accelerator.is_main_process) as progress:
-        for done, one in enumerate(prompts, 1):
-            began = time.perf_counter()
-            with accelerator.autocast():
-                logits_DTV = (cached_logits if cached else full_logits)(model, one)
-            for depth, (place, tail, tokens) in enumerate(zip(one.places, one.tails, one.answer_tokens, strict=True)):
-                exact, logprob = graded(logits_DTV[depth], tail, tokens)
-                if not np.isfinite(logprob):
-                    raise TrainingDiverged(
-                        f"the log-probability of an answer is not finite (list {one.number} of {one.facts} facts); "
-                        f"try a lower learning rate"
-                    )
-                rows.append((one.facts, one.number, depth, int(place), int(exact), logprob, int(tokens)))
-            seconds[one.facts] += time.perf_counter() - began
-            progress.update(done)
-    columns = ["facts", "list", "depth", "place", "exact", "answer_logprob", "answer_tokens"]
-    table = pd.DataFrame(rows, columns=pd.Index(columns)).sort_values(columns[:3]).reset_index(drop=True)
-    return Answers(table, seconds)
+def answered(
+    model: AdaptedModel, questions: Questions, accelerator: Accelerator, *, cached: bool
+) -> list[tuple[bool, float]]:
+    """Of each question, whether greedy decoding gives its answer, and the answer's log-probability in nats, which may
+    not be finite. The model is in evaluation mode."""
+    with accelerator.autocast():
+        logits_DTV = (cached_logits if cached else full_logits)(model, questions)
+    counts = questions.answer_tokens
+    return [graded(*each) for each in zip(logits_DTV, questions.tails, counts, strict=True)]
 
 
 def graded(logits_TV: Tensor, tail: np.ndarray, tokens: int) -> tuple[bool, float]:
@@ -103,23 +85,23 @@ def graded(logits_TV: Tensor, tail: np.ndarray, tokens: int) -> tuple[bool, floa
     return bool((scores.argmax(-1) == answer.cpu()).all()), float(chosen.sum())
 
 
-def cached_logits(model: AdaptedModel, prompts: Prompts) -> Tensor:
+def cached_logits(model: AdaptedModel, questions: Questions) -> Tensor:
     """Logits [D, T, V] of what follows the shared tokens, which are read once. Tails are padded on the right, where no
     token of theirs sees it."""
-    device, count = model.base.device, len(prompts.tails)
-    prefix = torch.from_numpy(prompts.prefix.astype(np.int64)).to(device)
+    device, count = model.base.device, len(questions.tails)
+    prefix = torch.from_numpy(questions.prefix.astype(np.int64)).to(device)
     one_logit = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}  # the head is a fifth of the work
     cache = model(input_ids=prefix[None], use_cache=True, **one_logit).past_key_values
     cache.batch_repeat_interleave(count)
-    tails = torch.from_numpy(_padded(prompts.tails).astype(np.int64)).to(device)
+    tails = torch.from_numpy(_padded(questions.tails).astype(np.int64)).to(device)
     return model(input_ids=tails, past_key_values=cache, use_cache=True).logits
 
 
-def full_logits(model: AdaptedModel, prompts: Prompts) -> Tensor:
+def full_logits(model: AdaptedModel, questions: Questions) -> Tensor:
     """The same by passes over whole questions, padding masked."""
-    whole = [np.concatenate([prompts.prefix, tail]) for tail in prompts.tails]
+    whole = [np.concatenate([questions.prefix, tail]) for tail in questions.tails]
     inputs = model_inputs(_padded(whole), np.array([len(each) for each in whole]), model.base.device)
-    return model(**inputs, use_cache=False).logits[:, len(prompts.prefix) :]
+    return model(**inputs, use_cache=False).logits[:, len(questions.prefix) :]
 
 
 def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:

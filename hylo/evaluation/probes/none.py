@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from hylo.core.registry import register
-from hylo.evaluation.probes.base import ProbeConfig
+from hylo.evaluation.probes.base import ProbeChoice
 
 
 @register("probe", "none")
 @dataclass(kw_only=True, slots=True)
-class NoProbeConfig(ProbeConfig):
+class NoProbeConfig(ProbeChoice):
     """Nothing is asked, and there is nothing to set."""

@@ -1,8 +1,13 @@
-"""The number of the probe, from answers by depth. Arrays only: reports compute it without a model."""
+"""The table of the retrieval probe and the number of it, from answers by depth. Arrays only: reports compute it without
+a model."""
 
 from typing import Any
 
 import numpy as np
+
+COLUMNS = ["facts", "list", "depth", "place", "exact", "answer_logprob", "answer_tokens"]
+"""facts of the list, list, depth (0 is the first fact), place (index of the fact), exact (1: greedy decoding gives the
+answer; else 0), answer_logprob (nats, the sum over the answer's tokens), answer_tokens; a row a question."""
 
 
 def ends_minus_middle(by_depth: np.ndarray) -> Any:
