@@ -90,6 +90,7 @@ def test_bits_per_byte_in_contrasts_and_claims(study: StudyRecord):
     assert claims.loc["B2", "verdict"] == "contradicted_at_the_published_rate_only"
 
 
+@pytest.mark.slow
 def test_adding_a_metric_as_documented(tmp_path: Path):
     """Word for word in a copy of the project."""
     page = (ROOT / "docs" / "add-a-metric.md").read_text()

@@ -92,7 +92,7 @@ def test_a_changed_number_is_found() -> None:
     assert "6.93 [6.18, 7.68]" not in known
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_the_first_try_prints_what_the_readme_shows(tmp_path: Path) -> None:
     """Training time and peak memory, the last two columns, are those of a machine."""
     (settings,) = re.findall(r"^QUICK := ((?:.*\\\n)*.*)$", MAKEFILE, re.M)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -87,6 +88,7 @@ def test_how_many_at_once(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * 2**30))
     assert cells_at_once(cells, SESSION) == 1, "tiny cells are done before processes have started"
     monkeypatch.setattr(hylo.launch.local, "WORTH", operations(cells[0], SESSION))
     assert cells_at_once(cells, SESSION) == 2

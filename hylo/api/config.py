@@ -21,6 +21,7 @@ from hylo.adapters.landmarks.position_adaptive import PositionAdaptiveConfig
 from hylo.adapters.low_rank import InitA, LowRankConfig, Scaling
 from hylo.adapters.position_bias import PositionBiasConfig
 from hylo.core.errors import ConfigError, problem
+from hylo.core.registry import name_of
 from hylo.core.schema import bound_problems, bounded
 
 LandmarkConfig = MixtureConfig | OriginalConfig | PerLayerConfig | AttentionConfig
@@ -43,7 +44,7 @@ _TERMS = {
     "method.landmark.num_buckets": "num_position_buckets",
     "method.landmark=null": "landmark_enabled=False",
     "method.landmark": "landmark_design",
-} | {f"'{schema.__module__.rpartition('.')[2]}'": f"'{design}'" for design, schema in _DESIGNS.items()}
+} | {f"'{name_of('component', schema)}'": f"'{design}'" for design, schema in _DESIGNS.items()}
 """How the names of components and their settings are called here."""
 
 
