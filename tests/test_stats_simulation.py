@@ -1,6 +1,7 @@
 """What the methods cover where the truth is known; docs/statistics.md holds the whole tables."""
 
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ def test_the_page_begins_with_what_the_command_prints_first(monkeypatch: pytest.
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("HYLO_SIMULATIONS" not in os.environ, reason="HYLO_SIMULATIONS=1 makes all tables again: minutes")
 @pytest.mark.parametrize("module", [simulation, selection_simulation], ids=lambda module: module.__name__)
 def test_the_page_holds_what_the_command_prints(module: Any, capsys: pytest.CaptureFixture[str]):
     """Every table, number for number."""
