@@ -17,7 +17,8 @@ from hylo.evaluation.probes.score import COLUMNS
 from hylo.launch.local import operations
 from hylo.runs.cell import Cell
 from hylo.runs.fingerprint import fingerprint, probe_mark
-from hylo.runs.run import run_cell, taken_up
+from hylo.runs.reuse import taken_up
+from hylo.runs.run import run_cell
 from hylo.runs.store import PROBE, RESULT, RunRecord, add_probe, read_run
 from hylo.studies.plan import plan_study
 

@@ -52,6 +52,7 @@ def test_rooms_import_only_rooms_below_them():
         ("core/errors.py", "from hylo.data.base import Split", "hylo.core is not allowed to import hylo.data"),
         ("analysis/pairs.py", "import torch", "hylo.analysis is not allowed to import torch"),
         ("adapters/bias.py", "import hydra", "hylo.adapters is not allowed to import hydra"),
+        ("runs/cell.py", "import matplotlib", "hylo.runs is not allowed to import matplotlib"),
     ],
 )
 def test_an_import_upwards_is_found(file: str, line: str, said: str, tmp_path: Path):

@@ -53,6 +53,8 @@ def test_the_record_of_a_run(tiny: tuple[str, ...]) -> None:
         "estimated_peak_memory_bytes", "final_loss", "nonfinite_steps",
         "max_loss_jump", "padding_share",
     }  # fmt: skip
+    assert set(result["config"]) == {"model", "data", "method", "trainer", "seed"}
+    assert result["config"]["method"]["low_rank"]["rank"] == 8, "what no override says is there, too"
     assert result["audit"] == {"failed": []}
     checks = {finding["check"]: finding for finding in json.loads((run.folder / AUDIT).read_text())}
     assert {"causality", "unmoved_tensors", "deterministic_evaluation"} < set(checks)

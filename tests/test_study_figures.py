@@ -12,7 +12,7 @@ from test_contrasts import claim, contrast
 from test_report_retrieval import write_answers
 
 from hylo.analysis.summary import summarize
-from hylo.report.figures import registered, study_figures
+from hylo.report.figures import all_figures, study_figures
 from hylo.report.figures.base import study_figure
 from hylo.report.figures.style import WIDTH
 from hylo.report.render.files import save
@@ -24,7 +24,7 @@ SHIPPED = [
     "claims", "contrasts", "improvement", "attribution", "learning_rates", "ppl_by_position", "pareto", "retrieval",
     "retrieval_heatmap", "trajectories",
 ]  # fmt: skip
-FIGURES = {figure.name: figure.draw for figure in registered()}
+FIGURES = all_figures()
 MANIFEST = {
     "contrasts": [contrast("high", "low", "size"), contrast("low", UNTUNED)],
     "claims": [claim("up", "high", "low", 12.0)],
@@ -100,4 +100,4 @@ def test_a_name_is_given_once() -> None:
         study_figure("pareto", order=1)(nothing)
     with pytest.raises(ValueError, match="a name is lower-case letters"):
         study_figure("../pareto", order=1)
-    assert [figure.name for figure in registered()] == list(FIGURES)
+    assert list(all_figures()) == list(FIGURES)

@@ -139,7 +139,9 @@ def complete_sums(run: RunRecord, name: str) -> Any:
     return table
 
 
-def percent(effect: stats.Effect, metric: Metric | None = None, reference: float = math.nan) -> dict[str, float]:
+def percent(
+    effect: stats.Effect | stats.Interval, metric: Metric | None = None, reference: float = math.nan
+) -> dict[str, float]:
     """effect_pct, low and high: the improvement in percent that a difference of mean NLL is.
 
     Arguments:

@@ -23,7 +23,6 @@ from hylo.analysis.pairs import (
 from hylo.analysis.rates import rate_in_words
 from hylo.core.errors import RecordError
 from hylo.evaluation.metrics import all_metrics
-from hylo.evaluation.metrics.base import Perplexity
 from hylo.runs.store import FAILED, STUDY, TRACEBACK, RunRecord, StudyRecord
 
 MAIN, *OTHERS = all_metrics()
@@ -37,6 +36,7 @@ COLUMNS = [
 _COUNTS = ["seeds", "trainable_params", "added_params", "peak_memory_bytes"]
 _TEXTS = ["cell", "reference", "rate", "audit"]
 PASSED = "passed"
+_ENDS = {"effect_pct": "pct", "low": "low", "high": "high"}
 
 
 def summarize(study: StudyRecord) -> pd.DataFrame:
@@ -147,13 +147,12 @@ def _improvement(pairs: list[Pair], rng: np.random.Generator, chosen: float) -> 
         difference, weights = paired_sums(pairs, metric)
         if metric is not MAIN and weights.size < 2:
             continue  # windows too short to have a middle
-        if chosen or not isinstance(metric, Perplexity):
-            effect = stats.effect(difference, weights, choice_variance=chosen)
-            found = stats.Interval(*percent(effect, metric, mean_nll([other for _, other in pairs], metric)).values())
+        if chosen:
+            nats = stats.effect(difference, weights, choice_variance=chosen)
         else:
-            found = stats.improvement(difference, np.zeros((1, weights.size)), weights, rng)
-        name = f"{metric.prefix}improvement"
-        row |= {f"{name}_pct": found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+            nats = stats.difference(difference, weights, rng)
+        found = percent(nats, metric, mean_nll([other for _, other in pairs], metric))
+        row |= {f"{metric.prefix}improvement_{end}": found[key] for key, end in _ENDS.items()}
     return row
 
 

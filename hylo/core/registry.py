@@ -1,41 +1,41 @@
-"""What can be chosen by name: config dataclasses, each in the same file as what it builds.
+"""What is found by name in its group: configs, each in the same file as what it builds, metrics, figures.
 
-`@register(group, name)` makes a config selectable in YAML as `/schema/<group>: <name>`. Nothing else has to be edited
-when a component, a source of models or texts, or another member of a group is added: every file of its room is found.
+`@register(group, name)` is all that a new member needs: every file of its room is found (`import_all`). A config
+dataclass becomes selectable in YAML as `/schema/<group>: <name>`.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Callable
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_REGISTERED: dict[str, dict[str, type]] = {}
+_REGISTERED: dict[str, dict[str, Any]] = {}
 
 
-def register(group: str, name: str) -> Callable[[type[T]], type[T]]:
-    """Class decorator: let a config dataclass be chosen by a name in its group.
+def register(group: str, name: str) -> Callable[[T], T]:
+    """Decorator: let a class or function be found by a name in its group.
 
     Raises:
-        ValueError: another class of the group has the name.
+        ValueError: another member of the group has the name.
     """
 
-    def store(cls: type[T]) -> type[T]:
+    def store(member: T) -> T:
         members = _REGISTERED.setdefault(group, {})
-        if name in members and _place(members[name]) != _place(cls):
+        if name in members and _place(members[name]) != _place(member):
             raise ValueError(
-                f"{group} {name!r} is registered twice, by {_place(members[name])} and by {_place(cls)}; rename one"
+                f"{group} {name!r} is registered twice, by {_place(members[name])} and by {_place(member)}; rename one"
             )
-        members[name] = cls
-        return cls
+        members[name] = member
+        return member
 
     return store
 
 
-def registered(group: str) -> dict[str, type]:
-    """The config dataclasses of a group by name."""
+def registered(group: str) -> dict[str, Any]:
+    """The members of a group by name."""
     return dict(_REGISTERED.get(group, {}))
 
 
@@ -45,7 +45,7 @@ def groups() -> list[str]:
 
 
 def name_of(group: str, cls: type) -> str:
-    """The name by which a config dataclass is chosen.
+    """The name of a class in its group.
 
     Raises:
         KeyError: it is not registered in the group.
@@ -66,5 +66,5 @@ def import_all(package: ModuleType) -> None:
             importlib.import_module(module.name)
 
 
-def _place(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def _place(member: Any) -> str:
+    return f"{member.__module__}.{member.__qualname__}"

@@ -1,19 +1,15 @@
 """One run of a cell, from its configuration to its record. Reads like a table of contents."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor
-from transformers import PreTrainedModel
 
-from hylo.adapters.model import AdaptedModel, adapted
-from hylo.adapters.start import load_start, save_start
+from hylo.adapters.model import AdaptedModel
+from hylo.adapters.start import load_start
 from hylo.audit import Audit, Contributions, Finding, print_findings
 from hylo.core.devices import (
     accelerator_for,
@@ -29,12 +25,12 @@ from hylo.core.registry import name_of
 from hylo.core.schema import plain
 from hylo.core.timer import Clock
 from hylo.data.base import Split
-from hylo.data.windows import Windows, model_inputs
+from hylo.data.windows import Windows
 from hylo.evaluation.perplexity import Evaluation, evaluate
-from hylo.kernels.compiled import compiled_layers
+from hylo.runs.attach import begin, first_batches, prepared
 from hylo.runs.cell import Cell
-from hylo.runs.config import Config
 from hylo.runs.fingerprint import fingerprint, probe_mark
+from hylo.runs.reuse import adopt, probed, recorded
 from hylo.runs.shared import Session, weights_checksum
 from hylo.runs.store import (
     ADAPTER,
@@ -46,20 +42,14 @@ from hylo.runs.store import (
     WINDOWS,
     RunRecord,
     add_probe,
-    adopt,
-    find_complete,
     read_run,
 )
 from hylo.runs.writer import new_result, recording
 from hylo.tracking.base import TrackedRun, Tracker, log_run, log_step
 from hylo.tracking.guard import open_tracker
 from hylo.tracking.none import NullTracker
-from hylo.training.config import Kernels
-from hylo.training.loop import UNTRAINED, prepare_for_training, train, training_batches
+from hylo.training.loop import UNTRAINED, prepare_for_training, train
 from hylo.training.memory import MemoryEstimate, estimate, evaluation_batch_size, gib
-
-FIRST_BATCHES = 16
-"""How many batches of training a component may start from."""
 
 
 def run_cell(cell: Cell, session: Session) -> RunRecord:
@@ -95,34 +85,6 @@ def run_or_report(cell: Cell, session: Session) -> RunRecord | None:
         if process_count() > 1:  # the other processes wait for this one in the middle of a step
             raise
         return None
-
-
-def recorded(cell: Cell, mark: str) -> RunRecord | None:
-    """The complete record of the same run, with the cell's probe where one has it; else its own, or any; or None."""
-    config = cell.config
-    wanted = probe_mark(config.asked) if config.asked else None
-    return find_complete(Path(config.outputs), mark, folder=cell.folder(mark), probe=wanted)
-
-
-def probed(cell: Cell, record: RunRecord) -> bool:
-    """Whether the record has what the cell's probe asks."""
-    return cell.config.asked is None or record.probe_mark == probe_mark(cell.config.asked)
-
-
-def taken_up(cell: Cell, session: Session) -> bool:
-    """Whether the same run, probe included, is complete already, in this group or another; the record is then its own.
-
-    False where several processes share a run: they agree about it in `run_cell`.
-    """
-    if process_count() > 1:
-        return False
-    mark = fingerprint(cell.config, session)
-    folder = cell.folder(mark)
-    if (done := recorded(cell, mark)) is None or not probed(cell, done):
-        return False
-    with exclusive(folder):
-        adopt(done, folder, study=cell.group, cell=cell.name, seed=cell.config.seed)
-    return True
 
 
 def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, accelerator: Accelerator) -> None:
@@ -223,45 +185,6 @@ def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Acce
     with tracked(cell, "probe") as tracker:
         log_run(tracker, {"probe": section})
     add_probe(record.folder, answers.table, section)
-
-
-@contextmanager
-def prepared(
-    base: PreTrainedModel, config: Config, batches: Callable[[], list[dict[str, Tensor]]] | None = None
-) -> Iterator[AdaptedModel]:
-    """The base model with the cell's components and kernels; it leaves the block as it came.
-
-    Arguments:
-        batches: makes what the model is given first in training, for components that start from data.
-    """
-    kernels = config.trainer.kernels
-    with (
-        compiled_layers(base) if kernels is Kernels.compiled else nullcontext(),
-        adapted(
-            base,
-            config.components,
-            context_length=config.data.context_length,
-            seed=config.seed,
-            fused=kernels is Kernels.fused,
-            first_batches=batches,
-        ) as model,
-    ):
-        yield model
-
-
-def first_batches(config: Config, session: Session, device: torch.device) -> list[dict[str, Tensor]]:
-    """The model's inputs in the first steps of the cell's training, in its order."""
-    windows = session.windows(config.data, config.model, Split.train)
-    order = training_batches(windows, config.trainer.batch_size, seed=config.seed)
-    return [model_inputs(batch.ids, batch.lengths, device) for batch in islice(order, FIRST_BATCHES)]
-
-
-def begin(model: AdaptedModel, folder: Path, accelerator: Accelerator) -> None:
-    """Keep what the components begin with beside the adapter to come; an interrupted run goes on from what it kept."""
-    kept = load_start(model, folder / ADAPTER, untrained=True)
-    accelerator.wait_for_everyone()  # until each process has seen that there was nothing
-    if not kept and accelerator.is_main_process:
-        save_start(model, folder / ADAPTER)
 
 
 def announce(label: str, model: AdaptedModel, findings: list[Finding], memory: MemoryEstimate) -> None:

@@ -28,7 +28,6 @@ The names in these files are a contract: reports, notebooks and later tools read
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +36,7 @@ from typing import Any
 import pandas as pd
 
 from hylo.core.errors import RecordError
-from hylo.core.files import LOCK, replacing_folder, write_json, write_table
+from hylo.core.files import write_json, write_table
 from hylo.training.logs import CURVE, TRAJECTORY
 
 SCHEMA_VERSION = 2
@@ -244,38 +243,6 @@ def study_of(folder: Path, manifest: dict[str, Any]) -> StudyRecord:
     """
     cells = {entry["cell"]: [read_run(folder / run) for run in entry["runs"]] for entry in manifest["cells"]}
     return StudyRecord(folder, manifest, cells)
-
-
-def find_complete(
-    outputs: Path, fingerprint: str, *, folder: Path | None = None, probe: str | None = None
-) -> RunRecord | None:
-    """The complete record with this fingerprint in any group below `outputs`, or None.
-
-    Of several, one with the result of the probe of this mark, and then the one in `folder`, comes first. A damaged
-    record is passed over: the run is done again and replaces it.
-    """
-    found: list[RunRecord] = []
-    for path in sorted(outputs.glob(f"*/*-{fingerprint}/{RESULT}")):
-        try:
-            record = read_run(path.parent)
-        except RecordError:
-            continue
-        if record.complete and record.result["fingerprint"] == fingerprint:
-            found.append(record)
-
-    def fitness(record: RunRecord) -> tuple[bool, bool]:
-        return probe is not None and record.probe_mark == probe, record.folder == folder
-
-    return max(found, key=fitness, default=None)
-
-
-def adopt(record: RunRecord, folder: Path, *, study: str, cell: str, seed: int) -> RunRecord:
-    """The same result under another study's, cell's or seed's name: a copy of the record with these three changed."""
-    if record.folder != folder or (record.result["study"], record.cell, record.seed) != (study, cell, seed):
-        with replacing_folder(folder) as draft:
-            shutil.copytree(record.folder, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK))
-            write_json(draft / RESULT, record.result | {"study": study, "cell": cell, "seed": seed})
-    return read_run(folder)
 
 
 def add_probe(folder: Path, table: pd.DataFrame, section: dict[str, Any]) -> RunRecord:

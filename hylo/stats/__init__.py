@@ -20,7 +20,15 @@ decision needs), selection (what the choice of a tuned setting adds), multiple (
 from hylo.stats.arrays import LEVEL, RESAMPLES, Array, Interval
 from hylo.stats.attribution import shapley
 from hylo.stats.effect import Effect, effect
-from hylo.stats.estimates import improvement, mean_window_ppl, params_per_pct, perplexity, ppl, ratio_of_sums
+from hylo.stats.estimates import (
+    difference,
+    improvement,
+    mean_window_ppl,
+    params_per_pct,
+    perplexity,
+    ppl,
+    ratio_of_sums,
+)
 from hylo.stats.intervals import crossed_interval, window_bootstrap
 from hylo.stats.multiple import holm
 from hylo.stats.selection import choice_variance
@@ -36,6 +44,7 @@ __all__ = [
     "choice_variance",
     "crossed_interval",
     "decided",
+    "difference",
     "effect",
     "holm",
     "improvement",

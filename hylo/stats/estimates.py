@@ -53,6 +53,28 @@ def ppl(
     return Interval(*map(perplexity, _log_interval(nll, tokens, rng, level, resamples)))
 
 
+def difference(
+    sums: ArrayLike,
+    weights: ArrayLike,
+    rng: np.random.Generator,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Mean over seeds of sum(sums) / sum(weights) of paired differences, nats per weight, with its interval.
+
+    Args:
+        sums: [seeds, windows], NLL of one side less that of the other.
+        weights: [windows], tokens or bytes.
+        rng, level, resamples: as of `improvement`.
+
+    Raises:
+        ValueError: as `improvement`.
+    """
+    sums, weights = checked("sums", sums, weights)
+    return Interval(*map(float, _log_interval(sums, weights, rng, level, resamples)))
+
+
 def improvement(
     nll: ArrayLike,
     reference: ArrayLike,
@@ -85,7 +107,7 @@ def improvement(
             f"reference has {reference.shape[0]} seeds, nll has {nll.shape[0]}; pair them by seed, or give one for all"
         )
     with np.errstate(over="ignore"):
-        value, low, high = -100 * np.expm1(_log_interval(nll - reference, tokens, rng, level, resamples))
+        value, low, high = -100 * np.expm1(difference(nll - reference, tokens, rng, level=level, resamples=resamples))
     return Interval(float(value), float(high), float(low))
 
 

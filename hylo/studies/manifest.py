@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hylo.core.files import write_json, write_table
 from hylo.core.schema import plain
 from hylo.runs.fingerprint import fingerprint
-from hylo.runs.run import probed
+from hylo.runs.reuse import probed
 from hylo.runs.shared import Session
 from hylo.runs.store import SCHEMA_VERSION, STUDY, TRIALS, read_run
 from hylo.tracking.base import TrackedRun, log_report

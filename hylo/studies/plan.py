@@ -18,7 +18,7 @@ from hylo.launch.local import run_cells
 from hylo.runs.cell import Cell, check
 from hylo.runs.config import Config, Tune
 from hylo.runs.fingerprint import fingerprint
-from hylo.runs.run import taken_up
+from hylo.runs.reuse import taken_up
 from hylo.runs.shared import Session
 from hylo.runs.store import file_name
 from hylo.studies.manifest import report_plan

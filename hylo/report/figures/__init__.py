@@ -9,8 +9,8 @@ same bytes for the same input, and every mark shows its value on pointing where 
 import sys
 
 from hylo.core.registry import import_all
-from hylo.report.figures.base import registered, study_figures
+from hylo.report.figures.base import all_figures, study_figures
 
-__all__ = ["registered", "study_figures"]
+__all__ = ["all_figures", "study_figures"]
 
 import_all(sys.modules[__name__])

@@ -9,34 +9,26 @@ returns None where there is nothing to draw. Nothing else is edited: every file 
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from hylo.core.registry import register, registered
 from hylo.runs.store import StudyRecord
 
 Draw = Callable[[StudyRecord, pd.DataFrame], Figure | None]
 F = TypeVar("F", bound=Draw)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyFigure:
-    """A figure that every report has, where there is something to draw."""
-
-    name: str
-    """Of its files, without .png and .svg."""
-    order: int
-    """Where it stands among the others: small ones first."""
-    draw: Draw
-
-
-_FIGURES: dict[str, StudyFigure] = {}
+_ORDER: dict[str, int] = {}
 
 
 def study_figure(name: str, *, order: int) -> Callable[[F], F]:
     """Function decorator: draw this in every report, as `figures/<name>.png` and `.svg`.
+
+    Arguments:
+        order: where it stands among the others: small ones first; of equal order, by name.
 
     Raises:
         ValueError: another function has the name, or it is no name of a file: lower-case letters, digits and _.
@@ -45,26 +37,20 @@ def study_figure(name: str, *, order: int) -> Callable[[F], F]:
         raise ValueError(f"figure {name!r}: a name is lower-case letters, digits and _, for example 'learning_rates'")
 
     def store(draw: F) -> F:
-        if name in _FIGURES and _place(_FIGURES[name].draw) != _place(draw):
-            places = f"{_place(_FIGURES[name].draw)} and by {_place(draw)}"
-            raise ValueError(f"figure {name!r} is registered twice, by {places}; rename one")
-        _FIGURES[name] = StudyFigure(name=name, order=order, draw=draw)
+        register("figure", name)(draw)
+        _ORDER[name] = order
         return draw
 
     return store
 
 
-def registered() -> list[StudyFigure]:
-    """All figures in the order of the report; of equal order, by name."""
-    return sorted(_FIGURES.values(), key=lambda figure: (figure.order, figure.name))
+def all_figures() -> dict[str, Draw]:
+    """The functions of all figures by name, in the order of the report."""
+    return dict(sorted(registered("figure").items(), key=lambda item: (_ORDER[item[0]], item[0])))
 
 
 def study_figures(study: StudyRecord, summary: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Name and figure of all that a study has something for."""
-    for figure in registered():
-        if (drawn := figure.draw(study, summary)) is not None:
-            yield figure.name, drawn
-
-
-def _place(draw: Draw) -> str:
-    return f"{draw.__module__}.{getattr(draw, '__qualname__', repr(draw))}"
+    for name, draw in all_figures().items():
+        if (drawn := draw(study, summary)) is not None:
+            yield name, drawn
