@@ -35,7 +35,7 @@ TITLES = {
         "How the cost grows",
         "LoRA. `context`: a step of 2,048 tokens in windows of that length. `rank`: a step of 4x256. Each in a process "
         "of its own. `cells`: wall "
-        "time of one `train.py -m` with that many cells of 2 steps, divided by their number, the untuned model's "
+        "time of one `train.py -m` with that many cells of 2 steps, divided by their number, the base model's "
         "evaluation, audits and report included; beside it one peft script a cell.",
     ),
     "ablation": (

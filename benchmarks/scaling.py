@@ -46,7 +46,7 @@ def ranks(settings: Settings) -> Iterator[Row]:
 def cells(inputs: Inputs) -> Iterator[Row]:
     """Seconds a trained cell of short runs, by the number of cells that one call of train.py shares its start with.
 
-    Each call evaluates the untuned model besides. peft's side is one script a cell, none for the untuned model.
+    Each call evaluates the base model besides. peft's side is one script a cell, none for the base model.
     """
     short = (f"trainer.steps={CELL_STEPS}", "trainer.warmup_steps=1", f"data.eval_windows={CELL_EVAL_WINDOWS}")
     hylo_seconds(inputs, inputs.folder / "outputs-0", ["-m", f"method={CELLS[0]}", *short])  # fills the system's caches

@@ -60,7 +60,7 @@ class HyloSide:
         self.model = AdaptedModel(base, config.components, context_length=config.data.context_length, seed=0)
         self._optimizer = make_optimizer(self.model, config.trainer)
         prepare_for_training(self.model, config.trainer)
-        self.model.begin_step(0, config.trainer.steps)
+        self.model.on_step_start(0, config.trainer.steps)
 
     def step(self, windows: Windows, *, loss_on_padding: bool = False) -> None:
         model, trainer = self.model, self._config.trainer

@@ -22,7 +22,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from hylo.adapters.component import ComponentConfig, Host
+from hylo.adapters.component import BuildContext, ComponentConfig
 from hylo.adapters.model import AdaptedModel, Method
 from hylo.cli.main import compose
 
@@ -130,14 +130,14 @@ def adapt(base: PreTrainedModel, components: Method, *, seed: int = 0, fused: bo
     return AdaptedModel(base, components, context_length=CONTEXT, seed=seed, fused=fused).eval()
 
 
-def host(architecture: str) -> Host:
+def context(architecture: str) -> BuildContext:
     """What a component is built on, for asking its config."""
-    return Host(tiny(architecture), CONTEXT, seed=0)
+    return BuildContext(tiny(architecture), CONTEXT, seed=0)
 
 
 def trained(model: AdaptedModel) -> dict[str, torch.nn.Parameter]:
     """Trainable tensors as the adapter names them, `slot.name`."""
-    return model.flat()
+    return model.adapter_state_dict()
 
 
 def values(model: AdaptedModel) -> dict[str, Tensor]:

@@ -64,11 +64,11 @@ def write_recorded_study(
 
     Args:
         folder: the group's folder; its name is the study's.
-        cells: true improvement over the untuned model in percent, by cell; `untuned` is put first by itself.
+        cells: true improvement over the base model in percent, by cell; `untuned` is put first by itself.
         windows, length: evaluation windows and their tokens; length - 1 of them are predicted.
         seed_sd: between seeds, of log PPL.
-        window_sd: between windows, of the untuned model's log PPL; shared by all cells.
-        difference_sd: between windows, of a cell's difference to the untuned model; shared by the cell's seeds.
+        window_sd: between windows, of the base model's log PPL; shared by all cells.
+        difference_sd: between windows, of a cell's difference to the base model; shared by the cell's seeds.
         params: trainable parameters by cell; 1,000 where a cell is not named.
         audit: checks that failed, by cell.
         failed: (cell, seed) of runs that end with a traceback and no tables.
@@ -108,8 +108,8 @@ def write_recorded_study(
                 curve = pd.DataFrame({"step": np.arange(1, len(loss) + 1), "loss": loss})
                 (run / CURVE).write_text(curve.to_json(orient="records", lines=True) if len(loss) else "")
             write_json(run / RESULT, result)
-        entries.append({"cell": cell, "runs": names, "untuned": UNTUNED})
-    written = {"schema_version": SCHEMA_VERSION, "study": folder.name, "untuned": UNTUNED, "cells": entries}
+        entries.append({"cell": cell, "runs": names, "base": UNTUNED})
+    written = {"schema_version": SCHEMA_VERSION, "study": folder.name, "base": UNTUNED, "cells": entries}
     if tuned:
         written["tuning"] = [choice(cell) for cell in tuned]
     written |= {"question": "Does it help?", "protocol": "packed windows, equal steps"}

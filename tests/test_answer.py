@@ -10,7 +10,7 @@ from hylo.report.tables.answer import NOTHING, ONE_SEED, answer, has_verdicts
 from hylo.report.tables.table import Table
 from hylo.runs.store import StudyRecord
 
-STUDY = StudyRecord(Path(), {"study": "demo", "untuned": "base", "cells": [{"cell": "base", "untuned": "base"}]}, {})
+STUDY = StudyRecord(Path(), {"study": "demo", "base": "base", "cells": [{"cell": "base", "base": "base"}]}, {})
 FILES, OWN = "rates of the files, 24,576 tokens", "own rates, 61,440 tokens"
 SUMMARY = pd.DataFrame(
     {
@@ -34,7 +34,7 @@ def component(name: str, effect: float, verdict: str, rests_on: str = OWN, seeds
         "low": effect - 1,
         "high": effect + 1,
     }
-    return row | {"way": "leave_one_out", "verdict": verdict, "rests_on": rests_on, "seeds": seeds}
+    return row | {"comparison": "leave_one_out", "verdict": verdict, "rests_on": rests_on, "seeds": seeds}
 
 
 def claim(name: str, verdict: str) -> dict[str, Any]:

@@ -297,7 +297,7 @@ def test_state_of_the_adapter(base: PreTrainedModel):
     """The names are those of a saved adapter; inside another module they carry its prefix. All, or nothing is taken."""
     model = _moved(HyLoRADAModel(base, HyLoRADAConfig(lora_rank=4)))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert state.keys() == model.adapter.flat().keys()
+    assert state.keys() == model.adapter.adapter_state_dict().keys()
     assert torch.nn.ModuleDict({"inner": model}).state_dict().keys() == {f"inner.{name}" for name in state}
     expected = logits(model, IDS)
     _moved(model)

@@ -25,7 +25,7 @@ from adapters import (
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hylo.adapters.component import Component, ComponentConfig, Host, zeros
+from hylo.adapters.component import BuildContext, Component, ComponentConfig, zeros
 from hylo.adapters.model import AdaptedModel, Method
 from hylo.audit import Audit, Finding, Status, untouched_logits
 from hylo.models.architecture import final_norm, hidden_size
@@ -118,22 +118,22 @@ class BiasConfig(ComponentConfig):
     make: Callable[[nn.Parameter, Tensor, PreTrainedModel], Tensor]
     off_by: int = 0
 
-    def problems(self, key: str, host: Host) -> Iterator[str]:
+    def problems(self, key: str, context: BuildContext) -> Iterator[str]:
         yield from ()
 
-    def build(self, host: Host) -> "Bias":
-        return Bias(self, host)
+    def build(self, context: BuildContext) -> "Bias":
+        return Bias(self, context)
 
-    def parameter_count(self, host: Host) -> int:
-        return CONTEXT * hidden_size(host.model) + self.off_by
+    def parameter_count(self, context: BuildContext) -> int:
+        return CONTEXT * hidden_size(context.model) + self.off_by
 
 
 class Bias(Component):
     """One row a place in the pass, [CONTEXT, D]."""
 
-    def __init__(self, config: BiasConfig, host: Host) -> None:
+    def __init__(self, config: BiasConfig, context: BuildContext) -> None:
         super().__init__()
-        self.rows = host.parameter("bias.rows", (CONTEXT, hidden_size(host.model)), zeros)
+        self.rows = context.parameter("bias.rows", (CONTEXT, hidden_size(context.model)), zeros)
         self._make = config.make
 
     def attach(self, model: PreTrainedModel) -> None:

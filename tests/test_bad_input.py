@@ -18,6 +18,11 @@ BAD = {
         ["trainer.adam_epsilon=1e-6"],
         ["trainer.adam_epsilon", "no longer", "fix:     trainer.optimizer.eps=..."],
     ),
+    "a key that there was, added": (
+        ["+trainer.adam_beta1=0.9"],
+        ["trainer.adam_beta1", "no longer", "fix:     trainer.optimizer.beta1=..."],
+    ),
+    "a value that there was": (["trainer.kernels=plain"], ["kernels=plain is no longer", "trainer.kernels=reference"]),
     "a group as a key": (["trainer.optimizer=sgd"], ["conf/trainer/optimizer/", "fix:     trainer/optimizer=sgd"]),
     "a group without its section": (["optimizer=sgd"], ["optimizer is not a key", "fix:     trainer/optimizer=..."]),
     "unknown optimizer": (

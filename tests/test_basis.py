@@ -20,7 +20,7 @@ from hylo.runs.store import HALF, RESULT, TRIALS, StudyRecord, read_study
 
 CELLS = {"small": 20.0, "large": 20.4}
 MANIFEST: dict[str, Any] = {
-    "contrasts": [{"cell": "large", "reference": "small", "component": "a", "way": "added"}],
+    "contrasts": [{"cell": "large", "reference": "small", "component": "a", "comparison": "added"}],
     "claims": [
         {"id": "C1", "cell": "large", "reference": "small", "metric": "ppl_improvement", "value": 9.0, "source": "",
          "note": ""},
@@ -62,7 +62,7 @@ def test_both_arms_with_their_chance_are_contradicted(tmp_path: Path) -> None:
     assert "learning rates: chosen on validation documents for every cell, 6 trials each" in rates_in_words(found)
 
 
-def test_against_the_untuned_model_only_the_trained_arm_needs_a_rate(tmp_path: Path) -> None:
+def test_against_the_base_model_only_the_trained_arm_needs_a_rate(tmp_path: Path) -> None:
     found = study(tmp_path, tuned=["large"])
     basis = basis_of(found, "large", "untuned", direction=1)
     assert basis.tuned

@@ -10,7 +10,7 @@ from adapters import (
     adapt,
     assert_same_state,
     causal_loss,
-    host,
+    context,
     logits,
     method,
     perturb,
@@ -80,8 +80,8 @@ def test_the_same_as_training_the_layer_s_own_bias(architecture: str):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_targets_are_those_of_low_rank_updates(architecture: str):
     for targets in (None, ALL):
-        layers = BiasConfig(target_modules=targets).layers(host(architecture))
-        assert layers.keys() == LowRankConfig(target_modules=targets).layers(host(architecture)).keys()
+        layers = BiasConfig(target_modules=targets).layers(context(architecture))
+        assert layers.keys() == LowRankConfig(target_modules=targets).layers(context(architecture)).keys()
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
@@ -98,7 +98,7 @@ def test_beside_a_low_rank_update(low_rank: str, architecture: str):
     both.detach()
     for order in ({"bias": BiasConfig(), **updates}, {**updates, "bias": BiasConfig()}):
         again = adapt(base, order)
-        again.fill(tensors, "the test")
+        again.load_adapter_state_dict(tensors, "the test")
         torch.testing.assert_close(logits(again, IDS), tuned, rtol=1e-5, atol=1e-5)
         again.detach()
     with torch.no_grad():
@@ -107,7 +107,9 @@ def test_beside_a_low_rank_update(low_rank: str, architecture: str):
             own: Any = layer.bias
             layer.bias = torch.nn.Parameter(bias if own is None else own + bias)
     alone = adapt(base, updates, fused=False)
-    alone.fill({name: tensor for name, tensor in tensors.items() if not name.startswith("bias.")}, "the test")
+    alone.load_adapter_state_dict(
+        {name: tensor for name, tensor in tensors.items() if not name.startswith("bias.")}, "the test"
+    )
     torch.testing.assert_close(logits(alone, IDS), tuned, rtol=1e-5, atol=1e-5)
 
 

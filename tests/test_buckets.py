@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries
-from hylo.adapters.component import Host
+from hylo.adapters.component import BuildContext
 from hylo.adapters.landmarks.learnable import BoundaryStart, LearnableConfig, LearnableLandmark
 from hylo.adapters.landmarks.position_adaptive import PositionAdaptiveConfig
 
@@ -19,7 +19,7 @@ properties = settings(deadline=None, derandomize=True, max_examples=200)
 
 def _learnable(num_buckets: int, max_position: int, tau: float, start: BoundaryStart, seed: int = 0):
     config = LearnableConfig(num_buckets=num_buckets, max_position=max_position, temperature=tau, start=start)
-    return LearnableLandmark(config, Host(BASE, context_length=7, seed=seed))
+    return LearnableLandmark(config, BuildContext(BASE, context_length=7, seed=seed))
 
 
 @given(sizes, st.sampled_from(Bucketing))
@@ -100,10 +100,10 @@ def test_positions_of_any_layout_are_taken_without_a_warning():
 
 
 def test_p_max_defaults_to_the_context_length():
-    host = Host(BASE, context_length=100, seed=0)
-    adaptive = PositionAdaptiveConfig().build(host)
+    context = BuildContext(BASE, context_length=100, seed=0)
+    adaptive = PositionAdaptiveConfig().build(context)
     assert torch.equal(adaptive.boundaries, bucket_boundaries(Bucketing.logarithmic, 32, 100))
-    assert LearnableConfig().build(host).max_position == 100
+    assert LearnableConfig().build(context).max_position == 100
 
 
 @given(roomy, st.sampled_from(BoundaryStart), st.floats(1e-4, 0.3))

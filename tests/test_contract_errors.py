@@ -9,7 +9,7 @@ import pytest
 import torch
 from adapters import CONFIGS, CONTEXT, adapt, assert_same_state, method, perturb, perturbed, snapshot, tiny
 
-from hylo.adapters.component import Host
+from hylo.adapters.component import BuildContext, Component
 from hylo.adapters.full import FullConfig
 from hylo.adapters.landmarks.position_adaptive import PositionAdaptiveConfig
 from hylo.adapters.low_rank import LowRankConfig
@@ -51,6 +51,12 @@ def test_refused_with_value_allowed_and_fix(components: Method, value: str, hint
     assert_same_state(base, before)
 
 
+def test_a_hook_under_its_earlier_name_is_refused():
+    """It would never be called, and the component would train without it in silence."""
+    with pytest.raises(TypeError, match="Old: begin_step is now on_step_start"):
+        type("Old", (Component,), {"begin_step": lambda self, step, steps: None})
+
+
 def test_a_model_that_carries_an_adapter_is_refused():
     """Two would train on top of each other, and taking the first one off would break the second."""
     base = tiny("llama")
@@ -78,7 +84,7 @@ def test_several_problems_are_told_at_once():
 @pytest.mark.parametrize("rank", [32, 33])
 def test_the_largest_rank_is_the_smaller_side_and_checked_without_weights(rank: int):
     components = {"low_rank": LowRankConfig(rank=rank)}
-    skeleton = Host(skeleton_from_config(CONFIGS["llama"]), CONTEXT, seed=0)
+    skeleton = BuildContext(skeleton_from_config(CONFIGS["llama"]), CONTEXT, seed=0)
     assert bool(list(method_problems(components, skeleton))) == (rank > 32)
     if rank == 32:
         assert adapt(tiny("llama"), components).parameter_counts()["trainable"] > 0

@@ -25,8 +25,8 @@ CELLS = {"small": 20.0, "large": 28.0, "same": 28.0}
 PARAMS = {"small": 1_000, "large": 1_500, "same": 1_900}
 
 
-def contrast(cell: str, reference: str, component: str | None = None, way: str = "added") -> dict[str, Any]:
-    return {"cell": cell, "reference": reference, "component": component, "way": way}
+def contrast(cell: str, reference: str, component: str | None = None, comparison: str = "added") -> dict[str, Any]:
+    return {"cell": cell, "reference": reference, "component": component, "comparison": comparison}
 
 
 def claim(name: str, cell: str, reference: str, value: float, metric: str = "ppl_improvement") -> dict[str, Any]:
@@ -141,7 +141,7 @@ def test_shapley_values_share_out_the_gain(tmp_path: Path) -> None:
     )  # fmt: skip
     study = read_study(folder)
     table: Any = attribution_table(study)
-    assert (table["way"] == SHAPLEY).all()
+    assert (table["comparison"] == SHAPLEY).all()
     assert dict(zip(table["component"], table["added_params"], strict=True)) == {"a": 10, "b": 30}
     summary = summarize(study)
     log_ppl = {row["cell"]: math.log(row["ppl"]) for row in summary.to_dict("records")}
@@ -166,7 +166,7 @@ def test_a_study_says_what_is_undecided(decided: StudyRecord, tmp_path: Path) ->
 
 
 def test_older_manifests_still_read(decided: StudyRecord) -> None:
-    """Records of before there were contrasts have neither them nor an untuned cell for each row."""
+    """Records of before there were contrasts have neither them nor a base cell for each row."""
     old = {key: value for key, value in decided.manifest.items() if key not in MANIFEST}
     old["cells"] = [{"cell": entry["cell"], "runs": entry["runs"]} for entry in old["cells"]]
     study = StudyRecord(decided.folder, old, decided.cells)
@@ -188,7 +188,7 @@ def write_probe(folder: Path, lists: int = 12, depths: int = 5) -> None:
             exact = result["cell"] == "large" or depth in (0, depths - 1) or lucky
             rows.append((5, one, depth, depth, int(exact), -1.0, 3))
         pd.DataFrame(rows, columns=pd.Index(COLUMNS)).to_parquet(path.parent / PROBE)
-        write_json(path, result | {"probe": {"mark": "0" * 12}})
+        write_json(path, result | {"probe": {"fingerprint": "0" * 12}})
 
 
 def test_flattening_of_the_u(tmp_path: Path) -> None:

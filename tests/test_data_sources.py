@@ -171,7 +171,7 @@ def test_empty_file_and_split_without_files(here: Path):
 def test_a_document_in_two_splits_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """By content: the same text under another name, which a comparison of paths lets pass. An untuned model may see it,
+    """By content: the same text under another name, which a comparison of paths lets pass. A base model may see it,
     and a heading shorter than a window does no harm."""
     monkeypatch.chdir(tmp_path)
     texts = {"a": "first " * 20, "b": "second " * 20, "copy": "second " * 20, "h1": "Title", "h2": "Title"}

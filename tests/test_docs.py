@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from adapters import METHODS, host, method
+from adapters import METHODS, context, method
 from launch import ROOT, composed
 from test_parameter_counts import gpt2_small
 
-from hylo.adapters.component import Host
+from hylo.adapters.component import BuildContext
 from hylo.adapters.model import method_problems
 
 DOCS = ROOT / "docs"
@@ -30,8 +30,8 @@ def test_every_method_has_one_row():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_documented_parameter_counts(name: str):
-    host = Host(gpt2_small(), context_length=1024, seed=0)
-    count = sum(config.parameter_count(host) for config in method(name).values())
+    context = BuildContext(gpt2_small(), context_length=1024, seed=0)
+    count = sum(config.parameter_count(context) for config in method(name).values())
     assert dict(ROWS)[name] == f"{count:,}"
 
 
@@ -58,7 +58,7 @@ def test_commands_that_the_pages_show_can_run(command: str):
     sweep = len(overrides) < len(shlex.split(command))
     last = [re.sub(r"=.*,", "=", text) if sweep else text for text in overrides]
     config = composed(*last)
-    assert list(method_problems(config.components, host("llama"))) == []
+    assert list(method_problems(config.components, context("llama"))) == []
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def test_two_processes_train_what_one_does(tiny: tuple[str, ...], tmp_path: Path
     cell = [*tiny, "method=hylorada_dora", "trainer.steps=6", "trainer.device=cpu", "cell=both"]
     done = train_process(*cell, "outputs=two", cwd=tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Against the untuned model") == 1
+    assert done.stdout.count("Against the base model") == 1
     assert train_process(*cell, "outputs=one", cwd=tmp_path).returncode == 0
     one, two = (read_study(tmp_path / name / "runs").cells["both"][0] for name in ("one", "two"))
     assert two.result["environment"]["processes"] == 2

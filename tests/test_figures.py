@@ -67,11 +67,11 @@ def pareto(count: int = 4, *, long: bool = False, seeds: int = 3) -> pd.DataFram
 
 def attribution(count: int = 3, *, long: bool = False, seeds: int = 3) -> pd.DataFrame:
     rows = [
-        (name, way, 3.0 + place, 2.5 + place, 3.5 + place, seeds)
+        (name, comparison, 3.0 + place, 2.5 + place, 3.5 + place, seeds)
         for place, name in enumerate(_names(count, long=long))
-        for way in ("cumulative", "leave-one-out", "Shapley")
+        for comparison in ("cumulative", "leave-one-out", "Shapley")
     ]
-    return pd.DataFrame(rows, columns=pd.Index(["component", "way", "effect", "low", "high", "seeds"]))
+    return pd.DataFrame(rows, columns=pd.Index(["component", "comparison", "effect", "low", "high", "seeds"]))
 
 
 def retrieval(count: int = 2, *, long: bool = False, seeds: int = 3) -> pd.DataFrame:
@@ -212,7 +212,7 @@ def test_pareto_front():
         pareto_front([1, 2], [1.0])
 
 
-def test_pareto_shows_the_untuned_model_at_zero():
+def test_pareto_shows_the_base_model_at_zero():
     figure = pareto_figure("Title", LINES, pareto())
     axes = figure.get_axes()[0]
     assert axes.get_xscale() == "log"
@@ -292,7 +292,7 @@ def test_positions_show_intervals_and_improvement(cells: int):
     columns = "cell bin seeds ppl ppl_low ppl_high improvement_pct improvement_low improvement_high"
     table = pd.DataFrame(rows, columns=pd.Index(columns.split()))
     edges = np.linspace(1, 101, 11)
-    figure = ppl_by_position_figure("Title", LINES, table, edges=edges, unit="tokens", untuned="cell0")
+    figure = ppl_by_position_figure("Title", LINES, table, edges=edges, unit="tokens", base="cell0")
     shown = _titles(figure)
     assert "cell1, position 1 to 11 (tokens): improvement 5.0 [4.0, 6.0] %" in shown
     assert ("cell1, position 1 to 11 (tokens): PPL 20.0 [19.0, 21.0]" in shown) == (cells <= TOGETHER)

@@ -32,7 +32,7 @@ from transformers import (
     StaticCache,
 )
 
-from hylo.adapters.component import AtStart, Host, normal
+from hylo.adapters.component import AtStart, BuildContext, normal
 from hylo.adapters.landmarks.attention import AttentionConfig, Softmax
 from hylo.adapters.landmarks.original import OriginalConfig, Pooling
 from hylo.adapters.landmarks.per_layer import PerLayerConfig, Share
@@ -236,8 +236,8 @@ def test_sharing_nothing_is_what_it_was():
     model = adapt(tiny("llama"), method("landmark_per_layer", "method.low_rank=null"))
     names = [f"landmark.layers.{index}.{name}" for index in range(2) for name in ("L", "a")]
     assert list(trained(model)) == names
-    host = Host(tiny("llama"), CONTEXT, seed=0)
-    assert torch.equal(trained(model)[names[2]], host.parameter(names[2], (4, 48), normal(0.02)))
+    context = BuildContext(tiny("llama"), CONTEXT, seed=0)
+    assert torch.equal(trained(model)[names[2]], context.parameter(names[2], (4, 48), normal(0.02)))
 
 
 def test_attention_landmarks_leave_the_config_alone_even_while_attached():

@@ -18,7 +18,7 @@ from torch import Tensor
 from trained import train_once
 
 from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries
-from hylo.adapters.component import Host
+from hylo.adapters.component import BuildContext
 from hylo.adapters.landmarks.learnable import (
     Assignment,
     BoundaryStart,
@@ -45,7 +45,7 @@ IDS = tokens(2, 20)
 
 def landmark(num_buckets: int = N, max_position: int = P_MAX, **settings: Any) -> LearnableLandmark:
     config = LearnableConfig(num_buckets=num_buckets, max_position=max_position, **settings)
-    return LearnableLandmark(config, Host(BASE, context_length=7, seed=0))
+    return LearnableLandmark(config, BuildContext(BASE, context_length=7, seed=0))
 
 
 def scattered(**settings: Any) -> LearnableLandmark:
@@ -173,24 +173,24 @@ def test_temperature_follows_from_the_step_alone() -> None:
     component = landmark(temperature=0.1, final_temperature=0.003)
     course = []
     for step in range(5):
-        component.begin_step(step, 5)
+        component.on_step_start(step, 5)
         course.append(component.temperature)
     assert (course[0], course[-1]) == (0.1, 0.003), "exactly, and not after rounding"
     assert [b / a for a, b in pairwise(course)] == pytest.approx([0.03**0.25] * 4)
     other = landmark(temperature=0.1, final_temperature=0.003)
-    other.begin_step(3, 5)
+    other.on_step_start(3, 5)
     assert other.temperature == course[3], "a continued run is at the same temperature"
-    other.begin_step(0, 1)
+    other.on_step_start(0, 1)
     assert other.temperature == 0.003
     constant = landmark(temperature=0.1)
-    constant.begin_step(3, 7)
+    constant.on_step_start(3, 7)
     assert constant.temperature == 0.1
 
 
 def test_a_saved_adapter_evaluates_at_the_final_temperature(tmp_path: Path) -> None:
     """Also one saved half-way: a temperature that stayed where training left it would be lost in the file."""
     model = perturbed(BASE, {"landmark": LearnableConfig(temperature=0.3, final_temperature=0.01)})
-    model.begin_step(1, 4)
+    model.on_step_start(1, 4)
     model.train()
     half_way = logits(model, IDS)
     expected = logits(model.eval(), IDS)
@@ -242,7 +242,7 @@ def test_warm_up_holds_the_boundaries_for_the_promised_steps(
     Setting the gradient to zero would hold them as well, but age the moments: after three steps of it the first move
     would be 0.58 times the learning rate. Without warm-up the first step has no gradient, because P starts at zero.
     """
-    overrides = (f"method.landmark.boundary_warmup={share}", f"trainer.steps={steps}", "trainer.decay=constant")
+    overrides = (f"method.landmark.boundary_warmup={share}", f"trainer.steps={steps}", "trainer.lr_scheduler=constant")
     _run(tiny, tmp_path, *overrides, "trainer.optimizer.eps=1e-30")
     moves = np.abs(np.diff(_boundaries(tmp_path), axis=0)) / 32
     assert moves.shape == (steps, 31)
@@ -256,9 +256,9 @@ def test_warm_up_is_a_rounded_share_of_the_steps() -> None:
     component = landmark(boundary_warmup=0.29)
     held = 0
     for step in range(100):
-        component.begin_step(step, 100)
+        component.on_step_start(step, 100)
         component.beta.grad = torch.ones(N - 1)
-        component.before_update()
+        component.on_before_optimizer_step()
         held += component.beta.grad is None
     assert held == 29, "and not 28, although 0.29 * 100 < 29 in floating point"
 

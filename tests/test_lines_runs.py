@@ -62,7 +62,7 @@ def test_a_run_counts_what_is_real(lined: tuple[str, ...], tmp_path: Path, monke
 def test_loss_on_padding_is_a_switch_of_training_alone(
     lined: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """One untuned model for both, on the same windows; the report says what was done, and shows both measures."""
+    """One base model for both, on the same windows; the report says what was done, and shows both measures."""
     monkeypatch.chdir(tmp_path)
     assert train("-m", *lined, "method=lora", "data.loss_on_padding=true,false", "data.keep_blank_lines=true") == 0
     printed = capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_loss_on_padding_is_a_switch_of_training_alone(
 
 def shows_published_measure(printed: str) -> bool:
     """Whether the console's first table has the column of the published measure: its header is on several lines."""
-    header = printed[printed.index("Against the untuned model") :].partition("─")[0]
+    header = printed[printed.index("Against the base model") :].partition("─")[0]
     return "window" in header
 
 
@@ -135,7 +135,7 @@ def test_what_a_fingerprint_depends_on(lined: tuple[str, ...]):
 
     untuned, tuned = marks()
     for setting in ("data.loss_on_padding=true", "data.keep_blank_lines=true"):
-        assert marks(setting)[0] == untuned, "it cannot change the numbers of an untuned model"
+        assert marks(setting)[0] == untuned, "it cannot change the numbers of a base model"
         assert marks(setting)[1] != tuned
     assert not {untuned, tuned} & set(marks("data.protocol=packed"))
 

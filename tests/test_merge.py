@@ -25,7 +25,7 @@ from adapters import (
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hylo.adapters.component import Host
+from hylo.adapters.component import BuildContext
 from hylo.adapters.low_rank import LowRankConfig
 from hylo.core.errors import MergeRefused
 from hylo.models.architecture import weight_OI
@@ -83,7 +83,7 @@ def test_merged_weights_are_the_formula_row_by_row(base: PreTrainedModel, magnit
     model = perturbed(base, {"low_rank": config})
     tensors = {name: tensor.double() for name, tensor in values(model).items()}
     model.merge()
-    targets = config.layers(Host(base, CONTEXT, seed=0))
+    targets = config.layers(BuildContext(base, CONTEXT, seed=0))
     for path in targets:
         layer = base.get_submodule(path)
         W = before[f"{path}.weight"].double()

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from hylo.report import claims_in_words, components_in_words, study_figures, summarize
+from hylo.report import claim_sentences, component_sentences, study_figures, summarize
 from hylo.runs.store import read_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +47,7 @@ def test_executes_on_shipped_records(path: Path, tmp_path: Path, monkeypatch: py
     cells, study = _code(notebook), read_study(records)
     told = "\n".join(_shown(cells, "text/markdown"))
     assert study.manifest["question"] in told
-    for sentence in [*claims_in_words(study), *components_in_words(study)]:
+    for sentence in [*claim_sentences(study), *component_sentences(study)]:
         assert f"- {sentence}" in told
     drawn = [cell.source for cell in cells if "figure(" in cell.source or "figures[" in cell.source]
     named = [name for name, _ in study_figures(study, summarize(study)) if f'figures["{name}"]' in drawn]

@@ -97,7 +97,7 @@ def test_the_state_takes_the_memory_that_is_told(name: str, tiny: tuple[str, ...
     config = composed(*tiny, "method=lora", f"trainer/optimizer={name}")
     with tiny_model(config) as model:
         optimizer = make_optimizer(model, config.trainer)
-        tensors = [*model.flat().values()]
+        tensors = [*model.adapter_state_dict().values()]
         for tensor in tensors:
             tensor.grad = torch.ones_like(tensor)
         optimizer.step()

@@ -8,10 +8,10 @@ from functools import cache
 from typing import Any
 
 import pytest
-from adapters import CONTEXT, host, matrix, method, tiny, trains_base
+from adapters import CONTEXT, context, matrix, method, tiny, trains_base
 from transformers import GPT2Config, LlamaConfig, PreTrainedModel
 
-from hylo.adapters.component import Host
+from hylo.adapters.component import BuildContext
 from hylo.adapters.model import AdaptedModel
 from hylo.models.base import skeleton_from_config
 
@@ -66,9 +66,9 @@ def gpt2_small() -> PreTrainedModel:
 def test_gpt2_small(composed: str, expected: int):
     """d = 768, 12 layers, c_attn and both c_proj."""
     components = method(*composed.split())
-    host = Host(gpt2_small(), context_length=1024, seed=0)
-    assert sum(config.parameter_count(host) for config in components.values()) == expected
-    model = AdaptedModel(host.model, components, context_length=1024, seed=0)
+    context = BuildContext(gpt2_small(), context_length=1024, seed=0)
+    assert sum(config.parameter_count(context) for config in components.values()) == expected
+    model = AdaptedModel(context.model, components, context_length=1024, seed=0)
     assert model.parameter_counts()["trainable"] == expected
     model.detach()
 
@@ -79,7 +79,7 @@ def test_hylorada_holds_the_tensors_of_its_formulas():
     layer = [(rank, d), (3 * d, rank), (rank, d), (d, rank), (rank, 4 * d), (d, rank)]  # A, B of c_attn and both c_proj
     others = [(landmarks, d), (landmarks, d), (buckets, landmarks), (), (64,)]  # L, C, P, a; the position bias
     model = AdaptedModel(gpt2_small(), method("hylorada"), context_length=1024, seed=0)
-    shapes = [tuple(tensor.shape) for tensor in model.flat().values()]
+    shapes = [tuple(tensor.shape) for tensor in model.adapter_state_dict().values()]
     model.detach()
     assert sorted(shapes) == sorted([*12 * layer, *others])
     assert sum(map(math.prod, shapes)) == 823_617
@@ -89,16 +89,18 @@ def test_smollm2_135m_with_all_linear_layers():
     skeleton = skeleton_from_config(LlamaConfig(**SMOLLM2_135M))
     assert skeleton.num_parameters() == 134_515_008
     (config,) = method("lora", "method.low_rank.target_modules=[all-linear]").values()
-    assert config.parameter_count(Host(skeleton, context_length=256, seed=0)) == 2_442_240
+    assert config.parameter_count(BuildContext(skeleton, context_length=256, seed=0)) == 2_442_240
     (config,) = method("bitfit", "method.bias.target_modules=[all-linear]").values()
-    assert config.parameter_count(Host(skeleton, context_length=256, seed=0)) == 30 * (3 * 576 + 2 * 192 + 2 * 1536)
+    assert config.parameter_count(BuildContext(skeleton, context_length=256, seed=0)) == 30 * (
+        3 * 576 + 2 * 192 + 2 * 1536
+    )
 
 
 @matrix()
 def test_formula_counts_the_tensors_that_are_built(name: str, architecture: str):
     base = tiny(architecture)
     frozen = 0 if trains_base(method(name)) else base.num_parameters()
-    formula = {slot: config.parameter_count(host(architecture)) for slot, config in method(name).items()}
+    formula = {slot: config.parameter_count(context(architecture)) for slot, config in method(name).items()}
     model = AdaptedModel(base, method(name), context_length=CONTEXT, seed=0)
     counts = model.parameter_counts()
     assert counts["by_component"] == formula

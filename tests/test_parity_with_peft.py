@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from adapters import ARCHITECTURES, adapt, host, perturbed, tiny, tokens, trained
+from adapters import ARCHITECTURES, adapt, context, perturbed, tiny, tokens, trained
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -136,7 +136,7 @@ def test_the_norm_is_a_constant_in_backward():
 def test_targets_are_those_of_peft(architecture: str, everything: bool):
     """The defaults, given to peft by name, and peft's own all-linear: the same layers, the output head in neither."""
     base = tiny(architecture)
-    ours = LowRankConfig(target_modules=[ALL_LINEAR] if everything else None).layers(host(architecture))
+    ours = LowRankConfig(target_modules=[ALL_LINEAR] if everything else None).layers(context(architecture))
     theirs = _peft(base, LowRankConfig(), ALL_LINEAR if everything else default_targets(base))
     names = {name.removeprefix("base_model.model.") for name, _ in theirs.named_parameters() if "lora_A" in name}
     assert set(ours) == {name.partition(".lora_A")[0] for name in names}

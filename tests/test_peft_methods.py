@@ -20,7 +20,7 @@ from adapters import (
     adapt,
     assert_same_state,
     causal_loss,
-    host,
+    context,
     logits,
     method,
     perturb,
@@ -153,7 +153,7 @@ def test_every_type_keeps_the_contract(kind: str):
     bounds = {AtStart.same: (0, 1e-6), AtStart.near: (0, 1e-2), AtStart.apart: (1e-3, 1e3)}
     low, high = bounds[components["peft"].at_start]
     assert low <= distance <= high
-    assert model.parameter_counts()["trainable"] == components["peft"].parameter_count(host("llama")) > 0
+    assert model.parameter_counts()["trainable"] == components["peft"].parameter_count(context("llama")) > 0
     assert {tensor.dtype for tensor in trained(model).values()} == {torch.float32}
     perturb(model)
     expected, tensors = logits(model, IDS), values(model)

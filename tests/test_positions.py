@@ -130,7 +130,7 @@ def test_the_model_is_told_what_was_read_from_the_mask_and_nothing_else(base: Pr
     assert _seen_by_the_model(base, position_ids=given) is given
 
 
-def test_the_untuned_model_alone_shifts_left_padded_text(base: PreTrainedModel):
+def test_the_base_model_alone_shifts_left_padded_text(base: PreTrainedModel):
     """Why positions are handed on: GPT-2 counts padding. Rotary models do not care, and would hide that."""
     ids, text = tokens(1, 6), tokens(1, 6)[:, 2:]
     mask = torch.tensor([[0, 0, 1, 1, 1, 1]])

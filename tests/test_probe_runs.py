@@ -16,8 +16,8 @@ from hylo.evaluation.probes.kv import KvProbe
 from hylo.evaluation.probes.score import COLUMNS
 from hylo.launch.local import operations
 from hylo.runs.cell import Cell
-from hylo.runs.fingerprint import fingerprint, probe_mark
-from hylo.runs.reuse import taken_up
+from hylo.runs.fingerprint import fingerprint, probe_fingerprint
+from hylo.runs.reuse import reuse_finished
 from hylo.runs.run import run_cell
 from hylo.runs.store import PROBE, RESULT, RunRecord, add_probe, read_run
 from hylo.studies.plan import plan_study
@@ -82,7 +82,7 @@ def test_a_complete_run_gets_a_probe_without_training(
     before = files_of(bare)
     assert bare.probe.empty
     fresh = run_cell(Cell("runs", name, dataclasses.replace(config, outputs="fresh")), SESSION)
-    untuned = run_cell(Cell("runs", name, config).untuned("none"), SESSION)
+    untuned = run_cell(Cell("runs", name, config).base_cell("none"), SESSION)
     no_training(monkeypatch)
     run = run_cell(Cell("runs", name, config), SESSION)
     assert files_of(run) == before
@@ -96,10 +96,10 @@ def test_a_complete_run_gets_a_probe_without_training(
 
 def test_the_section_of_a_record(tiny: tuple[str, ...]) -> None:
     run = run_cell(Cell("runs", "none", composed(*tiny, "method=none", *PROBED)), SESSION)
-    section, config = run.result["probe"], composed(*tiny, *PROBED).asked
+    section, config = run.result["probe"], composed(*tiny, *PROBED).probe_config
     assert config is not None
     assert section["name"] == run.probe_name == "kv"
-    assert section["mark"] == run.probe_mark == probe_mark(config)
+    assert section["fingerprint"] == run.probe_fingerprint == probe_fingerprint(config)
     assert section["config"] == {"facts": [5, 6], "depths": 5, "lists": 3, "seed": 0}
     assert set(section["facts"]) == {"5", "6"}
     for facts, found in section["facts"].items():
@@ -129,17 +129,17 @@ def test_a_probe_is_asked_once_and_kept(tiny: tuple[str, ...], monkeypatch: pyte
     no_training(monkeypatch)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KvProbe, "ask", None)
-        assert taken_up(cell, SESSION)
-        assert taken_up(bare, SESSION)
+        assert reuse_finished(cell, SESSION)
+        assert reuse_finished(bare, SESSION)
         assert run_cell(bare, SESSION).result == run_cell(cell, SESSION).result == first.result
-    assert not taken_up(other, SESSION)
+    assert not reuse_finished(other, SESSION)
     assert fingerprint(cell.config, SESSION) == fingerprint(other.config, SESSION)
     found = run_cell(other, SESSION)
     assert found.result["probe"]["config"]["seed"] == 1
-    assert not taken_up(cell, SESSION)
+    assert not reuse_finished(cell, SESSION)
     (found.folder / PROBE).unlink()
     assert read_run(found.folder).probe.empty
-    assert not taken_up(other, SESSION)
+    assert not reuse_finished(other, SESSION)
 
 
 def test_a_run_of_another_group_is_taken_with_its_probe(tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_a_run_of_another_group_is_taken_with_its_probe(tiny: tuple[str, ...], m
     run_cell(asked, SESSION)
     monkeypatch.setattr(KvProbe, "ask", None)
     wanted = dataclasses.replace(asked, group="a")
-    assert taken_up(wanted, SESSION)
+    assert reuse_finished(wanted, SESSION)
     assert not read_run(wanted.folder(fingerprint(wanted.config, SESSION))).probe.empty
     third = dataclasses.replace(asked, group="c")
     assert len(run_cell(third, SESSION).probe) == 30
@@ -178,10 +178,10 @@ def test_an_interrupted_probe_costs_only_itself(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pd.DataFrame, "to_parquet", stopped)
         with pytest.raises(KeyboardInterrupt):
-            add_probe(run.folder, table, section | {"mark": "other"})
+            add_probe(run.folder, table, section | {"fingerprint": "other"})
     assert read_run(run.folder).complete
     assert read_run(run.folder).probe.empty, "a table without its section is nobody's answer"
-    assert run_cell(cell, SESSION).result["probe"]["mark"] == section["mark"]
+    assert run_cell(cell, SESSION).result["probe"]["fingerprint"] == section["fingerprint"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
@@ -201,7 +201,7 @@ def test_sweeps_studies_and_cells_have_their_names_without_the_probe() -> None:
     assert single_cell(composed("method=lora", *PROBED), ["method=lora", *PROBED], "lora").name == "lora"
     plan = plan_study(composed("study=ablation"), [*PROBED, "study=ablation"], lambda texts: (composed(*texts), ""))
     assert plan.group == "ablation"
-    assert all(cell.config.asked for cell in plan.cells)
+    assert all(cell.config.probe_config for cell in plan.cells)
 
 
 def test_a_probe_that_fails_is_told(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,6 +217,6 @@ def test_a_probe_that_fails_is_told(tiny: tuple[str, ...], capsys: pytest.Captur
 def test_operations_of_a_probe(tiny: tuple[str, ...]) -> None:
     bare, asked = (Cell("runs", "lora", composed(*tiny, "method=lora", *more)) for more in ((), PROBED))
     weights = SESSION.skeleton(bare.config.model).num_parameters()
-    assert asked.config.asked is not None
-    tokens = SESSION.asked(asked.config.asked, asked.config.model).tokens
+    assert asked.config.probe_config is not None
+    tokens = SESSION.probe(asked.config.probe_config, asked.config.model).tokens
     assert operations(asked, SESSION) - operations(bare, SESSION) == 2 * weights * tokens

@@ -46,7 +46,7 @@ def test_installs_and_runs(version: str, tmp_path: Path) -> None:
         return done.stdout
 
     assert f"Python {version}." in run("make", "setup", f"PYTHON={python}")
-    assert "Against the untuned model" in run(
+    assert "Against the base model" in run(
         *(".venv/bin/python", "train.py", "model=tiny_llama", "trainer=smoke", "tracking=none", "method=hylorada")
     )
     assert "3 passed" in run(".venv/bin/python", "-m", "pytest", "-q", "-n0", "tests/test_golden.py")

@@ -87,7 +87,7 @@ def test_intervals_find_the_true_effects(table: pd.DataFrame):
     assert pd.isna(nothing["params_per_pct"])
 
 
-def test_the_untuned_row_has_no_reference(recorded: Path, table: pd.DataFrame):
+def test_the_row_of_the_base_model_has_no_reference(recorded: Path, table: pd.DataFrame):
     row = row_of(table, "untuned", "")
     assert (
         row[["improvement_pct", "improvement_low", "lim_improvement_pct", "added_params", "params_per_pct"]]
@@ -167,7 +167,7 @@ def test_nothing_complete_still_reports(tmp_path: Path):
     assert "high seed 0" in printed(folder)
 
 
-def test_without_the_untuned_model(tmp_path: Path):
+def test_without_the_base_model(tmp_path: Path):
     rng = np.random.default_rng(6)
     folder = write_recorded_study(tmp_path / "lost", CELLS, [0], rng, failed=[("untuned", 0)], **SIZE)
     write_report(folder)
@@ -306,7 +306,7 @@ def test_published_records_stay_as_they_are(study: Path, tmp_path: Path, capsys:
 
 def test_command_line(study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     assert main([str(study)]) == 0
-    assert "Against the untuned model" in capsys.readouterr().out
+    assert "Against the base model" in capsys.readouterr().out
     assert main([str(study / "missing"), str(study)]) == 2
     streams = capsys.readouterr()
     assert "does not exist; run a study" in streams.err

@@ -209,7 +209,7 @@ def test_the_study_on_one_page(study: Path):
 
 def test_the_page_answers_first(tmp_path: Path):
     """Question, answer, picture, contents, tables, other figures: in this order, and each figure once."""
-    named = [{"cell": "high", "reference": "low", "component": "size", "way": "added"}]
+    named = [{"cell": "high", "reference": "low", "component": "size", "comparison": "added"}]
     for name, manifest, main in (("one", {"contrasts": named}, "contrasts"), ("two", {}, "improvement")):
         folder = write_recorded_study(
             tmp_path / name, {"low": 10.0, "high": 20.0}, [0, 1], np.random.default_rng(1), manifest=manifest, **SIZE

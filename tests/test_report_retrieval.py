@@ -19,7 +19,7 @@ from hylo.report.render.hover import svg
 from hylo.runs.store import PROBE, RunRecord, add_probe, read_run, read_study
 
 
-def write_answers(run: RunRecord, rng: np.random.Generator, ends: float, middle: float, mark: str = "m") -> None:
+def write_answers(run: RunRecord, rng: np.random.Generator, ends: float, middle: float, fingerprint: str = "m") -> None:
     """Answers on 200 lists, right with these probabilities."""
     shares = [ends, middle, middle, middle, ends]
     rows = [
@@ -27,12 +27,12 @@ def write_answers(run: RunRecord, rng: np.random.Generator, ends: float, middle:
         for number in range(200)
         for depth, place in enumerate(depth_places(60, 5))
     ]
-    add_probe(run.folder, pd.DataFrame(rows, columns=pd.Index(COLUMNS)), {"mark": mark, "facts": {}})
+    add_probe(run.folder, pd.DataFrame(rows, columns=pd.Index(COLUMNS)), {"fingerprint": fingerprint, "facts": {}})
 
 
 @pytest.fixture
 def answered(study: Path) -> Path:
-    """The synthetic study with answers: the untuned model and one cell lost in the middle, and one that is not."""
+    """The synthetic study with answers: the base model and one cell lost in the middle, and one that is not."""
     rng = np.random.default_rng(0)
     for cell, runs in read_study(study).cells.items():
         for run in runs:
@@ -95,7 +95,7 @@ def test_what_cannot_be_compared_is_named(answered: Path) -> None:
     study = read_study(answered)
     with pytest.raises(RecordError, match=r"'same' was not asked of 60 facts; run it with probe=kv"):
         retrieval_contrast(study, "same", "untuned", 60)
-    write_answers(study.cells["same"][0], np.random.default_rng(1), 0.5, 0.5, mark="other")
+    write_answers(study.cells["same"][0], np.random.default_rng(1), 0.5, 0.5, fingerprint="other")
     with pytest.raises(RecordError, match="different probes"):
         retrieval_table(read_study(answered))
     run = study.cells["same"][0]
@@ -107,19 +107,21 @@ def test_what_cannot_be_compared_is_named(answered: Path) -> None:
 def test_answers_to_another_probe_are_passed_over(answered: Path) -> None:
     """They have columns of their own, and there is nothing to compare with."""
     run = read_study(answered).cells["low"][0]
-    add_probe(run.folder, pd.DataFrame({"word": ["one"], "logprob": [-1.0]}), {"name": "cloze", "mark": "c"})
+    add_probe(run.folder, pd.DataFrame({"word": ["one"], "logprob": [-1.0]}), {"name": "cloze", "fingerprint": "c"})
     study = read_study(answered)
     assert read_run(run.folder).probe_name == "cloze"
     assert read_run(run.folder).probe.columns.tolist() == ["word", "logprob"]
     assert difference_table(study).set_index("cell")["seeds"].to_dict() == {"untuned": 1, "low": 2, "high": 3}
     for other in (run for runs in study.cells.values() for run in runs):
-        add_probe(other.folder, pd.DataFrame({"word": ["one"], "logprob": [-1.0]}), {"name": "cloze", "mark": "c"})
+        add_probe(
+            other.folder, pd.DataFrame({"word": ["one"], "logprob": [-1.0]}), {"name": "cloze", "fingerprint": "c"}
+        )
     assert retrieval_table(read_study(answered)).empty
 
 
 def test_a_table_without_a_column_is_named(answered: Path) -> None:
     run = read_study(answered).cells["low"][0]
-    add_probe(run.folder, run.probe.drop(columns="exact"), {"mark": "m"})
+    add_probe(run.folder, run.probe.drop(columns="exact"), {"fingerprint": "m"})
     with pytest.raises(RecordError, match=r"probe\.parquet lacks the columns exact; delete .*probe\.parquet and run"):
         retrieval_table(read_study(answered))
 

@@ -22,7 +22,7 @@ def test_console_at_120_columns(recorded: Path, table: pd.DataFrame):
     text = "\n".join(lines)
     row = row_of(table, "high", "low")
     assert f"{row['improvement_pct']:.1f} [{row['improvement_low']:.1f}, {row['improvement_high']:.1f}]" in text
-    for words in ("Against the untuned model", "Against the previous row", "1 % ", "12 evaluation windows"):
+    for words in ("Against the base model", "Against the previous row", "1 % ", "12 evaluation windows"):
         assert words in text
     assert "nan" not in text.lower()
     assert "…" not in text

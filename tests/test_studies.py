@@ -159,7 +159,7 @@ def test_every_arm_gets_the_same_number_of_trials_and_its_own_keys(tiny: tuple[s
         ("keys: {trainer.learning_rate: [1.0e-3]}", "trainer.learning_rate = [0.001]"),
         ("keys: {trainer.learning_rate: [1.0e-3, 0.0]}", "above 0"),
         ("keys: {trainer.lr: [1.0e-3, 1.0e-2]}", "tuning of small: trainer.lr"),
-        ("keys: {trainer.decay: [1.0e-3, 1.0e-2]}", "tuning of small: trainer.decay"),
+        ("keys: {trainer.lr_scheduler: [1.0e-3, 1.0e-2]}", "tuning of small: trainer.lr_scheduler"),
         ("keys: {trainer.learning_rate: [1.0, 100.0]}", "tuning of small: trainer.learning_rate = 100.0"),
         ("keys: {method.low_rank.rank: [4, 8]}", "the cell large sets method.low_rank.rank itself"),
         ("cells: [smal]\n  keys: {trainer.learning_rate: [1.0e-3, 1.0e-2]}", "tuning.cells.0 = 'smal'"),
@@ -231,7 +231,7 @@ def test_a_factorial_reports_shapley_values(tiny: tuple[str, ...]) -> None:
     assert (folder / "figures" / "attribution.svg").exists()
 
 
-def test_cells_of_several_contexts_have_an_untuned_model_each(tiny: tuple[str, ...]) -> None:
+def test_cells_of_several_contexts_have_a_base_model_each(tiny: tuple[str, ...]) -> None:
     write_study(
         "cells:\n  short: [method=lora, data.context_length=16]\n  long: [method=lora, data.context_length=64]\n"
         "  longer: [method=rslora, data.context_length=64]\n"

@@ -86,7 +86,7 @@ def test_what_a_reader_needs(name: str, whole: StudyRecord, summary: pd.DataFram
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_little_to_draw_is_no_error(name: str, tmp_path: Path) -> None:
-    """One cell without a complete run beside the untuned model."""
+    """One cell without a complete run beside the base model."""
     rng = np.random.default_rng(0)
     folder = write_recorded_study(tmp_path / "demo", {"low": 20.0}, [0], rng, failed=[("low", 0)], **SIZE)
     study = read_study(folder)

@@ -42,7 +42,7 @@ def test_a_sweep_as_written(tiny: tuple[str, ...], capsys: pytest.CaptureFixture
     assert {path.name for path in (sweep_folder() / "figures").iterdir()} >= {"improvement.png", "ppl_by_position.png"}
 
 
-def test_seeds_share_a_row_and_the_untuned_model_runs_once(tiny: tuple[str, ...]) -> None:
+def test_seeds_share_a_row_and_the_base_model_runs_once(tiny: tuple[str, ...]) -> None:
     assert train("-m", *tiny, "method=lora,rslora", "seed=0,1,2") == 0
     study = read_study(sweep_folder())
     assert {cell: [run.seed for run in runs] for cell, runs in study.cells.items()} == {

@@ -19,7 +19,7 @@ from hylo.core.errors import ConfigError, TrainingDiverged
 from hylo.data.base import Split
 from hylo.data.windows import Windows, batches
 from hylo.runs.config import Config
-from hylo.training.config import Decay, TrainerConfig, learning_rate_factor
+from hylo.training.config import LRScheduler, TrainerConfig, learning_rate_factor
 from hylo.training.step import accumulate, make_optimizer
 
 
@@ -32,19 +32,19 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "curve.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("decay", Decay)
-def test_learning_rate(decay: Decay) -> None:
+@pytest.mark.parametrize("lr_scheduler", LRScheduler)
+def test_learning_rate(lr_scheduler: LRScheduler) -> None:
     """Rises in a straight line, reaches the peak once, decays, and no step has a rate of zero."""
-    config = TrainerConfig(steps=10, warmup_steps=3, decay=decay)
+    config = TrainerConfig(steps=10, warmup_steps=3, lr_scheduler=lr_scheduler)
     factors = [learning_rate_factor(step, config) for step in range(10)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     left = [(10 - step) / 7 for step in range(3, 10)]
     expected = {
-        Decay.linear: left,
-        Decay.cosine: [math.sin(math.pi / 2 * share) ** 2 for share in left],
-        Decay.constant: [1.0] * 7,
+        LRScheduler.linear: left,
+        LRScheduler.cosine: [math.sin(math.pi / 2 * share) ** 2 for share in left],
+        LRScheduler.constant: [1.0] * 7,
     }
-    assert factors[3:] == pytest.approx(expected[decay])
+    assert factors[3:] == pytest.approx(expected[lr_scheduler])
     assert min(factors) > 0
 
 

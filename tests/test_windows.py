@@ -202,15 +202,15 @@ def test_what_the_audit_compares_with_is_computed_once_for_each_model_and_data(t
     """The base model's logits are the same for all cells, and are let go of with the model."""
     session, config = Session(), composed(*tiny)
     data, model = config.data, config.model
-    ids, logits = session.probe(data, model, CPU)
-    assert session.probe(data, model, CPU)[1] is logits
+    ids, logits = session.audit_sample(data, model, CPU)
+    assert session.audit_sample(data, model, CPU)[1] is logits
     longest = session.eval_windows(data, model).ids[:2, : ids.shape[1]]
     assert ids.tolist() == longest.tolist()
     assert torch.equal(logits, model.load()(input_ids=ids).logits)
     other = dataclasses.replace(data, eval_split=Split.train)
-    assert session.probe(other, model, CPU)[0].tolist() != ids.tolist()
+    assert session.audit_sample(other, model, CPU)[0].tolist() != ids.tolist()
     session.base(TinyModelConfig(name="other", weights_seed=1), CPU)
-    assert session.probe(data, model, CPU)[1] is not logits
+    assert session.audit_sample(data, model, CPU)[1] is not logits
 
 
 def test_another_model_is_loaded_after_the_first_is_let_go(monkeypatch: pytest.MonkeyPatch):

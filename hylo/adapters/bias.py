@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from hylo.adapters.component import SEPARATOR, Component, ComponentConfig, Host, zeros
+from hylo.adapters.component import SEPARATOR, BuildContext, Component, ComponentConfig, zeros
 from hylo.core.errors import problem
 from hylo.core.registry import register
 from hylo.models.architecture import default_targets, layer_shape, target_layers
@@ -36,35 +36,35 @@ class BiasConfig(ComponentConfig):
     """Names (or path endings) of the layers; [all-linear]: every linear layer but the output head; None: those that
     low-rank updates have by default: q, k, v, o; on GPT-2 c_attn and both c_proj."""
 
-    def layers(self, host: Host) -> dict[str, nn.Module]:
+    def layers(self, context: BuildContext) -> dict[str, nn.Module]:
         """The target layers by path."""
-        targets = default_targets(host.model) if self.target_modules is None else self.target_modules
-        return target_layers(host.model, targets)
+        targets = default_targets(context.model) if self.target_modules is None else self.target_modules
+        return target_layers(context.model, targets)
 
-    def problems(self, key: str, host: Host) -> Iterator[str]:
+    def problems(self, key: str, context: BuildContext) -> Iterator[str]:
         try:
-            self.layers(host)
+            self.layers(context)
         except ValueError as error:
             fix = f"{key}.target_modules=[all-linear]"
             yield problem(f"{key}.target_modules", self.target_modules, str(error), fix)
 
-    def build(self, host: Host) -> "Bias":
-        return Bias(self, host)
+    def build(self, context: BuildContext) -> "Bias":
+        return Bias(self, context)
 
-    def parameter_count(self, host: Host) -> int:
-        return sum(layer_shape(layer)[1] for layer in self.layers(host).values())
+    def parameter_count(self, context: BuildContext) -> int:
+        return sum(layer_shape(layer)[1] for layer in self.layers(context).values())
 
 
 class Bias(Component):
     """The biases of all target layers. Each is added by a hook, so that it also follows a layer which another component
     has put in the place of the base model's."""
 
-    def __init__(self, config: BiasConfig, host: Host) -> None:
+    def __init__(self, config: BiasConfig, context: BuildContext) -> None:
         super().__init__()
-        self._layers: dict[str, Any] = config.layers(host)
+        self._layers: dict[str, Any] = config.layers(context)
         self.b = nn.ParameterDict(
             {
-                path.replace(".", SEPARATOR): host.parameter(f"bias.{path}.b", (layer_shape(layer)[1],), zeros)
+                path.replace(".", SEPARATOR): context.parameter(f"bias.{path}.b", (layer_shape(layer)[1],), zeros)
                 for path, layer in self._layers.items()
             }
         )

@@ -1,4 +1,4 @@
-"""What a component of a method is, and the host it is built on.
+"""What a component of a method is, and the context it is built on.
 
 A component is a small `nn.Module` that owns the trainable tensors of one idea and knows how to enter a base model and
 leave it again without a trace. Its config, in the same file, is a dataclass registered as `component`.
@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +22,25 @@ from hylo.core.schema import bounded
 
 SEPARATOR = "/"
 """Stands for the dot of a module path where torch allows no dot (keys of ModuleDict and ParameterDict)."""
+_RENAMED_HOOKS = {"begin_step": "on_step_start", "before_update": "on_before_optimizer_step"}
 
 
 class Component(nn.Module, ABC):
     """The trainable tensors of one idea. Only its own parameters are trained.
 
-    `begin_step`, `regularization`, `before_update`, `learning_rate_multipliers` and `observed` are what training asks
-    of a component beyond its forward pass. By default they do nothing.
+    `on_step_start`, `regularization`, `on_before_optimizer_step`, `learning_rate_multipliers` and `observed` are what
+    training asks of a component beyond its forward pass. By default they do nothing.
     """
 
     replaces_modules: ClassVar[bool] = False
     """Whether `attach` puts modules of its own in the place of the base model's. Such components attach first, whatever
     the order of the slots: a hook set on a module that is replaced later would see the module without its update."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a component written for an earlier version: a hook under its old name would never be called."""
+        super().__init_subclass__(**options)
+        if old := _RENAMED_HOOKS.keys() & vars(cls).keys():
+            raise TypeError(f"{cls.__name__}: {'; '.join(f'{name} is now {_RENAMED_HOOKS[name]}' for name in old)}")
 
     @abstractmethod
     def attach(self, model: PreTrainedModel) -> None:
@@ -73,7 +80,7 @@ class Component(nn.Module, ABC):
         """By tensor name, what its learning rate is multiplied with beside the component's own multiplier; else 1."""
         return {}
 
-    def begin_step(self, step: int, steps: int) -> None:
+    def on_step_start(self, step: int, steps: int) -> None:
         """Called in training before optimizer step `step` of 0 ... steps - 1.
 
         What changes in the course of training must follow from these two numbers alone: a run that continues from a
@@ -84,7 +91,7 @@ class Component(nn.Module, ABC):
         """A scalar to add to the training loss (nats a token), of parameters alone; None: nothing."""
         return None
 
-    def before_update(self) -> None:
+    def on_before_optimizer_step(self) -> None:
         """Called when the gradients of a step are complete and not yet clipped.
 
         A tensor whose gradient is set to None here does not move in this step, and its moments in AdamW neither.
@@ -96,7 +103,7 @@ class Component(nn.Module, ABC):
 
 
 @dataclass
-class Host:
+class BuildContext:
     """What a component is built on: a base model, its positions, the run's length and seed, its first batches."""
 
     model: PreTrainedModel
@@ -155,15 +162,15 @@ class ComponentConfig(ABC):
         return frozenset()
 
     @abstractmethod
-    def problems(self, key: str, host: Host) -> Iterator[str]:
-        """Settings that cannot work on this model, as text. `host.model` may be on the meta device."""
+    def problems(self, key: str, context: BuildContext) -> Iterator[str]:
+        """Settings that cannot work on this model, as text. `context.model` may be on the meta device."""
 
     @abstractmethod
-    def build(self, host: Host) -> Component:
+    def build(self, context: BuildContext) -> Component:
         """The component with its tensors at step 0, not yet attached."""
 
     @abstractmethod
-    def parameter_count(self, host: Host) -> int:
+    def parameter_count(self, context: BuildContext) -> int:
         """Number of trainable scalars by the closed formula, without building anything."""
 
 

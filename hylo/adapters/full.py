@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from hylo.adapters.component import SEPARATOR, Component, ComponentConfig, Host
+from hylo.adapters.component import SEPARATOR, BuildContext, Component, ComponentConfig
 from hylo.core.registry import register
 
 
@@ -23,27 +23,27 @@ class FullConfig(ComponentConfig):
     exclusive: ClassVar[bool] = True
     trains_base: ClassVar[bool] = True
 
-    def problems(self, key: str, host: Host) -> Iterator[str]:
+    def problems(self, key: str, context: BuildContext) -> Iterator[str]:
         yield from ()
 
-    def build(self, host: Host) -> "Full":
-        return Full(host)
+    def build(self, context: BuildContext) -> "Full":
+        return Full(context)
 
-    def parameter_count(self, host: Host) -> int:
-        return sum(parameter.numel() for parameter in host.model.parameters())
+    def parameter_count(self, context: BuildContext) -> int:
+        return sum(parameter.numel() for parameter in context.model.parameters())
 
 
 class Full(Component):
     """The base model's own parameters, tied ones once."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, context: BuildContext) -> None:
         super().__init__()
-        for name, parameter in host.model.named_parameters():
+        for name, parameter in context.model.named_parameters():
             self.register_parameter(name.replace(".", SEPARATOR), parameter)
-        self._untuned: dict[str, torch.Tensor] = {}
+        self._pretrained: dict[str, torch.Tensor] = {}
 
     def attach(self, model: PreTrainedModel) -> None:
-        self._untuned = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self._pretrained = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         for parameter in model.parameters():
             parameter.requires_grad_(True)
 
@@ -51,8 +51,8 @@ class Full(Component):
     def detach(self, model: PreTrainedModel) -> None:
         for name, parameter in model.named_parameters():
             parameter.grad = None
-            parameter.copy_(self._untuned[name])
-        self._untuned = {}
+            parameter.copy_(self._pretrained[name])
+        self._pretrained = {}
 
     def merge_refusal(self) -> None:
         return None
@@ -60,4 +60,4 @@ class Full(Component):
     def merge(self, model: PreTrainedModel) -> None:
         for parameter in model.parameters():
             parameter.grad = None
-        self._untuned = {}
+        self._pretrained = {}

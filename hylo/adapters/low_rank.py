@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hylo.adapters.component import SEPARATOR, Component, ComponentConfig, Host, zeros
+from hylo.adapters.component import SEPARATOR, BuildContext, Component, ComponentConfig, zeros
 from hylo.core.errors import problem
 from hylo.core.registry import register
 from hylo.core.schema import bounded
@@ -86,18 +86,18 @@ class LowRankConfig(ComponentConfig):
         """The factor s."""
         return self.alpha / (self.rank if self.scaling is Scaling.standard else math.sqrt(self.rank))
 
-    def layers(self, host: Host) -> dict[str, nn.Module]:
+    def layers(self, context: BuildContext) -> dict[str, nn.Module]:
         """The target layers by path."""
         return target_layers(
-            host.model, default_targets(host.model) if self.target_modules is None else self.target_modules
+            context.model, default_targets(context.model) if self.target_modules is None else self.target_modules
         )
 
-    def problems(self, key: str, host: Host) -> Iterator[str]:
+    def problems(self, key: str, context: BuildContext) -> Iterator[str]:
         if self.magnitude_start is not MagnitudeStart.row_norms and not self.magnitude:
             start = self.magnitude_start.name
             yield problem(f"{key}.magnitude_start", start, "only with a magnitude", f"{key}.magnitude=true")
         try:
-            layers = self.layers(host)
+            layers = self.layers(context)
         except ValueError as error:
             yield problem(
                 f"{key}.target_modules", self.target_modules, str(error), f"{key}.target_modules=[all-linear]"
@@ -113,11 +113,11 @@ class LowRankConfig(ComponentConfig):
                 f"{key}.rank={min(8, limit)}",
             )
 
-    def build(self, host: Host) -> "LowRank":
-        return LowRank(self, host)
+    def build(self, context: BuildContext) -> "LowRank":
+        return LowRank(self, context)
 
-    def parameter_count(self, host: Host) -> int:
-        shapes = [layer_shape(layer) for layer in self.layers(host).values()]
+    def parameter_count(self, context: BuildContext) -> int:
+        shapes = [layer_shape(layer) for layer in self.layers(context).values()]
         return sum(self.rank * (fan_in + fan_out) + self.magnitude * fan_out for fan_in, fan_out in shapes)
 
 
@@ -187,13 +187,13 @@ class LowRank(Component):
 
     replaces_modules: ClassVar[bool] = True
 
-    def __init__(self, config: LowRankConfig, host: Host) -> None:
+    def __init__(self, config: LowRankConfig, context: BuildContext) -> None:
         super().__init__()
         self.layers = nn.ModuleDict()
-        for path, base in config.layers(host).items():
+        for path, base in config.layers(context).items():
             fan_in, fan_out = layer_shape(base)
-            A = host.parameter(f"low_rank.{path}.A", (config.rank, fan_in), _init_a(config.init_a))
-            B = host.parameter(f"low_rank.{path}.B", (fan_out, config.rank), zeros)
+            A = context.parameter(f"low_rank.{path}.A", (config.rank, fan_in), _init_a(config.init_a))
+            B = context.parameter(f"low_rank.{path}.B", (fan_out, config.rank), zeros)
             self.layers[path.replace(".", SEPARATOR)] = LowRankLayer(base, config, A, B)
 
     def attach(self, model: PreTrainedModel) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import hylo.adapters
-from hylo.adapters.component import Component, ComponentConfig, Host, component_name
+from hylo.adapters.component import BuildContext, Component, ComponentConfig, component_name
 from hylo.adapters.saved import WEIGHTS, read_settings, read_tensors, write_adapter
 from hylo.core.errors import ConfigError, MergeRefused, RecordError, problem
 from hylo.core.registry import import_all
@@ -24,10 +24,10 @@ _MARK = "_hylo_adapted"
 """Attribute of a base model that carries components. A copy of such a model carries it, too."""
 
 Method = Mapping[str, ComponentConfig]
-"""The components of a method by slot (low_rank, position_bias, landmark, ...). Empty: the untuned model."""
+"""The components of a method by slot (low_rank, position_bias, landmark, ...). Empty: the base model."""
 
 
-def method_problems(method: Method, host: Host, key: str = "method") -> Iterator[str]:
+def method_problems(method: Method, context: BuildContext, key: str = "method") -> Iterator[str]:
     """Everything about a method that cannot work on this model, as text. The model may be on the meta device."""
     for slot, config in method.items():
         for needed in config.requires:
@@ -37,7 +37,7 @@ def method_problems(method: Method, host: Host, key: str = "method") -> Iterator
         if config.exclusive and len(method) > 1:
             others = ", ".join(other for other in method if other != slot)
             yield problem(f"{key}.{slot}", component_name(config), "only as the whole method", f"remove {others}")
-        yield from config.problems(f"{key}.{slot}", host)
+        yield from config.problems(f"{key}.{slot}", context)
 
 
 def base_problems(base: PreTrainedModel) -> Iterator[str]:
@@ -75,27 +75,27 @@ class AdaptedModel(nn.Module):
         first_batches: Callable[[], Sequence[dict[str, Tensor]]] | None = None,
     ) -> None:
         super().__init__()
-        host = Host(base, context_length, seed, first_batches)
-        problems = [*base_problems(base), *bound_problems({"method": dict(method)}), *method_problems(method, host)]
+        context = BuildContext(base, context_length, seed, first_batches)
+        problems = [*base_problems(base), *bound_problems({"method": dict(method)}), *method_problems(method, context)]
         if problems:
             raise ConfigError(*problems)
         self.base = base
         self.method = dict(sorted(method.items(), key=lambda item: len(item[1].requires)))
         self.context_length = context_length
-        self.expected_counts = {slot: config.parameter_count(host) for slot, config in self.method.items()}
+        self.expected_counts = {slot: config.parameter_count(context) for slot, config in self.method.items()}
         """Trainable scalars of each slot by its component's closed formula."""
         self.seed = seed
         for slot, config in self.method.items():
-            host.components[slot] = config.build(host)
-        self.components = nn.ModuleDict(host.components)
+            context.components[slot] = config.build(context)
+        self.components = nn.ModuleDict(context.components)
         self._modes = [(module, module.training) for module in base.modules()]
         self._trainable = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
         for parameter in base.parameters():
             parameter.requires_grad_(False)
         self._fused = FusedForwards(base) if fused else None
         self._head = OutputHead(base) if fused else None
-        self._positions = host.positions.follow(base)
-        self._attached = sorted(host.components.values(), key=lambda component: not component.replaces_modules)
+        self._positions = context.positions.follow(base)
+        self._attached = sorted(context.components.values(), key=lambda component: not component.replaces_modules)
         for component in self._attached:
             component.attach(base)
         if self._fused is not None:
@@ -129,7 +129,7 @@ class AdaptedModel(nn.Module):
         """Trainable tensors by slot, then by name."""
         return {slot: component.tensors() for slot, component in self.slots()}
 
-    def flat(self) -> dict[str, nn.Parameter]:
+    def adapter_state_dict(self) -> dict[str, nn.Parameter]:
         """Trainable tensors by `slot.name`, as in a saved adapter."""
         return {f"{slot}.{name}": tensor for slot, named in self.tensors().items() for name, tensor in named.items()}
 
@@ -139,20 +139,20 @@ class AdaptedModel(nn.Module):
         total = sum(parameter.numel() for parameter in self.parameters())
         return {"trainable": sum(counts.values()), "total": total, "by_component": counts}
 
-    def begin_step(self, step: int, steps: int) -> None:
+    def on_step_start(self, step: int, steps: int) -> None:
         """Tell every component which step of training comes."""
         for _, component in self.slots():
-            component.begin_step(step, steps)
+            component.on_step_start(step, steps)
 
     def regularization(self) -> torch.Tensor | None:
         """Sum of what components add to the training loss, a scalar; None where none adds anything."""
         terms = [term for _, component in self.slots() if (term := component.regularization()) is not None]
         return torch.stack(terms).sum() if terms else None
 
-    def before_update(self) -> None:
+    def on_before_optimizer_step(self) -> None:
         """Let every component see its gradients before they are clipped."""
         for _, component in self.slots():
-            component.before_update()
+            component.on_before_optimizer_step()
 
     def learning_rate_multipliers(self) -> dict[str, dict[str, float]]:
         """Multiplier of each trainable tensor's learning rate by slot, then by name."""
@@ -206,7 +206,9 @@ class AdaptedModel(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the trained tensors (safetensors) and the method that they belong to (JSON)."""
-        write_adapter(folder, self.flat(), self.method, context_length=self.context_length, seed=self.seed)
+        write_adapter(
+            folder, self.adapter_state_dict(), self.method, context_length=self.context_length, seed=self.seed
+        )
 
     @classmethod
     def restore(cls, base: PreTrainedModel, folder: Path) -> "AdaptedModel":
@@ -236,16 +238,16 @@ class AdaptedModel(nn.Module):
         Raises:
             RecordError: the file is missing or damaged, or a tensor in it is missing, unknown, or of another shape.
         """
-        self.fill(read_tensors(folder), folder / WEIGHTS)
+        self.load_adapter_state_dict(read_tensors(folder), folder / WEIGHTS)
 
     @torch.no_grad()
-    def fill(self, saved: Mapping[str, Tensor], source: Path | str) -> None:
+    def load_adapter_state_dict(self, saved: Mapping[str, Tensor], source: Path | str) -> None:
         """Take the values of all trained tensors, by `slot.name`, that were read from a source.
 
         Raises:
             RecordError: a tensor is missing, unknown, or of another shape; the model is as before.
         """
-        own = self.flat()
+        own = self.adapter_state_dict()
         wrong = [name for name in own.keys() | saved.keys() if name not in own or name not in saved]
         wrong += [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
         if wrong:

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries, one_hot_buckets
-from hylo.adapters.component import Component, ComponentConfig, Host, zeros
+from hylo.adapters.component import BuildContext, Component, ComponentConfig, zeros
 from hylo.adapters.low_rank import LowRank, LowRankLayer
 from hylo.adapters.positions import OfThePass
 from hylo.core.registry import register
@@ -46,13 +46,13 @@ class PositionBiasConfig(ComponentConfig):
         flaws = {"bucket_occupancy"} if self.bucketing is Bucketing.uniform and self.max_position else set()
         return frozenset(flaws if self.receives_positions else {"dead_tensors", "unmoved_tensors"})
 
-    def problems(self, key: str, host: Host) -> Iterator[str]:
+    def problems(self, key: str, context: BuildContext) -> Iterator[str]:
         yield from ()
 
-    def build(self, host: Host) -> "PositionBias":
-        return PositionBias(self, host)
+    def build(self, context: BuildContext) -> "PositionBias":
+        return PositionBias(self, context)
 
-    def parameter_count(self, host: Host) -> int:
+    def parameter_count(self, context: BuildContext) -> int:
         return self.num_buckets
 
 
@@ -61,13 +61,15 @@ class PositionBias(Component):
 
     boundaries: Tensor
 
-    def __init__(self, config: PositionBiasConfig, host: Host) -> None:
+    def __init__(self, config: PositionBiasConfig, context: BuildContext) -> None:
         super().__init__()
-        self.b = host.parameter("position_bias.b", (config.num_buckets,), zeros)
-        boundaries = bucket_boundaries(config.bucketing, config.num_buckets, config.max_position or host.context_length)
+        self.b = context.parameter("position_bias.b", (config.num_buckets,), zeros)
+        boundaries = bucket_boundaries(
+            config.bucketing, config.num_buckets, config.max_position or context.context_length
+        )
         self.register_buffer("boundaries", boundaries.to(self.b.device), persistent=False)
-        self._positions = host.positions
-        low_rank = host.components["low_rank"]
+        self._positions = context.positions
+        low_rank = context.components["low_rank"]
         assert isinstance(low_rank, LowRank)
         layers = low_rank.layers.values() if config.receives_positions else ()
         self._layers = [layer for layer in layers if isinstance(layer, LowRankLayer)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from hylo.adapters.component import ComponentConfig, component_name
 from hylo.core.errors import RecordError
 from hylo.core.registry import registered
-from hylo.core.schema import plain
+from hylo.core.schema import to_container
 
 WEIGHTS, SETTINGS = "adapter.safetensors", "adapter_config.json"
 
@@ -33,7 +33,9 @@ def write_adapter(
     settings = {
         "context_length": context_length,
         "seed": seed,
-        "method": {slot: {"component": component_name(config)} | plain(config) for slot, config in method.items()},
+        "method": {
+            slot: {"component": component_name(config)} | to_container(config) for slot, config in method.items()
+        },
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 

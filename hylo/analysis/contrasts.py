@@ -29,14 +29,14 @@ from hylo.evaluation.metrics import Metric, all_metrics, main_metric
 from hylo.runs.store import StudyRecord
 
 CONTRASTS = [
-    "cell", "reference", "component", "way", "measure", "seeds", "effect_pct", "low", "high", "p_holm",
+    "cell", "reference", "component", "comparison", "measure", "seeds", "effect_pct", "low", "high", "p_holm",
     "detectable_pct", "added_params", "params_per_pct", "verdict", "rests_on",
 ]  # fmt: skip
 CLAIMS = [
     "id", "cell", "reference", "measure", "published_pct", "seeds", "effect_pct", "low", "high", "p_holm", "verdict",
     "rests_on", "seeds_to_decide", "source", "note",
 ]  # fmt: skip
-ATTRIBUTION = ["component", "way", "cell", "reference", "seeds", "effect_pct", "low", "high", "added_params"]
+ATTRIBUTION = ["component", "comparison", "cell", "reference", "seeds", "effect_pct", "low", "high", "added_params"]
 SHAPLEY = "Shapley"
 ONE_SEED = "undecided: one seed"
 """Whatever its interval: it covers evaluation noise only, and another run may say something else."""
@@ -82,7 +82,7 @@ def claim_table(study: StudyRecord) -> pd.DataFrame:
 
 
 def attribution_table(study: StudyRecord) -> pd.DataFrame:
-    """What each component earned, by every way the study has of asking; columns ATTRIBUTION."""
+    """What each component earned, by every comparison that the study makes; columns ATTRIBUTION."""
     rows = []
     for contrast in contrasts_of(study):
         if contrast["component"] and (row := _contrast_row(study, contrast, main_metric())):
@@ -161,7 +161,12 @@ def _contrast_row(study: StudyRecord, contrast: dict[str, Any], metric: Metric) 
     known = mean_nll(complete_runs(study, reference), metric)
     chosen = choice_variance(study, cell, reference)
     effect = stats.effect(*found, level=level(study), choice_variance=chosen)
-    row = {"cell": cell, "reference": reference, "component": contrast["component"] or "", "way": contrast["way"]}
+    row = {
+        "cell": cell,
+        "reference": reference,
+        "component": contrast["component"] or "",
+        "comparison": contrast["comparison"],
+    }
     row |= {"measure": metric.name, "seeds": effect.seeds, **percent(effect, metric, known)}
     row["p"] = p_value(study, *found, chosen=chosen)
     row["detectable_pct"] = metric.percent(-effect.smallest_detectable(), known)
@@ -219,7 +224,7 @@ def _shapley_rows(study: StudyRecord) -> Iterable[dict[str, Any]]:
         effect = stats.effect(sums, tokens, level=level(study))
         yield {
             "component": factor,
-            "way": SHAPLEY,
+            "comparison": SHAPLEY,
             "cell": cells[whole],
             "reference": cells[frozenset()],
             "seeds": effect.seeds,

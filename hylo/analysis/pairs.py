@@ -44,10 +44,10 @@ def value_of(run: RunRecord, section: str, key: str) -> Any:
 
 
 def paired_runs(study: StudyRecord, cell: str, reference: str) -> list[Pair]:
-    """The complete runs of a cell, each with the reference's run of the same seed; an untuned reference has one run,
-    which pairs with every seed. Seeds that only one side has are left out."""
+    """The complete runs of a cell, each with the reference's run of the same seed. The one run of a base model
+    pairs with every seed. Seeds that only one side has are left out."""
     runs, others = complete_runs(study, cell), complete_runs(study, reference)
-    if study.is_untuned(reference):
+    if study.is_base(reference):
         return [(run, others[0]) for run in runs] if others else []
     by_seed = {other.seed: other for other in others}
     return [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]

@@ -1,4 +1,4 @@
-"""Perplexity by the position in the window, with intervals, and its improvement over the untuned model."""
+"""Perplexity by the position in the window, with intervals, and its improvement over the base model."""
 
 from typing import Any
 
@@ -19,18 +19,18 @@ _MISSING = stats.Interval(np.nan, np.nan, np.nan)
 
 
 def ppl_by_bin(study: StudyRecord) -> pd.DataFrame:
-    """One row a cell and position bin: perplexity, and its improvement over the untuned model in percent.
+    """One row a cell and position bin: perplexity, and its improvement over the base model in percent.
 
     Estimates and intervals (95 %) are those of `hylo.stats` over the windows that reach into the bin: exp of the mean
     over seeds of log PPL, and paired by window and seed. An interval is missing where only one window does, and so is
-    the improvement of the untuned model itself, or where it has no complete run.
+    the improvement of the base model itself, or where it has no complete run.
 
     Raises:
         RecordError: a record is damaged, or two cells were evaluated on different windows.
     """
     rows = []
     for cell in study.cells:
-        pairs = [] if study.is_untuned(cell) else paired_runs(study, cell, study.untuned_of(cell))
+        pairs = [] if study.is_base(cell) else paired_runs(study, cell, study.base_of(cell))
         if runs := complete_runs(study, cell):
             rows += _rows(cell, runs, [other for _, other in pairs])
     table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))

@@ -64,7 +64,7 @@ def rate_of(run: RunRecord) -> str:
 
 
 def rate_in_words(study: StudyRecord, cell: str) -> str:
-    """`rate_of` a cell's runs, with `own` behind it where it was chosen for the cell; empty for an untuned model."""
+    """`rate_of` a cell's runs, with `own` behind it where it was chosen for the cell; empty for a base model."""
     runs = [run for run in study.cells.get(cell, []) if run.complete]
     rate = rate_of(runs[0]) if runs else ""
     return f"{rate} (own)" if rate and cell in choices(study) else rate

@@ -2,7 +2,7 @@
 Answers to other probes are passed over.
 
 Unit: a list within a seed. All runs are asked the same questions on the same lists, so a contrast is paired by seed
-and list; the one run of the untuned model pairs with every seed. Intervals are those of `hylo.stats`, with lists in the
+and list; the one run of the base model pairs with every seed. Intervals are those of `hylo.stats`, with lists in the
 place of windows: one seed covers other lists only, several cover new seeds and new lists. Where every answer is right,
 or every one wrong, nothing varies and an interval has no width: that is no proof that other lists are answered so.
 
@@ -82,7 +82,7 @@ def retrieval_contrast(study: StudyRecord, cell: str, reference: str, facts: int
         if name not in found:
             raise RecordError(f"{study.folder}: {name!r} was not asked of {facts} facts; run it with probe=kv")
     others = {run.seed: run for run in found[reference]}
-    if study.is_untuned(reference):
+    if study.is_base(reference):
         others = {run.seed: found[reference][0] for run in found[cell]}
     runs = [run for run in found[cell] if run.seed in others]
     if not runs:
@@ -113,7 +113,7 @@ def _probed(study: StudyRecord) -> Iterator[tuple[str, int, list[RunRecord]]]:
         runs = [run for run in complete_runs(study, cell) if run.probe_name == KV]
         for run in runs:
             first = first or run
-            if run.probe_mark != first.probe_mark:
+            if run.probe_fingerprint != first.probe_fingerprint:
                 raise RecordError(
                     f"{first.folder / RESULT} and {run.folder / RESULT} hold the answers to different probes; "
                     f"run the study again with one probe"

@@ -40,11 +40,11 @@ _ENDS = {"effect_pct": "pct", "low": "low", "high": "high"}
 
 
 def summarize(study: StudyRecord) -> pd.DataFrame:
-    """Every cell against the untuned model on the same windows, then the contrasts that the study names, or, where it
+    """Every cell against the base model on the same windows, then the contrasts that the study names, or, where it
     names none, every cell against the previous row.
 
     A cell without a complete run has no row (see `incomplete`). Runs are paired by seed and window; the one run of the
-    untuned model pairs with every seed. What the columns mean:
+    base model pairs with every seed. What the columns mean:
 
     - `seeds`: the seeds that both sides have, and all measures of the row are over these. Where none is common it is 0,
       the improvement is missing, and the other measures are over all of the cell's seeds.
@@ -64,10 +64,8 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
     Raises:
         RecordError: a record is damaged, or two cells were evaluated on different windows.
     """
-    if not isinstance(study.manifest.get("untuned"), str):
-        raise RecordError(
-            f"{study.folder / STUDY} does not name the untuned cell; run the study again to write it anew"
-        )
+    if not isinstance(study.manifest.get("base"), str):
+        raise RecordError(f"{study.folder / STUDY} does not name the base cell; run the study again to write it anew")
     rows = [_row(study, cell, reference) for cell, reference in _contrasts(study)]
     table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     kinds = {column: "Int64" if column in _COUNTS else "float64" for column in COLUMNS if column not in _TEXTS}
@@ -95,7 +93,7 @@ def incomplete(study: StudyRecord) -> list[str]:
 def _contrasts(study: StudyRecord) -> Iterator[tuple[str, str]]:
     cells = list(study.cells)
     ran = {cell for cell in cells if complete_runs(study, cell)}
-    yield from ((cell, "" if study.is_untuned(cell) else study.untuned_of(cell)) for cell in cells if cell in ran)
+    yield from ((cell, "" if study.is_base(cell) else study.base_of(cell)) for cell in cells if cell in ran)
     for reference, cell in named_contrasts(study) or _neighbours(study):
         if {cell, reference} <= ran:
             yield cell, reference
@@ -104,13 +102,13 @@ def _contrasts(study: StudyRecord) -> Iterator[tuple[str, str]]:
 def named_contrasts(study: StudyRecord) -> list[tuple[str, str]]:
     """Reference and cell of each contrast that the study names between trained cells, once each."""
     named = [(contrast["reference"], contrast["cell"]) for contrast in study.manifest.get("contrasts", [])]
-    return [pair for pair in dict.fromkeys(named) if not any(study.is_untuned(cell) for cell in pair)]
+    return [pair for pair in dict.fromkeys(named) if not any(study.is_base(cell) for cell in pair)]
 
 
 def _neighbours(study: StudyRecord) -> Iterator[tuple[str, str]]:
     for previous, cell in itertools.pairwise(study.cells):
-        untuned = study.is_untuned(previous) or study.is_untuned(cell)
-        if not untuned and study.untuned_of(previous) == study.untuned_of(cell):
+        with_base = study.is_base(previous) or study.is_base(cell)
+        if not with_base and study.base_of(previous) == study.base_of(cell):
             yield previous, cell
 
 

@@ -180,7 +180,7 @@ class HyLoRADAModel(nn.Module):
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """The trained tensors, by the names of a saved adapter. The base model has a state of its own."""
         destination = {} if destination is None else destination
-        for name, tensor in self.adapter.flat().items():
+        for name, tensor in self.adapter.adapter_state_dict().items():
             destination[prefix + name] = tensor if keep_vars else tensor.detach()
         return destination
 
@@ -190,7 +190,7 @@ class HyLoRADAModel(nn.Module):
         Raises:
             RecordError: it does not.
         """
-        self.adapter.fill(state_dict, "the state")
+        self.adapter.load_adapter_state_dict(state_dict, "the state")
         return _IncompatibleKeys([], [])
 
     @property

@@ -64,7 +64,7 @@ class Probe:
     @contextmanager
     def moved(self) -> Iterator[None]:
         """Every trainable tensor off its start; the values come back bit for bit."""
-        tensors = self.model.flat()
+        tensors = self.model.adapter_state_dict()
         start = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():

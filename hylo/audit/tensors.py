@@ -11,7 +11,7 @@ from hylo.core.devices import checksum
 
 def dead_tensors(probe: Probe) -> Finding:
     """Every trainable tensor receives a gradient that is finite and not zero. Call after `backward`."""
-    tensors = probe.model.flat()
+    tensors = probe.model.adapter_state_dict()
     if not tensors:
         return _nothing_trained("dead_tensors")
     gradients = {name: tensor.grad for name, tensor in tensors.items()}
@@ -21,7 +21,7 @@ def dead_tensors(probe: Probe) -> Finding:
 
 def frozen_tensors(probe: Probe) -> Finding:
     """No other tensor of the model receives a gradient or is open to one. Call after `backward`."""
-    trained = {id(tensor) for tensor in probe.model.flat().values()}
+    trained = {id(tensor) for tensor in probe.model.adapter_state_dict().values()}
     others = {name: p for name, p in probe.model.named_parameters() if id(p) not in trained}
     if not others:
         return Finding(check="frozen_tensors", status=Status.skipped, detail="the method trains every tensor")
@@ -59,7 +59,7 @@ def clear_gradients(probe: Probe) -> None:
 
 def checksums(probe: Probe) -> dict[str, int]:
     """The checksum of each trainable tensor: tells in a moment whether it has moved."""
-    return {name: checksum(tensor) for name, tensor in probe.model.flat().items()}
+    return {name: checksum(tensor) for name, tensor in probe.model.adapter_state_dict().items()}
 
 
 def unmoved_tensors(probe: Probe, start: dict[str, int]) -> Finding:

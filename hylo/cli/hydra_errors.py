@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -16,9 +17,11 @@ REPLACED: dict[str, str] = {
     "trainer.adam_beta1": "trainer.optimizer.beta1=...",
     "trainer.adam_beta2": "trainer.optimizer.beta2=...",
     "trainer.adam_epsilon": "trainer.optimizer.eps=...",
+    "trainer.kernels=plain": "trainer.kernels=reference",
+    "trainer.decay": "trainer.lr_scheduler=...",
     "trainer.weight_decay": "trainer.optimizer.weight_decay=...",
 }
-"""Keys that there were, and what is written instead."""
+"""Keys and values of earlier versions, and what is written instead."""
 
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:
@@ -35,6 +38,17 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
             return _unknown_key(cause)
         return _wrong_value(cause, str(error))
     return str(error)
+
+
+def replaced_problems(overrides: Sequence[str]) -> Iterator[str]:
+    """The overrides whose key or value an earlier version had, as text; added with `+` they are found, too."""
+    for text in (override.lstrip("+~") for override in overrides):
+        for old in {text, text.partition("=")[0]} & REPLACED.keys():
+            yield _replaced(old)
+
+
+def _replaced(old: str) -> str:
+    return f"{old} is no longer part of the configuration\n    fix:     {REPLACED[old]}"
 
 
 def _unreadable(error: OverrideParseException) -> str:
@@ -67,7 +81,7 @@ def _unknown_choice(error: MissingConfigException) -> str:
 def _unknown_key(cause: OmegaConfBaseException) -> str:
     full_key = str(cause.full_key)
     if full_key in REPLACED:
-        return f"{full_key} is no longer a key of the configuration\n    fix:     {REPLACED[full_key]}"
+        return _replaced(full_key)
     section, _, key = full_key.rpartition(".")
     known = _keys_of(cause)
     if not known:

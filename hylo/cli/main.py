@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from hylo.cli.config_store import store_schemas
-from hylo.cli.hydra_errors import explain
+from hylo.cli.hydra_errors import explain, replaced_problems
 from hylo.cli.shorthand import with_slots
 from hylo.core.errors import ConfigError, HyloError
 from hylo.runs.cell import Cell
@@ -25,7 +25,7 @@ from hylo.runs.config import Config, resolve
 from hylo.runs.run import run_or_report
 from hylo.runs.shared import Session
 from hylo.runs.store import file_name
-from hylo.studies.plan import Plan, check_plan, run_plan, with_untuned
+from hylo.studies.plan import Plan, check_plan, run_plan, with_base_cells
 from hylo.studies.runner import run_study
 from hylo.training.config import TrainerConfig
 
@@ -72,12 +72,12 @@ def dispatch(composed: DictConfig) -> float | None:
 
 
 def run_job(cell: Cell) -> float | None:
-    """One job of a sweep and the untuned model it is compared with. A failure stays in the record: others go on."""
+    """One job of a sweep and the base model it is compared with. A failure stays in the record: others go on."""
     plan = Plan(cell.group, Path(cell.config.outputs), [cell])
     result = None
     try:
         check_plan(plan, SESSION)
-        for each in with_untuned(plan, SESSION).cells:
+        for each in with_base_cells(plan, SESSION).cells:
             result = run_or_report(each, SESSION)
     except HyloError as error:
         print(f"{cell.name}: {error}", file=sys.stderr, flush=True)
@@ -90,6 +90,8 @@ def compose(overrides: Sequence[str]) -> tuple[Config, str]:
     Raises:
         ConfigError: it cannot be composed.
     """
+    if problems := [*replaced_problems(overrides)]:
+        raise ConfigError(*problems)
     try:
         store_schemas()
         composed = hydra_compose("config", overrides=with_slots(overrides), return_hydra_config=True)
@@ -137,11 +139,11 @@ def name_sweep(arguments: list[str]) -> list[str]:
     if not flags or any(text.startswith("hydra.sweep.dir=") for text in rest):
         return [*flags, *rest]
     swept = sorted(text for text in rest if not text.startswith(UNMARKED))
-    mark = hashlib.sha256("\n".join(swept).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join(swept).encode()).hexdigest()
     options = [text for text in rest if text.startswith("-")]
     parsed = OverridesParser.create().parse_overrides([text for text in rest if text not in options])
     fixed = ",".join(f"'{each.key_or_group}'" for each in parsed if not each.is_sweep_override())
-    return [*flags, *rest, f"hydra.sweep.dir=${{outputs}}/sweep-{mark[:8]}", f"{FIXED}=[{fixed}]"]
+    return [*flags, *rest, f"hydra.sweep.dir=${{outputs}}/sweep-{digest[:8]}", f"{FIXED}=[{fixed}]"]
 
 
 @contextmanager
@@ -150,6 +152,8 @@ def command_line() -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets its errors through instead of printing them itself
     with readable_errors():
         store_schemas()
+        if problems := [*replaced_problems(sys.argv[1:])]:
+            raise ConfigError(*problems)
         sys.argv[1:] = name_sweep(with_slots(sys.argv[1:]))
         yield
 

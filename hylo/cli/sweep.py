@@ -15,7 +15,7 @@ from hylo.cli.main import SESSION, compose, job_cell, readable_errors
 from hylo.core.errors import ConfigError
 from hylo.launch.local import cells_at_once
 from hylo.studies.manifest import report_plan
-from hylo.studies.plan import Plan, check_plan, run_pending, with_untuned
+from hylo.studies.plan import Plan, check_plan, run_pending, with_base_cells
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 """The launcher that runs the jobs of a sweep one after the other in this process."""
@@ -28,17 +28,19 @@ class SweepReport(Callback):
     Hydra turns exceptions of callbacks into warnings, so a failure leaves through SystemExit.
     """
 
+    _plan: Plan
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with readable_errors():
             plan = sweep_plan(config)
             check_plan(plan, SESSION)
-            plan = with_untuned(plan, SESSION)
+            self._plan = with_base_cells(plan, SESSION)
             if config.hydra.launcher._target_ == BASIC and cells_at_once(plan.cells, SESSION) > 1:
-                run_pending(plan, SESSION)  # its jobs then find their records complete
+                run_pending(self._plan, SESSION)  # its jobs then find their records complete
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         with readable_errors():
-            complete = report_plan(with_untuned(sweep_plan(config), SESSION), SESSION)
+            complete = report_plan(self._plan, SESSION)
         if not complete:
             sys.exit(1)
 

@@ -95,12 +95,12 @@ def number_range(bounds: Bounds) -> tuple[float, float]:
     )
 
 
-def plain(node: Any) -> Any:
+def to_container(node: Any) -> Any:
     """A config as dicts, lists and scalars, enums by name: for JSON, YAML and hashes."""
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        return {item.name: plain(getattr(node, item.name)) for item in dataclasses.fields(node)}
+        return {item.name: to_container(getattr(node, item.name)) for item in dataclasses.fields(node)}
     if isinstance(node, dict):
-        return {str(key): plain(value) for key, value in node.items()}
+        return {str(key): to_container(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [plain(value) for value in node]
+        return [to_container(value) for value in node]
     return node.name if isinstance(node, Enum) else node

@@ -1,1 +1,1 @@
-"""Where runs run: one file a way."""
+"""Where runs run: one file per launcher."""

@@ -61,7 +61,7 @@ def operations(cell: Cell, session: Session) -> float:
     windows = trainer.steps * trainer.batch_size * trainer.gradient_accumulation_steps if config.components else 0
     evaluated = config.data.eval_windows or 0
     weights = session.skeleton(config.model).num_parameters()
-    asked = session.asked(config.asked, config.model).tokens if config.asked else 0
+    asked = session.probe(config.probe_config, config.model).tokens if config.probe_config else 0
     return weights * (config.data.context_length * (4.0 * windows + 2.0 * evaluated) + 2.0 * asked)
 
 

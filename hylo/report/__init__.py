@@ -27,8 +27,8 @@ from hylo.report.render.files import csv, save, write
 from hylo.report.render.html import FigureBlock, page
 from hylo.report.render.sections import figure_block, main_figure, sections, summary_markdown, summary_tex, top
 from hylo.report.tables.decisions import Decision, decisions, for_readers
+from hylo.report.tables.sentences import claim_sentences, claims_overview, component_sentences
 from hylo.report.tables.summary_tables import summary_tables
-from hylo.report.tables.words import claims_in_words, claims_overview, components_in_words
 from hylo.runs.store import StudyRecord, read_study
 
 __all__ = [
@@ -36,9 +36,9 @@ __all__ = [
     "PAGE",
     "SUMMARY",
     "Report",
-    "claims_in_words",
+    "claim_sentences",
     "claims_overview",
-    "components_in_words",
+    "component_sentences",
     "decisions",
     "incomplete",
     "loss_figure",

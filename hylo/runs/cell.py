@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hylo.adapters.component import Host
+from hylo.adapters.component import BuildContext
 from hylo.adapters.model import method_problems
 from hylo.core.devices import device_problems
 from hylo.core.errors import ConfigError, problem
@@ -26,13 +26,13 @@ class Cell:
     overrides: tuple[str, ...] = ()
     """What to give train.py to run this cell alone."""
 
-    def folder(self, mark: str) -> Path:
-        """Folder of the cell's record; `mark` is its fingerprint."""
+    def folder(self, fingerprint: str) -> Path:
+        """Folder of the cell's record."""
         seed = f"seed{self.config.seed}-" if self.config.components else ""
-        return Path(self.config.outputs) / self.group / f"{self.name}-{seed}{mark}"
+        return Path(self.config.outputs) / self.group / f"{self.name}-{seed}{fingerprint}"
 
-    def untuned(self, name: str) -> "Cell":
-        """The cell that evaluates the untuned model on the same data."""
+    def base_cell(self, name: str) -> "Cell":
+        """The cell that evaluates the base model on the same data."""
         config = dataclasses.replace(self.config, method={}, seed=0)
         return Cell(self.group, name, config, (*self.overrides, "method=none"))
 
@@ -47,10 +47,10 @@ def check(cell: Cell, session: Session) -> None:
     config = cell.config
     config.tracking.check()
     skeleton = session.skeleton(config.model)
-    host = Host(skeleton, config.data.context_length, config.seed)
+    context = BuildContext(skeleton, config.data.context_length, config.seed)
     problems = [*data_problems(config.data), *trainer_problems(config.trainer), *kernel_problems(config.trainer)]
     problems += device_problems(config.trainer.device)
-    problems += method_problems(config.components, host)
+    problems += method_problems(config.components, context)
     limit = model_context_length(skeleton)
     if config.data.context_length > limit:
         allowed = f"4 to {limit}, the longest context of {config.model.name}"
@@ -66,7 +66,7 @@ def check(cell: Cell, session: Session) -> None:
 
 def probe_problems(config: Config, session: Session, limit: int) -> Iterator[str]:
     """Why the probe cannot be asked of this cell, as text; `limit` is the model's longest context."""
-    probe = config.asked
+    probe = config.probe_config
     if probe is None:
         return
     if config.components and not config.trainer.save_adapter:
@@ -75,11 +75,11 @@ def probe_problems(config: Config, session: Session, limit: int) -> Iterator[str
     if problems := [*probe.problems()]:
         yield from problems
         return
-    longest = session.asked(probe, config.model).longest
+    longest = session.probe(probe, config.model).longest
     if longest > limit:
         allowed = f"questions that fit {config.model.name}: {limit} tokens; the longest has {longest}"
         yield probe.too_long(allowed, "a model with a longer context")
-    elif [*method_problems(config.components, Host(session.skeleton(config.model), longest, config.seed))]:
+    elif [*method_problems(config.components, BuildContext(session.skeleton(config.model), longest, config.seed))]:
         allowed = f"questions that leave the method its positions: {limit} less {longest} tokens of the longest"
         yield probe.too_long(allowed, "a smaller prefix")
 

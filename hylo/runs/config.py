@@ -95,7 +95,7 @@ class Config:
         return {slot: config for slot, config in self.method.items() if config is not None}
 
     @property
-    def asked(self) -> ProbeConfig | None:
+    def probe_config(self) -> ProbeConfig | None:
         """The probe's settings; None where nothing is asked."""
         return self.probe if isinstance(self.probe, ProbeConfig) else None
 

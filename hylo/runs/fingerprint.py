@@ -12,7 +12,7 @@ from hylo.adapters.component import component_name
 from hylo.core.cache import text_hash
 from hylo.core.devices import library_versions
 from hylo.core.registry import name_of
-from hylo.core.schema import plain
+from hylo.core.schema import to_container
 from hylo.core.sources import source_hash
 from hylo.data.base import Split
 from hylo.evaluation.probes.base import ProbeConfig
@@ -27,12 +27,12 @@ WATCHES = ("hylo.tracking", "hylo.core.progress", "hylo.core.timer")
 
 
 def fingerprint(config: Config, session: Session) -> str:
-    """Twelve hex digits. An untuned model has no seed, no training data and no optimizer in it: all cells share it."""
+    """Twelve hex digits. A base model has no seed, no training data and no optimizer in it: all cells share it."""
     return session.once("fingerprint", config, make=lambda: _fingerprint(config, session))
 
 
 def _fingerprint(config: Config, session: Session) -> str:
-    data, trainer = config.data, plain(config.trainer)
+    data, trainer = config.data, to_container(config.trainer)
     content: dict[str, Any] = {
         "model": session.identity(config.model),
         "protocol": data.protocol.name,
@@ -40,7 +40,9 @@ def _fingerprint(config: Config, session: Session) -> str:
         "eval_windows": data.eval_windows,
         "eval_documents": session.documents_identity(data, data.eval_split),
         "versions": library_versions(),
-        "method": {slot: [component_name(part), plain(part)] for slot, part in sorted(config.components.items())},
+        "method": {
+            slot: [component_name(part), to_container(part)] for slot, part in sorted(config.components.items())
+        },
     }
     if config.components:
         content["padding"] = [data.loss_on_padding, data.keep_blank_lines]
@@ -58,9 +60,9 @@ def _fingerprint(config: Config, session: Session) -> str:
     return text_hash(json.dumps(content, sort_keys=True))[:12]
 
 
-def probe_mark(config: ProbeConfig) -> str:
+def probe_fingerprint(config: ProbeConfig) -> str:
     """Twelve hex digits: of a probe's settings and code, words included. It is no part of the fingerprint of the run
     that it is asked of, so a run need not be trained again for another probe."""
     return text_hash(
-        json.dumps(plain(config), sort_keys=True), source_hash([type(config).__module__], without=WATCHES)
+        json.dumps(to_container(config), sort_keys=True), source_hash([type(config).__module__], without=WATCHES)
     )[:12]

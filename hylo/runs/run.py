@@ -22,15 +22,15 @@ from hylo.core.devices import (
 )
 from hylo.core.files import exclusive, write_json, write_table
 from hylo.core.registry import name_of
-from hylo.core.schema import plain
+from hylo.core.schema import to_container
 from hylo.core.timer import Clock
 from hylo.data.base import Split
 from hylo.data.windows import Windows
 from hylo.evaluation.perplexity import Evaluation, evaluate
 from hylo.runs.attach import begin, first_batches, prepared
 from hylo.runs.cell import Cell
-from hylo.runs.fingerprint import fingerprint, probe_mark
-from hylo.runs.reuse import adopt, probed, recorded
+from hylo.runs.fingerprint import fingerprint, probe_fingerprint
+from hylo.runs.reuse import copy_record, finished_run, probed
 from hylo.runs.shared import Session, weights_checksum
 from hylo.runs.store import (
     ADAPTER,
@@ -58,18 +58,18 @@ def run_cell(cell: Cell, session: Session) -> RunRecord:
     A probe that the record lacks is asked of the recorded model; interrupted, it costs nothing but itself.
     With several processes (accelerate) all compute and the first one keeps the record.
     """
-    mark = fingerprint(cell.config, session)
-    folder = cell.folder(mark)
+    run_fingerprint = fingerprint(cell.config, session)
+    folder = cell.folder(run_fingerprint)
     accelerator = accelerator_for(cell.config.trainer.device, cell.config.trainer.precision)
     main = accelerator.is_main_process
     with exclusive(folder) if main else nullcontext():
-        done = recorded(cell, mark) if main else None
+        done = finished_run(cell, run_fingerprint) if main else None
         if not agreed(done is not None, accelerator):
-            result = new_result(cell, mark, session)
+            result = new_result(cell, run_fingerprint, session)
             with recording(cell, folder, result) if main else nullcontext():
                 execute(cell, folder, result, session, accelerator)
         elif done:
-            adopt(done, folder, study=cell.group, cell=cell.name, seed=cell.config.seed)
+            copy_record(done, folder, study=cell.group, cell=cell.name, seed=cell.config.seed)
         if main and not probed(cell, record := read_run(folder)):
             ask_probe(cell, record, session, accelerator)
     accelerator.wait_for_everyone()  # until the first process has written the record
@@ -93,7 +93,7 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
     base = session.base(config.model, accelerator.device)
     eval_windows = session.eval_windows(config.data, config.model)
     untouched = weights_checksum(base)
-    probe, base_logits = session.probe(config.data, config.model, accelerator.device)
+    probe, base_logits = session.audit_sample(config.data, config.model, accelerator.device)
     read = session.contribution(config.data, config.model, accelerator.device) if config.components else None
     with tracked(cell) as tracker:
         with prepared(base, config, lambda: first_batches(config, session, accelerator.device)) as model:
@@ -167,9 +167,9 @@ def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Acce
         RecordError: the record's adapter is missing or damaged.
     """
     config, label = cell.config, f"{cell.name} (seed {cell.config.seed}), probe"
-    assert config.asked is not None, "a cell without a probe lacks none"
+    assert config.probe_config is not None, "a cell without a probe lacks none"
     base = session.base(config.model, accelerator.device)
-    probe = session.asked(config.asked, config.model)
+    probe = session.probe(config.probe_config, config.model)
     untouched = weights_checksum(base)
     with prepared(base, config) as model:
         if config.components:
@@ -178,8 +178,8 @@ def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Acce
         cached = "cached_decoding" not in record.result["audit"]["failed"]
         answers = probe.ask(model, accelerator, cached=cached, label=label)
     assert weights_checksum(base) == untouched, "a component left the shared base weights changed"
-    known = {"name": name_of("probe", type(config.asked)), "mark": probe_mark(config.asked)}
-    section = answers.section | known | {"config": plain(config.asked)}
+    known = {"name": name_of("probe", type(config.probe_config)), "fingerprint": probe_fingerprint(config.probe_config)}
+    section = answers.section | known | {"config": to_container(config.probe_config)}
     for line in answers.said:
         print(f"{label}: {line}", flush=True)
     with tracked(cell, "probe") as tracker:
@@ -215,7 +215,7 @@ def tracked(cell: Cell, job_type: str = "cell") -> Iterator[Tracker]:
         folder=Path(config.outputs),
         group=cell.group,
         name=f"{cell.name}-seed{config.seed}",
-        resolved=plain(config),
+        resolved=to_container(config),
         job_type=job_type,
         tags=(config.model.name, config.data.name),
     )

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hylo.audit import probe_ids, untouched_logits
 from hylo.audit.contribution import Reading, chosen_windows, read
 from hylo.core.devices import checksum
-from hylo.core.schema import plain
+from hylo.core.schema import to_container
 from hylo.data.base import DataConfig, Document, Protocol, Split
 from hylo.data.lines import cut_lines, predicting
 from hylo.data.tokens import documents_identity, tokenize
@@ -44,18 +44,18 @@ class Session:
         """The base model with its weights, shared by all cells. Asking for another model lets go of this one."""
         key = _key("base", model, device)
         if key not in self._kept:
-            for other in [name for name in self._kept if name.startswith(("base ", "probe "))]:
+            for other in [name for name in self._kept if name.startswith(("base ", "audit "))]:
                 del self._kept[other]
         return self.once("base", model, device, make=lambda: on_device(model.load(), device))
 
-    def probe(self, data: DataConfig, model: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    def audit_sample(self, data: DataConfig, model: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
         """The tokens that every cell of this model and data is audited on, and the base model's own logits of them."""
 
         def make() -> tuple[Tensor, Tensor]:
             ids = probe_ids(self.eval_windows(data, model), device)
             return ids, untouched_logits(self.base(model, device), ids)
 
-        return self.once("probe", data, model, device, make=make)
+        return self.once("audit sample", data, model, device, make=make)
 
     def contribution(self, data: DataConfig, model: ModelConfig, device: torch.device) -> tuple[Windows, Reading]:
         """The training windows on which contributions are measured, and what the base model makes of them."""
@@ -65,7 +65,7 @@ class Session:
             base = self.base(model, device)
             return windows, read(base, base, windows)
 
-        return self.once("probe contribution", data, model, device, make=make)
+        return self.once("audit contribution", data, model, device, make=make)
 
     def documents(self, data: DataConfig, split: Split) -> list[Document]:
         """The documents of a split."""
@@ -90,9 +90,9 @@ class Session:
         """The windows that every cell of this model and data is evaluated on."""
         return sample(predicting(self.windows(data, model, data.eval_split)), data.eval_windows)
 
-    def asked(self, probe: ProbeConfig, model: ModelConfig) -> Probe:
+    def probe(self, probe: ProbeConfig, model: ModelConfig) -> Probe:
         """The questions that every cell of this model is asked, in the model's tokens."""
-        return self.once("asked", probe, model, make=lambda: probe.build(self.tokenizer(model)))
+        return self.once("questions", probe, model, make=lambda: probe.build(self.tokenizer(model)))
 
     def once(self, kind: str, *parts: object, make: Callable[[], T]) -> T:
         key = _key(kind, *parts)
@@ -108,7 +108,7 @@ def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 
 def _key(kind: str, *parts: object) -> str:
-    return f"{kind} {json.dumps([[type(part).__name__, plain(part)] for part in parts], default=str)}"
+    return f"{kind} {json.dumps([[type(part).__name__, to_container(part)] for part in parts], default=str)}"
 
 
 def weights_checksum(model: PreTrainedModel) -> dict[str, int]:

@@ -6,7 +6,7 @@
         thirds.parquet    window, third (0-2), nll_sum, tokens, bytes       the same by thirds: 1 is the middle
         half.parquet      as eval.parquet, after half of the optimizer steps; only where something was trained
         probe.parquet     one row a question; only where a probe was asked: result.json then has a section `probe`,
-                          with the probe's name, mark, settings and numbers; columns are the probe's own
+                          with the probe's name, fingerprint, settings and numbers; columns are the probe's own
         windows.parquet   window, document, first_token, length             where each window was cut
         audit.json        what each check of the audit found (see `hylo.audit`); those that failed also in result.json
         curve.jsonl       one line an optimizer step
@@ -37,6 +37,7 @@ import pandas as pd
 
 from hylo.core.errors import RecordError
 from hylo.core.files import write_json, write_table
+from hylo.runs.earlier import current_manifest, current_result
 from hylo.training.logs import CURVE, TRAJECTORY
 
 SCHEMA_VERSION = 2
@@ -96,20 +97,21 @@ class RunRecord:
         return _read_table(self.folder / WINDOWS, ["window", "document", "first_token", "length"])
 
     @property
-    def probe_mark(self) -> str | None:
-        """What the probe that was asked is known by; None where none was, or its table is gone."""
-        return self.result["probe"]["mark"] if "probe" in self.result and (self.folder / PROBE).exists() else None
+    def probe_fingerprint(self) -> str | None:
+        """That of the probe that was asked; None where none was, or its table is gone."""
+        found = "probe" in self.result and (self.folder / PROBE).exists()
+        return self.result["probe"]["fingerprint"] if found else None
 
     @property
     def probe_name(self) -> str | None:
-        """Which probe was asked; None where none was. Records of before there were several hold answers to `kv`."""
-        return None if self.probe_mark is None else self.result["probe"].get("name", "kv")
+        """Which probe was asked; None where none was."""
+        return None if self.probe_fingerprint is None else self.result["probe"]["name"]
 
     @cached_property
     def probe(self) -> pd.DataFrame:
         """A row a question, in the columns of the probe that was asked. Empty where none was."""
         path = self.folder / PROBE
-        return pd.DataFrame() if self.probe_mark is None else _read_table(path, [], delete=path)
+        return pd.DataFrame() if self.probe_fingerprint is None else _read_table(path, [], delete=path)
 
     def probe_table(self, columns: list[str]) -> pd.DataFrame:
         """The answers to a probe, which must have these columns, sorted by the first three.
@@ -167,18 +169,18 @@ class StudyRecord:
         return self.manifest["study"]
 
     @property
-    def untuned(self) -> str:
-        """Name of the first cell that evaluates the untuned model."""
-        return self.manifest["untuned"]
+    def base(self) -> str:
+        """Name of the first cell that evaluates the base model."""
+        return self.manifest["base"]
 
-    def untuned_of(self, cell: str) -> str:
-        """The untuned cell with a cell's evaluation windows; older manifests have one for all cells."""
-        own = {entry["cell"]: entry.get("untuned", self.untuned) for entry in self.manifest["cells"]}
+    def base_of(self, cell: str) -> str:
+        """The base model's cell with a cell's evaluation windows; older manifests have one for all cells."""
+        own = {entry["cell"]: entry.get("base", self.base) for entry in self.manifest["cells"]}
         return own[cell]
 
-    def is_untuned(self, cell: str) -> bool:
-        """Whether a cell evaluates the untuned model."""
-        return cell in {entry.get("untuned", self.untuned) for entry in self.manifest["cells"]}
+    def is_base(self, cell: str) -> bool:
+        """Whether a cell evaluates the base model."""
+        return cell in {entry.get("base", self.base) for entry in self.manifest["cells"]}
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -212,7 +214,7 @@ def read_run(folder: Path) -> RunRecord:
             f"{path} has schema_version {result['schema_version']}, this version of hylo reads {SCHEMA_VERSION}; "
             f"run the cell again or read it with the version that wrote it"
         )
-    return RunRecord(folder, result)
+    return RunRecord(folder, current_result(result))
 
 
 def read_study(folder: Path) -> StudyRecord:
@@ -223,11 +225,11 @@ def read_study(folder: Path) -> StudyRecord:
     """
     path = folder / STUDY
     try:
-        manifest = json.loads(path.read_text())
+        manifest = current_manifest(json.loads(path.read_text()))
         listed = {cell["cell"]: list(cell["runs"]) for cell in manifest["cells"]}
     except FileNotFoundError:
         raise RecordError(f"{path} does not exist; run a study or a sweep first, for example `make ablation`") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path} is damaged ({error!r}); run the study again to write it anew") from error
     for name in (name for runs in listed.values() for name in runs):
         if Path(name).name != name:

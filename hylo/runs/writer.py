@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from hylo.core.files import remove_folder, write_json
-from hylo.core.schema import plain
+from hylo.core.schema import to_container
 from hylo.runs.cell import Cell
 from hylo.runs.shared import Session
 from hylo.runs.store import COMPLETE, CONFIG, FAILED, RESULT, RUNNING, SCHEMA_VERSION, TRACEBACK
@@ -19,18 +19,18 @@ MAKES_THE_RUN = ("model", "data", "method", "trainer", "seed")
 """Sections of the configuration that the record repeats, resolved; config.yaml has all of it."""
 
 
-def new_result(cell: Cell, mark: str, session: Session) -> dict[str, Any]:
+def new_result(cell: Cell, fingerprint: str, session: Session) -> dict[str, Any]:
     """The record of a run at its start: everything known before it, and empty sections for what it will find."""
     config = cell.config
     return {
         "schema_version": SCHEMA_VERSION,
         "status": RUNNING,
-        "fingerprint": mark,
+        "fingerprint": fingerprint,
         "study": cell.group,
         "cell": cell.name,
         "seed": config.seed,
         "overrides": list(cell.overrides),
-        "config": {part: plain(getattr(config, part)) for part in MAKES_THE_RUN},
+        "config": {part: to_container(getattr(config, part)) for part in MAKES_THE_RUN},
         "model": {
             "name": config.model.name,
             "pretrained": type(config.model).pretrained,
@@ -56,7 +56,7 @@ def new_result(cell: Cell, mark: str, session: Session) -> dict[str, Any]:
 @contextmanager
 def recording(cell: Cell, folder: Path, result: dict[str, Any]) -> Iterator[None]:
     """Keep `result` in the folder: `running` while the block runs, then `complete`, or `failed` with its traceback."""
-    (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(plain(cell.config))))
+    (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(to_container(cell.config))))
     (folder / TRACEBACK).unlink(missing_ok=True)
     write_json(folder / RESULT, result)
     try:

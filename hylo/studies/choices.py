@@ -11,12 +11,12 @@ import pandas as pd
 
 from hylo.core.cache import text_hash
 from hylo.core.registry import name_of
-from hylo.core.schema import plain
+from hylo.core.schema import to_container
 from hylo.data.base import Split
 from hylo.runs.cell import Cell
 from hylo.runs.shared import Session
 from hylo.runs.store import CHOICES, STUDY, TRIALS
-from hylo.studies.search import Setting, best_setting, ends
+from hylo.studies.grid_search import Setting, best_setting, ends
 from hylo.training.config import TrainerConfig
 
 ADAMW = {"beta1": "adam_beta1", "beta2": "adam_beta2", "eps": "adam_epsilon", "weight_decay": "weight_decay"}
@@ -124,9 +124,10 @@ def condition(trial: Cell, keys: Sequence[str], session: Session) -> str:
     """What a choice holds for, as a hash: everything about a trial but the values that are searched, its seed, and what
     changes no number or next to none (device, kernels, precision)."""
     config = trial.config
-    content: Any = {name: plain(getattr(config, name)) for name in ("data", "method", "trainer")}
+    content: Any = {name: to_container(getattr(config, name)) for name in ("data", "method", "trainer")}
     for name in TrainerConfig.WITHOUT_EFFECT | TrainerConfig.EVALUATION:
         del content["trainer"][name]
+    content["trainer"]["decay"] = content["trainer"].pop("lr_scheduler")  # so it was named, too
     for key in keys:
         *path, last = key.split(".")
         section = content

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hylo.core.files import write_json, write_table
-from hylo.core.schema import plain
+from hylo.core.schema import to_container
 from hylo.runs.fingerprint import fingerprint
 from hylo.runs.reuse import probed
 from hylo.runs.shared import Session
@@ -41,13 +41,13 @@ def report_plan(plan: "Plan", session: Session) -> bool:
 
 def manifest(plan: "Plan", session: Session) -> dict[str, Any]:
     """study.json: everything a report needs that no record of a single run holds."""
-    marks = {id(cell): fingerprint(cell.config, session) for cell in plan.cells}
-    untuned = {marks[id(cell)]: cell.name for cell in plan.cells if not cell.config.components}
+    fingerprints = {id(cell): fingerprint(cell.config, session) for cell in plan.cells}
+    base_cells = {fingerprints[id(cell)]: cell.name for cell in plan.cells if not cell.config.components}
     rows: dict[str, dict[str, Any]] = {}
     for cell in plan.cells:
-        compared_with = untuned[fingerprint(cell.untuned("").config, session)]
-        row = rows.setdefault(cell.name, {"cell": cell.name, "runs": [], "untuned": compared_with})
-        row["runs"].append(cell.folder(marks[id(cell)]).name)
+        compared_with = base_cells[fingerprint(cell.base_cell("").config, session)]
+        row = rows.setdefault(cell.name, {"cell": cell.name, "runs": [], "base": compared_with})
+        row["runs"].append(cell.folder(fingerprints[id(cell)]).name)
     study = plan.study
     return {
         "schema_version": SCHEMA_VERSION,
@@ -55,9 +55,9 @@ def manifest(plan: "Plan", session: Session) -> dict[str, Any]:
         "question": study.question if study else None,
         "protocol": study.protocol if study else None,
         "overrides": list(plan.overrides),
-        "untuned": next(iter(untuned.values())),
+        "base": next(iter(base_cells.values())),
         "cells": list(rows.values()),
-        "contrasts": [plain(contrast) for contrast in study.contrasts] if study else [],
+        "contrasts": [to_container(contrast) for contrast in study.contrasts] if study else [],
         "claims": [asdict(claim) for claim in study.tested()] if study else [],
         "factorial": _factorial(plan),
         **plan.notes,

@@ -18,7 +18,7 @@ from hylo.launch.local import run_cells
 from hylo.runs.cell import Cell, check
 from hylo.runs.config import Config, Tune
 from hylo.runs.fingerprint import fingerprint
-from hylo.runs.reuse import taken_up
+from hylo.runs.reuse import reuse_finished
 from hylo.runs.shared import Session
 from hylo.runs.store import file_name
 from hylo.studies.manifest import report_plan
@@ -100,16 +100,16 @@ def plan_study(
     return Plan(group, Path(config.outputs), [dataclasses.replace(cell, group=group) for cell in cells], study, named)
 
 
-def with_untuned(plan: Plan, session: Session) -> Plan:
-    """The plan with a cell that evaluates the untuned model before the first cell that lacks one: what it is compared
+def with_base_cells(plan: Plan, session: Session) -> Plan:
+    """The plan with a cell that evaluates the base model before the first cell that lacks one: what it is compared
     with must be evaluated on the same windows, so cells of two context lengths, say, have two."""
     known = {fingerprint(cell.config, session) for cell in plan.cells if not cell.config.components}
     cells: list[Cell] = []
     for cell in plan.cells:
-        untuned = cell.untuned("none" if not known else f"none_as_{cell.name}")
-        if (mark := fingerprint(untuned.config, session)) not in known:
-            known.add(mark)
-            cells.append(untuned)
+        base_cell = cell.base_cell("none" if not known else f"none_as_{cell.name}")
+        if (found := fingerprint(base_cell.config, session)) not in known:
+            known.add(found)
+            cells.append(base_cell)
         cells.append(cell)
     return dataclasses.replace(plan, cells=cells)
 
@@ -140,14 +140,14 @@ def run_plan(plan: Plan, session: Session) -> bool:
 
 def run_checked(plan: Plan, session: Session) -> bool:
     """`run_plan` of a plan that was checked already."""
-    plan = with_untuned(plan, session)
+    plan = with_base_cells(plan, session)
     run_pending(plan, session)
     return report_plan(plan, session) if is_main_process() else True
 
 
 def run_pending(plan: Plan, session: Session) -> None:
     """Run the cells that are not complete, several at once where that is better."""
-    run_cells([cell for cell in plan.cells if not taken_up(cell, session)], session)
+    run_cells([cell for cell in plan.cells if not reuse_finished(cell, session)], session)
 
 
 def _merged(earlier: Sequence[str], later: Sequence[str]) -> list[str]:

@@ -25,13 +25,13 @@ ALL = "all"
 """A value of `tuning.cells`."""
 
 
-class Way(Enum):
+class Comparison(Enum):
     """What a contrast says of its component."""
 
     added = "the component added to a smaller method"
     cumulative = "one step of a series that adds one component after the other"
     leave_one_out = "the whole stack against the stack without the component"
-    alone = "the component by itself against the untuned model"
+    alone = "the component by itself against the base model"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class ContrastConfig:
     """The cell it is compared with, by seed and window."""
     component: str | None = None
     """What the two differ in: the contrast is then part of the attribution, and has a verdict. None: neither."""
-    way: Way = Way.added
+    comparison: Comparison = Comparison.added
     """What the contrast says of its component."""
 
 
@@ -116,7 +116,7 @@ class StudyConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     """Seeds of each cell that trains, unless the command line names others."""
     contrasts: list[ContrastConfig] = field(default_factory=list)
-    """What is compared besides each cell with the untuned model. None: each cell with the one before it."""
+    """What is compared besides each cell with the base model. None: each cell with the one before it."""
     claims: list[str] = field(default_factory=list)
     """Published claims (ids of experiments/claims.csv) that this study tests."""
     factorial: FactorialConfig | None = None
@@ -152,6 +152,8 @@ def read_study_file(name: str) -> StudyConfig:
         written = OmegaConf.load(path)
         if OmegaConf.select(written, "tuning.key") is not None:
             raise ConfigError(f"{path}: tuning.key, values and seed are now tuning.keys: {{key: [values]}} and seeds")
+        if any("way" in contrast for contrast in OmegaConf.select(written, "contrasts") or []):
+            raise ConfigError(f"{path}: a contrast's `way` is now its `comparison`")
         study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), written))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error}") from error

@@ -1,7 +1,7 @@
 """Settings chosen for each cell of a study on the validation split, before its own runs.
 
-Every tuned cell gets the same number of trials, each with every trial seed; the search (hylo/studies/search.py) puts
-them where that cell needs them. Trials are runs like any other, in a group beside the study's: found again across
+Every tuned cell gets the same number of trials, each with every trial seed; the search (hylo/studies/grid_search.py)
+puts them where that cell needs them. Trials are runs like any other, in a group beside the study's: found again across
 studies, side by side, and continued where they were interrupted. A published study holds its choices, and whoever runs
 it under the same conditions takes them over (`tune=recorded`) instead of searching again.
 """
@@ -26,8 +26,8 @@ from hylo.runs.fingerprint import fingerprint
 from hylo.runs.shared import Session
 from hylo.runs.store import CHOICES, FAILED, RESULT, TRIALS, RunRecord, file_name, read_run
 from hylo.studies.choices import Choice, condition, no_sums, published_choices, score
+from hylo.studies.grid_search import Setting, next_setting, start_settings
 from hylo.studies.plan import Compose, Plan, check_plan, plan_study, run_pending
-from hylo.studies.search import Setting, next_setting, start_settings
 from hylo.studies.spec import TuningConfig, tuned_cells
 
 VALIDATION = "data.eval_split=validation"

@@ -123,7 +123,7 @@ def log_run(tracker: Tracker, result: Mapping[str, Any]) -> None:
     sections = {"eval": "metrics", "params": "params", "training": "training"}
     numbers = {name: result[section] for name, section in sections.items() if section in result}
     if "probe" in result:
-        found = {key: value for key, value in result["probe"].items() if key not in ("name", "mark", "config")}
+        found = {key: value for key, value in result["probe"].items() if key not in ("name", "fingerprint", "config")}
         numbers["probe"] = found.get("facts", found)
     texts = {key: result[key] for key in ("status", "fingerprint") if key in result}
     if failed := result.get("audit", {}).get("failed"):

@@ -19,12 +19,12 @@ from hylo.training.optimizers.base import OptimizerConfig
 class Kernels(Enum):
     """How layers and loss are computed; the numbers agree up to rounding."""
 
-    fused = "by the functions in hylo/fused, where they serve"
-    plain = "by the formulas as they are written, through torch's autograd"
-    compiled = "the plain formulas, each decoder layer through torch.compile"
+    fused = "by the functions in hylo/kernels, where they serve"
+    reference = "by the formulas as they are written, through torch's autograd"
+    compiled = "the reference formulas, each decoder layer through torch.compile"
 
 
-class Decay(Enum):
+class LRScheduler(Enum):
     """Course of the learning rate after warm-up."""
 
     linear = "to zero in a straight line"
@@ -54,7 +54,7 @@ class TrainerConfig:
     """Peak learning rate, of every optimizer; a component multiplies it by its own factor."""
     warmup_steps: int = bounded(2, ge=0)
     """Steps in which the learning rate rises in a straight line to its peak; less than steps."""
-    decay: Decay = Decay.linear
+    lr_scheduler: LRScheduler = LRScheduler.linear
     """linear, cosine or constant."""
     optimizer: OptimizerConfig = MISSING
     """How gradients become steps: conf/trainer/optimizer/."""
@@ -73,7 +73,7 @@ class TrainerConfig:
     device: Device = Device.auto
     """auto, cpu, cuda or mps."""
     kernels: Kernels = Kernels.fused
-    """fused, plain or compiled."""
+    """fused, reference or compiled."""
     checkpoint_seconds: float = bounded(60.0, gt=0)
     """Time between two states from which an interrupted run continues."""
     save_adapter: bool = True
@@ -101,6 +101,6 @@ def learning_rate_factor(step: int, config: TrainerConfig) -> float:
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     left = (config.steps - step) / (config.steps - config.warmup_steps)
-    if config.decay is Decay.linear:
+    if config.lr_scheduler is LRScheduler.linear:
         return left
-    return 0.5 * (1 - math.cos(math.pi * left)) if config.decay is Decay.cosine else 1.0
+    return 0.5 * (1 - math.cos(math.pi * left)) if config.lr_scheduler is LRScheduler.cosine else 1.0

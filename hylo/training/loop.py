@@ -42,7 +42,7 @@ UNTRAINED: dict[str, Any] = {
 
 
 @dataclass
-class Progression:
+class TrainingState:
     """Where a training stands, and what has been counted so far."""
 
     step: int = 0
@@ -104,7 +104,7 @@ def train(
     check_batches(config, windows, accelerator.num_processes)
     optimizer = make_optimizer(model, config)
     checkpoint = Checkpoint(folder / CHECKPOINT, model, optimizer, every_seconds=config.checkpoint_seconds)
-    done = Progression(**checkpoint.restore())
+    done = TrainingState(**checkpoint.restore())
     main = accelerator.is_main_process
     curve = Curve(folder / CURVE, keep=done.step, write=main)
     trajectory = Trajectory(folder / TRAJECTORY, model.observed(), steps=config.steps, done=done.step, write=main)
@@ -119,7 +119,7 @@ def train(
             torch.manual_seed(step_seed(seed, done.step, accelerator.process_index))
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate_factor(done.step, config)
-            model.begin_step(done.step, config.steps)
+            model.on_step_start(done.step, config.steps)
             step_batches = list(islice(source, passes))
             loss, regularization, norm = update(
                 model, network, optimizer, step_batches, accelerator, config, loss_on_padding=loss_on_padding
@@ -189,7 +189,7 @@ def check_batches(config: TrainerConfig, windows: Windows, processes: int) -> No
         )
 
 
-def diverged(done: Progression, config: TrainerConfig, loss: float, norm: float) -> TrainingDiverged:
+def diverged(done: TrainingState, config: TrainerConfig, loss: float, norm: float) -> TrainingDiverged:
     """The error for too many steps that are not finite."""
     return TrainingDiverged(
         f"step {done.step}: loss {loss:g}, gradient norm {norm:g}; "

@@ -57,7 +57,7 @@ def estimate(
     model: AdaptedModel, probe: Tensor, config: TrainerConfig, *, length: int, eval_windows: int, processes: int
 ) -> MemoryEstimate:
     """What a run of this model will take; `probe` [B, T] are a few tokens, `length` those of a window."""
-    trained = sum(tensor.numel() for tensor in model.flat().values())
+    trained = sum(tensor.numel() for tensor in model.adapter_state_dict().values())
     evaluated = min(evaluation_batch_size(model, config, length), eval_windows)
     evaluated *= length * evaluation_bytes_per_token(model)
     if not trained:

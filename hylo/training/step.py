@@ -31,7 +31,7 @@ def update(
     """
     regularization = model.regularization()
     loss = accumulate(network, step_batches, accelerator, model.regularization, loss_on_padding=loss_on_padding)
-    model.before_update()
+    model.on_before_optimizer_step()
     norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm)
     if math.isfinite(loss) and bool(torch.isfinite(norm)):
         optimizer.step()

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hylo.adapters.attention_prefix import AttentionPrefixes, beside, prefix_problems, prepend
-from hylo.adapters.component import AtStart, Component, ComponentConfig, Host, constant, normal
+from hylo.adapters.component import AtStart, BuildContext, Component, ComponentConfig, constant, normal
 from hylo.core.registry import register
 from hylo.core.schema import bounded
 from hylo.models.architecture import decoder_layers, key_value_shape
@@ -66,15 +66,15 @@ class AttentionConfig(ComponentConfig):
             return AtStart.apart
         return AtStart.near if self.initial_scale else AtStart.same
 
-    def problems(self, key: str, host: Host) -> Iterator[str]:
-        yield from prefix_problems(key, "landmark_attention", host.model)
+    def problems(self, key: str, context: BuildContext) -> Iterator[str]:
+        yield from prefix_problems(key, "landmark_attention", context.model)
 
-    def build(self, host: Host) -> "AttentionLandmark":
-        return AttentionLandmark(self, host)
+    def build(self, context: BuildContext) -> "AttentionLandmark":
+        return AttentionLandmark(self, context)
 
-    def parameter_count(self, host: Host) -> int:
-        heads, width = key_value_shape(host.model)
-        return len(decoder_layers(host.model)) * (2 * heads * self.num_landmarks * width + 1)
+    def parameter_count(self, context: BuildContext) -> int:
+        heads, width = key_value_shape(context.model)
+        return len(decoder_layers(context.model)) * (2 * heads * self.num_landmarks * width + 1)
 
 
 class LayerLandmarks(nn.Module):
@@ -83,13 +83,13 @@ class LayerLandmarks(nn.Module):
     Shapes: B batch, H key/value heads, K landmarks, T queries, S keys of the text, D width of a head.
     """
 
-    def __init__(self, config: AttentionConfig, host: Host, index: int) -> None:
+    def __init__(self, config: AttentionConfig, context: BuildContext, index: int) -> None:
         super().__init__()
-        heads, width = key_value_shape(host.model)
+        heads, width = key_value_shape(context.model)
         shape = (heads, config.num_landmarks, width)
-        self.keys = host.parameter(f"landmark.layers.{index}.keys", shape, normal(0.02))
-        self.values = host.parameter(f"landmark.layers.{index}.values", shape, normal(0.02))
-        self.scale = host.parameter(f"landmark.layers.{index}.scale", (), constant(config.initial_scale))
+        self.keys = context.parameter(f"landmark.layers.{index}.keys", shape, normal(0.02))
+        self.values = context.parameter(f"landmark.layers.{index}.values", shape, normal(0.02))
+        self.scale = context.parameter(f"landmark.layers.{index}.scale", (), constant(config.initial_scale))
         self.softmax = config.softmax
 
     def forward(self, key_BHSD: Tensor, value_BHSD: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,10 +101,10 @@ class LayerLandmarks(nn.Module):
 class AttentionLandmark(Component):
     """The landmarks of all layers."""
 
-    def __init__(self, config: AttentionConfig, host: Host) -> None:
+    def __init__(self, config: AttentionConfig, context: BuildContext) -> None:
         super().__init__()
-        count = len(decoder_layers(host.model))
-        self.layers = nn.ModuleList(LayerLandmarks(config, host, index) for index in range(count))
+        count = len(decoder_layers(context.model))
+        self.layers = nn.ModuleList(LayerLandmarks(config, context, index) for index in range(count))
         self._prefixes = AttentionPrefixes(self.layers, joint=config.softmax is Softmax.joint)
 
     def merge_refusal(self) -> str:

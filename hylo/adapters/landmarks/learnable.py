@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hylo.adapters.buckets import Bucketing, bucket_boundaries
-from hylo.adapters.component import Host
+from hylo.adapters.component import BuildContext
 from hylo.adapters.landmarks.mixture import MixtureConfig, MixtureLandmark
 from hylo.core.errors import problem
 from hylo.core.registry import register
@@ -72,33 +72,33 @@ class LearnableConfig(MixtureConfig):
     minimum_gap: float = bounded(1.0, gt=0)
     """Distance in tokens below which neighbouring boundaries repel each other."""
 
-    def problems(self, key: str, host: Host) -> Iterator[str]:
-        yield from self.mixture_problems(key, host)
+    def problems(self, key: str, context: BuildContext) -> Iterator[str]:
+        yield from self.mixture_problems(key, context)
         if self.repulsion_weight and self.num_buckets < 3:
             allowed = "0 with two buckets, whose one boundary has no neighbour"
             yield problem(f"{key}.repulsion_weight", self.repulsion_weight, allowed, f"{key}.num_buckets=3, or more")
         elif self.repulsion_weight:
             # The boundaries that bound buckets on both sides must fit into [0, P_max].
-            widest = (self.max_position or host.context_length) / (self.num_buckets - 2)
+            widest = (self.max_position or context.context_length) / (self.num_buckets - 2)
             if self.minimum_gap > widest:
                 allowed = f"at most {widest:g}, P_max / (num_buckets - 2)"
                 yield problem(f"{key}.minimum_gap", self.minimum_gap, allowed, f"{key}.minimum_gap={widest / 2:g}")
 
-    def build(self, host: Host) -> "LearnableLandmark":
-        return LearnableLandmark(self, host)
+    def build(self, context: BuildContext) -> "LearnableLandmark":
+        return LearnableLandmark(self, context)
 
-    def parameter_count(self, host: Host) -> int:
-        return self.mixture_parameter_count(host) + self.num_buckets - 1
+    def parameter_count(self, context: BuildContext) -> int:
+        return self.mixture_parameter_count(context) + self.num_buckets - 1
 
 
 class LearnableLandmark(MixtureLandmark):
     """Landmarks whose position logits are a soft mixture of the rows of P."""
 
-    def __init__(self, config: LearnableConfig, host: Host) -> None:
-        super().__init__(config, host)
+    def __init__(self, config: LearnableConfig, context: BuildContext) -> None:
+        super().__init__(config, context)
         self.config = config
         start = _start(config.start, config.num_buckets, self.max_position)
-        self.beta = host.parameter("landmark.beta", (config.num_buckets - 1,), start)
+        self.beta = context.parameter("landmark.beta", (config.num_buckets - 1,), start)
         self._training_temperature = self.final_temperature
         self._held = False
 
@@ -113,14 +113,14 @@ class LearnableLandmark(MixtureLandmark):
         """tau of the pass under way: in training that of the step, in evaluation the final one."""
         return self._training_temperature if self.training else self.final_temperature
 
-    def begin_step(self, step: int, steps: int) -> None:
+    def on_step_start(self, step: int, steps: int) -> None:
         """tau at step t of T is tau_0^(1 - x) tau_T^x with x = t / (T - 1): exactly both ends, own design."""
         first, final = self.config.temperature, self.final_temperature
         done = step / (steps - 1) if steps > 1 else 1.0
         self._training_temperature = first ** (1 - done) * final**done if first != final else first
         self._held = step < min(round(self.config.boundary_warmup * steps), steps - 1)
 
-    def before_update(self) -> None:
+    def on_before_optimizer_step(self) -> None:
         if self._held:  # not a gradient of zero, which would still age AdamW's moments
             self.beta.grad = None
 

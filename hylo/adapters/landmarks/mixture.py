@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from hylo.adapters.component import AtStart, Component, ComponentConfig, Host, component_name, constant, normal, zeros
+from hylo.adapters.component import (
+    AtStart,
+    BuildContext,
+    Component,
+    ComponentConfig,
+    component_name,
+    constant,
+    normal,
+    zeros,
+)
 from hylo.core.errors import problem
 from hylo.core.schema import bounded
 from hylo.models.architecture import final_norm, hidden_size
@@ -35,16 +44,16 @@ class MixtureConfig(ComponentConfig):
     max_position: int | None = bounded(None, ge=2)
     """P_max in tokens, the end of the buckets; None: the run's context length."""
 
-    def mixture_problems(self, key: str, host: Host) -> Iterator[str]:
+    def mixture_problems(self, key: str, context: BuildContext) -> Iterator[str]:
         """A model without a final norm has no place for the mixture."""
         try:
-            final_norm(host.model)
+            final_norm(context.model)
         except ValueError as error:
             yield problem(key, component_name(self), f"a model with a final norm; {error}", f"{key}=null")
 
-    def mixture_parameter_count(self, host: Host) -> int:
+    def mixture_parameter_count(self, context: BuildContext) -> int:
         """K d for L, K d for C, N K for P, one for a."""
-        return 2 * self.num_landmarks * hidden_size(host.model) + self.num_buckets * self.num_landmarks + 1
+        return 2 * self.num_landmarks * hidden_size(context.model) + self.num_buckets * self.num_landmarks + 1
 
 
 class MixtureLandmark(Component):
@@ -53,15 +62,15 @@ class MixtureLandmark(Component):
     Shapes: B batch, T tokens, D hidden size, K landmarks, N buckets.
     """
 
-    def __init__(self, config: MixtureConfig, host: Host) -> None:
+    def __init__(self, config: MixtureConfig, context: BuildContext) -> None:
         super().__init__()
-        width, K, N = hidden_size(host.model), config.num_landmarks, config.num_buckets
-        self.L = host.parameter("landmark.L", (K, width), normal(0.02))
-        self.C = host.parameter("landmark.C", (K, width), zeros)
-        self.P = host.parameter("landmark.P", (N, K), zeros)
-        self.a = host.parameter("landmark.a", (), constant(0.1))
-        self.positions = host.positions
-        self.max_position = config.max_position or host.context_length
+        width, K, N = hidden_size(context.model), config.num_landmarks, config.num_buckets
+        self.L = context.parameter("landmark.L", (K, width), normal(0.02))
+        self.C = context.parameter("landmark.C", (K, width), zeros)
+        self.P = context.parameter("landmark.P", (N, K), zeros)
+        self.a = context.parameter("landmark.a", (), constant(0.1))
+        self.positions = context.positions
+        self.max_position = config.max_position or context.context_length
         self._hook: RemovableHandle | None = None
 
     @abstractmethod

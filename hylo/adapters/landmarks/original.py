@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from hylo.adapters.component import AtStart, Component, ComponentConfig, Host, constant, normal, zeros
+from hylo.adapters.component import AtStart, BuildContext, Component, ComponentConfig, constant, normal, zeros
 from hylo.core.errors import problem
 from hylo.core.registry import register
 from hylo.core.schema import bounded
@@ -53,17 +53,17 @@ class OriginalConfig(ComponentConfig):
         leaks = self.pooling is Pooling.sequence
         return frozenset({"causality", "cached_decoding"} if leaks else ())
 
-    def problems(self, key: str, host: Host) -> Iterator[str]:
+    def problems(self, key: str, context: BuildContext) -> Iterator[str]:
         try:
-            final_norm(host.model)
+            final_norm(context.model)
         except ValueError as error:
             yield problem(key, "landmark_original", f"a model with a final norm; {error}", f"{key}=null")
 
-    def build(self, host: Host) -> "OriginalLandmark":
-        return OriginalLandmark(self, host)
+    def build(self, context: BuildContext) -> "OriginalLandmark":
+        return OriginalLandmark(self, context)
 
-    def parameter_count(self, host: Host) -> int:
-        return 2 * self.num_landmarks * hidden_size(host.model) + 1
+    def parameter_count(self, context: BuildContext) -> int:
+        return 2 * self.num_landmarks * hidden_size(context.model) + 1
 
 
 class RunningSums(DynamicLayer):
@@ -78,14 +78,14 @@ class OriginalLandmark(Component):
     Shapes: B batch, T tokens, D hidden size, K landmarks, S = D + 1 sums (the last one counts the tokens).
     """
 
-    def __init__(self, config: OriginalConfig, host: Host) -> None:
+    def __init__(self, config: OriginalConfig, context: BuildContext) -> None:
         super().__init__()
-        shape = (config.num_landmarks, hidden_size(host.model))
-        self.L = host.parameter("landmark.L", shape, normal(0.02))
-        self.G = host.parameter("landmark.G", shape, zeros)
-        self.a = host.parameter("landmark.a", (), constant(0.1))
+        shape = (config.num_landmarks, hidden_size(context.model))
+        self.L = context.parameter("landmark.L", shape, normal(0.02))
+        self.G = context.parameter("landmark.G", shape, zeros)
+        self.a = context.parameter("landmark.a", (), constant(0.1))
         self.pooling = config.pooling
-        self._positions = host.positions
+        self._positions = context.positions
         self._sums_BTS: Tensor | None = None
         self._hooks: list[RemovableHandle] = []
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from hylo.adapters.component import AtStart, Component, ComponentConfig, Host, constant, normal
+from hylo.adapters.component import AtStart, BuildContext, Component, ComponentConfig, constant, normal
 from hylo.core.errors import problem
 from hylo.core.registry import register
 from hylo.core.schema import bounded
@@ -60,29 +60,29 @@ class PerLayerConfig(ComponentConfig):
     def breaks(self) -> frozenset[str]:
         return frozenset({"causality", "cached_decoding"} if self.pooling is Choice.sequence else ())
 
-    def problems(self, key: str, host: Host) -> Iterator[str]:
+    def problems(self, key: str, context: BuildContext) -> Iterator[str]:
         try:
-            ffn_modules(host.model)
+            ffn_modules(context.model)
         except ValueError as error:
             yield problem(key, "landmark_per_layer", f"a model with an FFN in every layer; {error}", f"{key}=null")
 
-    def build(self, host: Host) -> "PerLayerLandmark":
-        return PerLayerLandmark(self, host)
+    def build(self, context: BuildContext) -> "PerLayerLandmark":
+        return PerLayerLandmark(self, context)
 
-    def parameter_count(self, host: Host) -> int:
-        layers = len(decoder_layers(host.model))
-        return (1 if self.share is Share.layers else layers) * self.num_landmarks * hidden_size(host.model) + layers
+    def parameter_count(self, context: BuildContext) -> int:
+        layers = len(decoder_layers(context.model))
+        return (1 if self.share is Share.layers else layers) * self.num_landmarks * hidden_size(context.model) + layers
 
 
 class LayerLandmarks(nn.Module):
     """One layer's vectors, or those of all layers. Shapes: B batch, T tokens, D hidden size, K landmarks."""
 
-    def __init__(self, config: PerLayerConfig, host: Host, index: int, shared: nn.Parameter | None) -> None:
+    def __init__(self, config: PerLayerConfig, context: BuildContext, index: int, shared: nn.Parameter | None) -> None:
         super().__init__()
-        self.L = _vectors(config, host, f"landmark.layers.{index}.L") if shared is None else shared
-        self.a = host.parameter(f"landmark.layers.{index}.a", (), constant(0.05))
+        self.L = _vectors(config, context, f"landmark.layers.{index}.L") if shared is None else shared
+        self.a = context.parameter(f"landmark.layers.{index}.a", (), constant(0.05))
         self.pooling = config.pooling
-        self._positions = host.positions
+        self._positions = context.positions
 
     def forward(self, h: Tensor) -> Tensor:
         """h [B, T, D], or [B T, D] where the architecture joins a batch for its FFN."""
@@ -102,12 +102,12 @@ class LayerLandmarks(nn.Module):
 class PerLayerLandmark(Component):
     """The landmarks of all layers."""
 
-    def __init__(self, config: PerLayerConfig, host: Host) -> None:
+    def __init__(self, config: PerLayerConfig, context: BuildContext) -> None:
         super().__init__()
-        count = len(decoder_layers(host.model))
+        count = len(decoder_layers(context.model))
         # Set before the layers: of a shared tensor's names the first one counts.
-        self.L = _vectors(config, host, "landmark.L") if config.share is Share.layers else None
-        self.layers = nn.ModuleList(LayerLandmarks(config, host, index, self.L) for index in range(count))
+        self.L = _vectors(config, context, "landmark.L") if config.share is Share.layers else None
+        self.layers = nn.ModuleList(LayerLandmarks(config, context, index, self.L) for index in range(count))
         self._hooks: list[RemovableHandle] = []
 
     def merge_refusal(self) -> str:
@@ -129,6 +129,6 @@ class PerLayerLandmark(Component):
             hook.remove()
 
 
-def _vectors(config: PerLayerConfig, host: Host, name: str) -> nn.Parameter:
+def _vectors(config: PerLayerConfig, context: BuildContext, name: str) -> nn.Parameter:
     """L, [K, D]."""
-    return host.parameter(name, (config.num_landmarks, hidden_size(host.model)), normal(0.02))
+    return context.parameter(name, (config.num_landmarks, hidden_size(context.model)), normal(0.02))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries, one_hot_buckets
-from hylo.adapters.component import Host
+from hylo.adapters.component import BuildContext
 from hylo.adapters.landmarks.mixture import MixtureConfig, MixtureLandmark
 from hylo.core.registry import register
 
@@ -30,14 +30,14 @@ class PositionAdaptiveConfig(MixtureConfig):
     def breaks(self) -> frozenset[str]:
         return frozenset({"bucket_occupancy"} if self.bucketing is Bucketing.uniform and self.max_position else ())
 
-    def problems(self, key: str, host: Host) -> Iterator[str]:
-        yield from self.mixture_problems(key, host)
+    def problems(self, key: str, context: BuildContext) -> Iterator[str]:
+        yield from self.mixture_problems(key, context)
 
-    def build(self, host: Host) -> "PositionAdaptiveLandmark":
-        return PositionAdaptiveLandmark(self, host)
+    def build(self, context: BuildContext) -> "PositionAdaptiveLandmark":
+        return PositionAdaptiveLandmark(self, context)
 
-    def parameter_count(self, host: Host) -> int:
-        return self.mixture_parameter_count(host)
+    def parameter_count(self, context: BuildContext) -> int:
+        return self.mixture_parameter_count(context)
 
 
 class PositionAdaptiveLandmark(MixtureLandmark):
@@ -45,8 +45,8 @@ class PositionAdaptiveLandmark(MixtureLandmark):
 
     boundaries: Tensor
 
-    def __init__(self, config: PositionAdaptiveConfig, host: Host) -> None:
-        super().__init__(config, host)
+    def __init__(self, config: PositionAdaptiveConfig, context: BuildContext) -> None:
+        super().__init__(config, context)
         boundaries = bucket_boundaries(config.bucketing, config.num_buckets, self.max_position)
         self.register_buffer("boundaries", boundaries.to(self.P.device), persistent=False)
 

@@ -175,7 +175,7 @@ def import_peft(base: PreTrainedModel, folder: Path) -> "AdaptedModel":
     assert isinstance(config, LowRankConfig)
     model = AdaptedModel(base, {SLOT: config}, context_length=model_context_length(base), seed=0)
     try:
-        model.fill(tensors, folder / WEIGHTS)
+        model.load_adapter_state_dict(tensors, folder / WEIGHTS)
     except RecordError:
         model.detach()
         raise

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 
 from hylo.adapters.attention_prefix import prefix_problems
-from hylo.adapters.component import AtStart, Component, ComponentConfig, Host
+from hylo.adapters.component import AtStart, BuildContext, Component, ComponentConfig
 from hylo.adapters.peft.counts import closed_formula
 from hylo.adapters.peft.eva import input_directions
 from hylo.adapters.peft.layers import LIBRARY_ERRORS, LayerTuning, make_layers, needs_weights, outline
@@ -67,18 +67,18 @@ class PeftConfig(ComponentConfig):
         """Whether tensors start as a part of the base model's weights, whatever the seed is."""
         return takes_from_weights(self.peft_type, self.kwargs)
 
-    def problems(self, key: str, host: Host) -> Iterator[str]:
+    def problems(self, key: str, context: BuildContext) -> Iterator[str]:
         wrong = list(setting_problems(key, self.peft_type, self.kwargs))
         if not wrong and learns_prompts(self.peft_type):
-            wrong = list(prefix_problems(f"{key}.peft_type", self.peft_type, host.model))
+            wrong = list(prefix_problems(f"{key}.peft_type", self.peft_type, context.model))
         if not wrong:
-            wrong = list(self._trial(key, host))
+            wrong = list(self._trial(key, context))
         yield from wrong
 
-    def _trial(self, key: str, host: Host) -> Iterator[str]:
+    def _trial(self, key: str, context: BuildContext) -> Iterator[str]:
         """What the library says when it is given a model without numbers."""
         try:
-            made = self._make(Host(outline(host.model), host.context_length, host.seed))
+            made = self._make(BuildContext(outline(context.model), context.context_length, context.seed))
         except LIBRARY_ERRORS as error:
             if needs_weights(error):
                 return
@@ -87,9 +87,9 @@ class PeftConfig(ComponentConfig):
             yield problem(given, self.kwargs, f"what {self.peft_type} takes on this model: {reason}", f"{given}=...")
             return
         yield from self._multiplier_problems(key, made)
-        limit = model_context_length(host.model)
-        if isinstance(made, VirtualTokens) and made.length + host.context_length > limit:
-            allowed = f"at most {limit - host.context_length}: {limit} positions less data.context_length"
+        limit = model_context_length(context.model)
+        if isinstance(made, VirtualTokens) and made.length + context.context_length > limit:
+            allowed = f"at most {limit - context.context_length}: {limit} positions less data.context_length"
             where = f"{key}.kwargs.num_virtual_tokens"
             yield problem(where, made.length, allowed, f"{where}=..., or a smaller data.context_length")
 
@@ -103,39 +103,39 @@ class PeftConfig(ComponentConfig):
                 kinds = ", ".join(sorted({re.sub(r"^.*\.(?=\w+\.weight$)|\.weight$", "", name) for name in names})[:8])
                 yield problem(where, multiplier, f"a part of a tensor's name: {kinds}", f"remove {part}")
 
-    def build(self, host: Host) -> Component:
-        component = self._make(host)
-        if takes_from_inputs(self.peft_type, self.kwargs) and host.first_batches is not None:
+    def build(self, context: BuildContext) -> Component:
+        component = self._make(context)
+        if takes_from_inputs(self.peft_type, self.kwargs) and context.first_batches is not None:
             assert isinstance(component, LayerTuning), "LoRA changes layers"
-            component.take_directions(input_directions(self.kwargs, host.model, host.first_batches()))
-        own = {id(parameter) for parameter in host.model.parameters()}  # inside the layers, and not frozen yet
+            component.take_directions(input_directions(self.kwargs, context.model, context.first_batches()))
+        own = {id(parameter) for parameter in context.model.parameters()}  # inside the layers, and not frozen yet
         for parameter in component.tensors().values():
             if id(parameter) not in own:
-                parameter.data = parameter.data.to(host.model.device, torch.float32)
+                parameter.data = parameter.data.to(context.model.device, torch.float32)
         return component
 
-    def _make(self, host: Host) -> Component:
-        digest = hashlib.sha256(f"{host.seed}/peft".encode()).digest()
+    def _make(self, context: BuildContext) -> Component:
+        digest = hashlib.sha256(f"{context.seed}/peft".encode()).digest()
         with torch.random.fork_rng():
             torch.manual_seed(int.from_bytes(digest[:7], "big"))
             rates = self.tensor_learning_rate_multipliers
             if learns_prompts(self.peft_type):
-                encoder = make_encoder(self.peft_type, self.kwargs, host.model)
-                return VirtualTokens(self.peft_type, encoder, host, rates)
-            return LayerTuning(make_layers(self.peft_type, self.kwargs, host.model), rates)
+                encoder = make_encoder(self.peft_type, self.kwargs, context.model)
+                return VirtualTokens(self.peft_type, encoder, context, rates)
+            return LayerTuning(make_layers(self.peft_type, self.kwargs, context.model), rates)
 
-    def parameter_count(self, host: Host) -> int:
+    def parameter_count(self, context: BuildContext) -> int:
         """By the closed formula where the type has a simple one; otherwise what the library makes for a copy of the
         model without numbers. The latter shows that the attached model trains all of it and nothing else, but shares
         the library's own idea of the method's size."""
-        formula = closed_formula(self.peft_type, self.kwargs, host.model)
+        formula = closed_formula(self.peft_type, self.kwargs, context.model)
         if formula is not None:
             return formula
         try:
-            made = self._make(Host(outline(host.model), host.context_length, host.seed))
+            made = self._make(BuildContext(outline(context.model), context.context_length, context.seed))
         except NotImplementedError as error:
             if not needs_weights(error):
                 raise
-            made = self._make(host)
-        own = {id(parameter) for parameter in host.model.parameters()}
+            made = self._make(context)
+        own = {id(parameter) for parameter in context.model.parameters()}
         return sum(tensor.numel() for tensor in made.tensors().values() if id(tensor) not in own)

@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, PreTrainedModel
 
 from hylo.adapters.attention_prefix import AttentionPrefixes, prepend
-from hylo.adapters.component import Component, Host
+from hylo.adapters.component import BuildContext, Component
 from hylo.adapters.peft.library import make_config, rates_of, tuner_class
 from hylo.models.architecture import decoder_layers, key_value_shape
 
@@ -67,16 +67,16 @@ class VirtualTokens(Component):
         rates: learning-rate multipliers by a part of a tensor's name.
     """
 
-    def __init__(self, peft_type: str, encoder: nn.Module, host: Host, rates: Mapping[str, float]) -> None:
+    def __init__(self, peft_type: str, encoder: nn.Module, context: BuildContext, rates: Mapping[str, float]) -> None:
         super().__init__()
         self._rates = rates
         self.encoder = encoder
         self.length: int = encoder.num_virtual_tokens  # pyright: ignore[reportAttributeAccessIssue]
         self._peft_type = peft_type
-        self._positions = host.positions
-        self._shape = key_value_shape(host.model)
+        self._positions = context.positions
+        self._shape = key_value_shape(context.model)
         self._current: list[tuple[Tensor, Tensor]] | None = None
-        self._prefixes = AttentionPrefixes(self._prefix(index) for index in range(len(decoder_layers(host.model))))
+        self._prefixes = AttentionPrefixes(self._prefix(index) for index in range(len(decoder_layers(context.model))))
         self._handle: RemovableHandle | None = None
 
     def learning_rate_multipliers(self) -> dict[str, float]:

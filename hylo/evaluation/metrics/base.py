@@ -23,7 +23,7 @@ class Metric(ABC):
     """As in headers and figures."""
     short: ClassVar[str]
     """Before "improvement" in headers."""
-    words: ClassVar[str]
+    description: ClassVar[str]
     """As in sentences."""
     about: ClassVar[str]
     """What it is, in a sentence without a full stop."""

@@ -13,7 +13,7 @@ from hylo.evaluation.metrics.base import Metric, Table
 class BitsPerByte(Metric):
     """Bits per byte; improvements are in percent of the reference's."""
 
-    name, label, short, words = "bits_per_byte", "Bits per byte", "Bits per byte", "bits per byte"
+    name, label, short, description = "bits_per_byte", "Bits per byte", "Bits per byte", "bits per byte"
     prefix, order, brief = "bits_per_byte_", 2, False
     about = "mean negative log-likelihood in bits per UTF-8 byte of the text"
 

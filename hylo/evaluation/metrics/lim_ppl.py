@@ -12,7 +12,7 @@ MIDDLE = 1
 class LimPpl(Perplexity):
     """LIM-PPL."""
 
-    name, label, short, words = "lim_ppl", "LIM-PPL", "LIM", "perplexity of the middle third"
+    name, label, short, description = "lim_ppl", "LIM-PPL", "LIM", "perplexity of the middle third"
     prefix, order, success = "lim_", 1, 5.0
     about = "perplexity over the middle third of positions"
 

@@ -8,7 +8,7 @@ from hylo.evaluation.metrics.base import Perplexity, Table
 class Ppl(Perplexity):
     """PPL."""
 
-    name, label, short, words = "ppl", "PPL", "PPL", "perplexity"
+    name, label, short, description = "ppl", "PPL", "PPL", "perplexity"
     prefix, order, success = "", 0, 2.0
     about = "perplexity: exp of the mean negative log-likelihood (nats) per token"
 

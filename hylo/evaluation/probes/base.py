@@ -1,7 +1,7 @@
 """What every choice of `probe` is, and what runs need of one: its questions, and their answers by a model.
 
 A probe is asked of a complete run, whose adapter is read from its record. It is no part of the run's fingerprint; its
-own settings and code are its mark (hylo/runs/fingerprint.py), by which answers are found again.
+own settings and code are its fingerprint (hylo/runs/fingerprint.py), by which answers are found again.
 """
 
 from abc import ABC, abstractmethod

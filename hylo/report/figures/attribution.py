@@ -1,4 +1,4 @@
-"""What each component contributes, by each way of asking."""
+"""What each component contributes, by each kind of comparison."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import MISSING
 from hylo.runs.store import StudyRecord
 
-COLUMNS = ["component", "way", "effect", "low", "high", "seeds"]
+COLUMNS = ["component", "comparison", "effect", "low", "high", "seeds"]
 
 
 @study_figure("attribution", order=40)
@@ -35,31 +35,34 @@ def attribution_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | 
     table = attribution_table(study).rename(columns={"effect_pct": "effect"})
     if table.empty:
         return None
-    table["way"] = table["way"].str.replace("_", " ")
+    table["comparison"] = table["comparison"].str.replace("_", " ")
     return attribution_figure(f"{study.name}: attribution", caption(study, summary), table)
 
 
 def attribution_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figure:
-    """One row a component: its effect on perplexity, a point and interval for each way to attribute it.
+    """One row a component: its effect on perplexity, a point and interval for each kind of comparison.
 
     Args:
         title, lines: above the figure, and what its caption says besides what is drawn.
-        table: component, way (cumulative, leave-one-out, Shapley), effect, low, high (percent of PPL, positive is
-            better), seeds. Numbers may be missing.
+        table: component, comparison (cumulative, leave-one-out, Shapley), effect, low, high (percent of PPL, positive
+            is better), seeds. Numbers may be missing.
 
     Raises:
         ValueError: a column is missing, or there is no row.
     """
     by_component = checked(table, COLUMNS, "attribution_figure").groupby("component", sort=False)
-    ways = list(dict.fromkeys(table["way"]))
+    comparisons = list(dict.fromkeys(table["comparison"]))
     parts = {str(component): part.to_dict("records") for component, part in by_component}
     labels = [fold(component) for component in parts]
     places = rows(labels, [[0.15] * len(part) for part in parts.values()])
     height = sum(place.height for place in places)
-    legend_height = legend_columns(ways)[1]
+    legend_height = legend_columns(comparisons)[1]
 
-    def style(way: str) -> dict[str, Any]:
-        return {"color": COLOURS[ways.index(way) % len(COLOURS)], "marker": MARKERS[ways.index(way) % len(MARKERS)]}
+    def style(comparison: str) -> dict[str, Any]:
+        return {
+            "color": COLOURS[comparisons.index(comparison) % len(COLOURS)],
+            "marker": MARKERS[comparisons.index(comparison) % len(MARKERS)],
+        }
 
     def draw(figure: Figure) -> None:
         axes, names = figure.subplots(2, 1, height_ratios=[max(height, 0.5), legend_height])
@@ -67,8 +70,8 @@ def attribution_figure(title: str, lines: Sequence[str], table: pd.DataFrame) ->
             for row, y in zip(part, place.slots, strict=True):
                 effect, low, high = (float(row[key]) if pd.notna(row[key]) else np.nan for key in COLUMNS[2:5])
                 text = precise(effect, low, high)
-                said = f"{component}, {row['way']}: {text} % of PPL"
-                estimate(axes, effect, y, (low, high), said, **style(row["way"]))
+                said = f"{component}, {row['comparison']}: {text} % of PPL"
+                estimate(axes, effect, y, (low, high), said, **style(row["comparison"]))
                 beside(axes, y, [text if np.isfinite(effect) else f"{MISSING} not known"], [0], color="0.25")
         row_axis(axes, places, labels)
         axes.margins(x=0.05)
@@ -79,7 +82,11 @@ def attribution_figure(title: str, lines: Sequence[str], table: pd.DataFrame) ->
         axes.set_axisbelow(True)
         axes.set_xlabel("effect of the component on perplexity (%), positive is better")
         axes.set_ylabel("component")
-        legend(names, [Line2D([], [], markersize=4.5, linewidth=1.2, **style(way)) for way in ways], ways)
+        legend(
+            names,
+            [Line2D([], [], markersize=4.5, linewidth=1.2, **style(comparison)) for comparison in comparisons],
+            comparisons,
+        )
 
     guides = " and ".join(f"{size} %" for size in GUIDES)
     said = [f"Points: effect, whiskers: intervals; dashed: {guides}"]

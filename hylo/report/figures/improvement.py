@@ -1,4 +1,4 @@
-"""The improvement of each cell over the untuned model."""
+"""The improvement of each cell over the base model."""
 
 from typing import Any
 
@@ -18,14 +18,14 @@ from hylo.runs.store import StudyRecord
 
 @study_figure("improvement", order=30)
 def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
-    """Bars of the improvement over the untuned model in percent, with its interval, one a trained cell.
+    """Bars of the improvement over the base model in percent, with its interval, one a trained cell.
 
     None where nothing was trained.
     """
     if not set(summary["reference"]) - {""}:
         return None
-    against_untuned, _ = split_by_reference(summary, study).values()
-    part: Any = against_untuned[against_untuned["reference"] != ""]
+    against_base, _ = split_by_reference(summary, study).values()
+    part: Any = against_base[against_base["reference"] != ""]
     labels = [fold(cell) for cell in part["cell"]]
     places = rows(labels, [[0.2]] * len(part), gap=0.12)
 
@@ -59,9 +59,9 @@ def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | No
         axes.margins(x=0.04)
         axes.grid(axis="x", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.set_xlabel("improvement of perplexity over the untuned model (%), higher is better")
+        axes.set_xlabel("improvement of perplexity over the base model (%), higher is better")
         axes.set_ylabel("cell")
 
-    lines = ["Bars: 100 (1 - PPL / PPL of the untuned model), whiskers: the interval", *caption(study, summary)]
+    lines = ["Bars: 100 (1 - PPL / PPL of the base model), whiskers: the interval", *caption(study, summary)]
     height = 1.5 + max(0.6, sum(place.height for place in places))
-    return framed(f"{study.name}: improvement over the untuned model", lines, height, draw)
+    return framed(f"{study.name}: improvement over the base model", lines, height, draw)

@@ -40,14 +40,14 @@ def checked(table: pd.DataFrame, columns: Sequence[str], figure: str, *, may_be_
     return table
 
 
-def with_seeds(lines: Sequence[str], table: pd.DataFrame, *, untuned: str = "") -> list[str]:
-    """A caption's lines and the number of seeds behind a table's estimates, but for the untuned model, which has none.
+def with_seeds(lines: Sequence[str], table: pd.DataFrame, *, base: str = "") -> list[str]:
+    """A caption's lines and the number of seeds behind a table's estimates, but for the base model, which has none.
 
     Nothing is added to lines that say it.
     """
     if any("seeds a cell" in line for line in lines):
         return list(lines)
-    part: Any = table[table["cell"] != untuned] if "cell" in table.columns else table
+    part: Any = table[table["cell"] != base] if "cell" in table.columns else table
     counts: Any = sorted({int(seeds) for seeds in part["seeds"].dropna()})
     span = " to ".join(str(count) for count in dict.fromkeys([*counts[:1], *counts[-1:]]))
     return [*lines, f"seeds a cell: {span}" if counts else "no complete run"]

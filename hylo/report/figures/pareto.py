@@ -29,12 +29,12 @@ FEWEST_ON_A_FRONT = 3
 
 @study_figure("pareto", order=70)
 def pareto_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
-    """`pareto_figure` of the cells that share the first untuned model's windows; None of few cells.
+    """`pareto_figure` of the cells that share the first base model's windows; None of few cells.
 
     Perplexities on other windows cannot be compared.
     """
-    rows: Any = summary[summary["reference"].isin(["", study.untuned]) & summary["ppl"].notna()]
-    same = [study.untuned_of(cell) == study.untuned for cell in rows["cell"]]
+    rows: Any = summary[summary["reference"].isin(["", study.base]) & summary["ppl"].notna()]
+    same = [study.base_of(cell) == study.base for cell in rows["cell"]]
     cells = rows[same].drop_duplicates("cell")
     if sum(count > 0 for count in cells["trainable_params"]) < FEWEST_ON_A_FRONT:
         return None
@@ -99,7 +99,7 @@ def pareto_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figu
             estimate(axes, place, row["ppl"], whisker, said, upright=True, color=colour, markerfacecolor=face)
         (joined,) = axes.plot(*line.T, color=COLOURS[0], linewidth=1, alpha=0.6, zorder=1.8)
         hover(joined, "Pareto front")
-        _parameter_axis(axes, x, first, untuned=bool((table["trainable_params"] == 0).any()))
+        _parameter_axis(axes, x, first, with_base=bool((table["trainable_params"] == 0).any()))
         perplexity_axis(axes)
         axes.margins(y=0.12)
         points = [Line2D([], [], color=colour, marker="o", markersize=4.5, linestyle="", markerfacecolor=face)
@@ -123,7 +123,7 @@ def _places(params: np.ndarray) -> tuple[np.ndarray, float]:
     return np.where(params > 0, params, first / max(1.3, spread**0.22)), first
 
 
-def _parameter_axis(axes: Any, x: np.ndarray, first: float, *, untuned: bool) -> None:
+def _parameter_axis(axes: Any, x: np.ndarray, first: float, *, with_base: bool) -> None:
     low, high = (float(x.min()), float(x.max())) if len(x) else (1.0, 10.0)
     room = max(1.3, (high / low) ** 0.06)
     axes.set_xlim(low / room, high * room)
@@ -132,15 +132,15 @@ def _parameter_axis(axes: Any, x: np.ndarray, first: float, *, untuned: bool) ->
     ticks = [decade * step for decade in decades for step in steps if first * 0.8 <= decade * step <= high * room]
     if len(ticks) < 2:
         ticks = sorted({first, high})
-    if untuned:
+    if with_base:
         ticks.insert(0, low)
         middle = np.sqrt(low * first / 1.05)
         axes.axvspan(middle / room**0.1, middle * room**0.1, color=GRID, linewidth=0, zorder=0)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    zero = low if untuned else -1.0
+    zero = low if with_base else -1.0
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == zero else _short(value)))
-    axes.set_xlabel("trainable parameters (log scale" + (", 0 left of the grey break)" if untuned else ")"))
+    axes.set_xlabel("trainable parameters (log scale" + (", 0 left of the grey break)" if with_base else ")"))
 
 
 def _short(count: float) -> str:

@@ -1,4 +1,4 @@
-"""Perplexity by the position in the window, and the improvement over the untuned model, where differences show."""
+"""Perplexity by the position in the window, and the improvement over the base model, where differences show."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,14 +25,14 @@ _UNITS = {"ppl": "PPL {}", _IMPROVEMENT: "improvement {} %"}
 
 @study_figure("ppl_by_position", order=60)
 def position_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
-    """Perplexity against the position in the window, ten bins, and the improvement over the untuned model."""
+    """Perplexity against the position in the window, ten bins, and the improvement over the base model."""
     edges, unit = _bin_edges(study)
     title, lines = f"{study.name}: perplexity by position", caption(study, summary)
-    return ppl_by_position_figure(title, lines, ppl_by_bin(study), edges=edges, unit=unit, untuned=study.untuned)
+    return ppl_by_position_figure(title, lines, ppl_by_bin(study), edges=edges, unit=unit, base=study.base)
 
 
 def ppl_by_position_figure(
-    title: str, lines: Sequence[str], bins: pd.DataFrame, *, edges: np.ndarray, unit: str, untuned: str
+    title: str, lines: Sequence[str], bins: pd.DataFrame, *, edges: np.ndarray, unit: str, base: str
 ) -> Figure:
     """Perplexity and improvement side by side, a line a cell; of many cells, the improvement in a panel a cell.
 
@@ -41,30 +41,30 @@ def ppl_by_position_figure(
         bins: columns as of `hylo.analysis.positions.ppl_by_bin`; intervals are drawn as bands.
         edges: [bins + 1] of the bins, in `unit`. The middle third of what they span is shaded.
         unit: of positions, for example tokens.
-        untuned: name of the cell that has a perplexity and no improvement.
+        base: name of the cell that has a perplexity and no improvement.
 
     Raises:
         ValueError: a column is missing.
     """
     by_cell = checked(bins, COLUMNS, "ppl_by_position_figure", may_be_empty=True).groupby("cell", sort=False)
     cells = {str(cell): part for cell, part in by_cell}
-    drawing = _Drawing(cells, edges, unit, untuned)
-    improvement = "100 (1 - PPL / PPL of the untuned model), paired by window and seed"
+    drawing = _Drawing(cells, edges, unit, base)
+    improvement = "100 (1 - PPL / PPL of the base model), paired by window and seed"
     bands = "bands: intervals; shaded: the middle third"
     if len(cells) <= TOGETHER + 1:
         said = [f"Left: exp of the mean over seeds of log PPL; right: {improvement}", bands]
         height, draw = 3.5 + drawing.legend_height, drawing.together
     else:
-        said = [f"A panel a cell, the others in grey: {improvement}; the untuned model: its PPL", bands]
+        said = [f"A panel a cell, the others in grey: {improvement}; the base model: its PPL", bands]
         height, draw = grid(list(cells)).height + 0.7, drawing.apart
-    return framed(title, [*said, *with_seeds(lines, bins, untuned=untuned)], height, draw)
+    return framed(title, [*said, *with_seeds(lines, bins, base=base)], height, draw)
 
 
 class _Drawing:
     """Both ways to draw the same cells."""
 
-    def __init__(self, cells: dict[str, pd.DataFrame], edges: np.ndarray, unit: str, untuned: str):
-        self.cells, self.edges, self.unit, self.untuned = cells, edges, unit, untuned
+    def __init__(self, cells: dict[str, pd.DataFrame], edges: np.ndarray, unit: str, base: str):
+        self.cells, self.edges, self.unit, self.base = cells, edges, unit, base
         self.legend_height = legend_columns(list(cells))[1]
 
     def together(self, figure: Figure) -> None:
@@ -73,11 +73,11 @@ class _Drawing:
         lines = []
         for place, (cell, part) in enumerate(self.cells.items()):
             lines.append(self._line(left, cell, part, "ppl", **cell_style(place)))
-            if cell != self.untuned:
+            if cell != self.base:
                 self._line(right, cell, part, _IMPROVEMENT, **cell_style(place))
         perplexity_axis(left)
         right.axhline(0, color="black", linewidth=0.8, zorder=1)
-        right.set_ylabel("improvement over the untuned model (%)")
+        right.set_ylabel("improvement over the base model (%)")
         for axes in (left, right):
             self._position_axis(axes)
             axes.set_xlabel(f"position in the window ({self.unit}), ten bins")
@@ -86,9 +86,9 @@ class _Drawing:
     def apart(self, figure: Figure) -> None:
         shape = grid(list(self.cells))
         axes = panels(figure, shape)
-        trained = {cell: part for cell, part in self.cells.items() if cell != self.untuned}
+        trained = {cell: part for cell, part in self.cells.items() if cell != self.base}
         for panel, (cell, part) in zip(axes, self.cells.items(), strict=True):
-            if cell == self.untuned:
+            if cell == self.base:
                 self._line(panel, cell, part, "ppl", **cell_style(6))
                 perplexity_axis(panel)
                 panel.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
@@ -100,7 +100,7 @@ class _Drawing:
                 self._line(panel, cell, part, _IMPROVEMENT, **cell_style(0))
             self._position_axis(panel)
             panel.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
-        own = [place for place, cell in enumerate(self.cells) if cell == self.untuned]
+        own = [place for place, cell in enumerate(self.cells) if cell == self.base]
         same_scale([panel for place, panel in enumerate(axes) if place not in own])
         label_outer(axes, shape, f"position ({self.unit})", "improvement (%)", own=own)
 

@@ -14,8 +14,8 @@ from hylo.analysis.contrasts import level
 from hylo.analysis.verdicts import CORE, DROP, OWN_RATES, ClaimVerdict
 from hylo.report.tables.columns import Row
 from hylo.report.tables.numbers import interval, number
+from hylo.report.tables.sentences import spaced
 from hylo.report.tables.table import Table
-from hylo.report.tables.words import spaced
 from hylo.runs.store import StudyRecord
 
 FEW = 3
@@ -75,7 +75,7 @@ def _components(rows: Sequence[Row]) -> list[str]:
         if len(rows) == 1:
             return [_sentence(f"{_WITHOUT_A_CHANCE[start]}{_alone(row, word, start)}")]
         if not once:
-            row = row | {"component": f"{row['component']} ({row['way'].replace('_', ' ')})"}
+            row = row | {"component": f"{row['component']} ({row['comparison'].replace('_', ' ')})"}
         kind = _HARMFUL if word == "drop" and row["high"] < 0 else word
         by_start.setdefault(start, {}).setdefault(kind, []).append(row)
     return [_sentence(_WITHOUT_A_CHANCE[start] + _by_size(groups, noun, start)) for start, groups in by_start.items()]
@@ -154,7 +154,7 @@ def _basis(rows: Sequence[Row]) -> list[str]:
 
 def _best_cell(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
     """The cell with the largest improvement over its base model, and the next one."""
-    known: Any = summary[summary["reference"].map(study.is_untuned).astype(bool) & summary["improvement_pct"].notna()]
+    known: Any = summary[summary["reference"].map(study.is_base).astype(bool) & summary["improvement_pct"].notna()]
     best: list[Row] = known.sort_values("improvement_pct", ascending=False, kind="stable").to_dict("records")
     if not best:
         return [NOTHING]

@@ -20,7 +20,7 @@ MARK = " [!]"
 def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
     """The lines under every table: what was measured on, seeds, what the intervals mean, and warnings."""
     runs = [run for cell in study.cells for run in complete_runs(study, cell)]
-    seeds = {len(complete_runs(study, cell)) for cell in study.cells if not study.is_untuned(cell)} - {0}
+    seeds = {len(complete_runs(study, cell)) for cell in study.cells if not study.is_base(cell)} - {0}
     lines = []
     if any(value_of(run, "model", "pretrained") is False for run in runs):
         lines.append(RANDOM_WEIGHTS)

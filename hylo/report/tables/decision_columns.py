@@ -6,7 +6,7 @@ from hylo.analysis.verdicts import ClaimVerdict
 from hylo.evaluation.metrics import all_metrics
 from hylo.report.tables.columns import Column, Row, estimate, quantity, text, verdict
 from hylo.report.tables.numbers import MISSING
-from hylo.report.tables.words import spaced
+from hylo.report.tables.sentences import spaced
 
 
 def yes_or_no(said: str) -> str:
@@ -26,7 +26,11 @@ def _significant(header: str, key: str, about: str, unit: str = "") -> Column:
 CELL = text("Cell", "cell", "The cell whose improvement is told.")
 REFERENCE = text("Reference", "reference", "The cell it is compared with, by seed and window.")
 COMPONENT = text("Component", "component", "What the two cells differ in.")
-WAY = text("Way", "way", "added to a smaller method; cumulative; left out of the whole stack; alone; Shapley value.")
+COMPARISON = text(
+    "Comparison",
+    "comparison",
+    "added to a smaller method; cumulative; left out of the whole stack; alone; Shapley value.",
+)
 SEEDS = quantity("Seeds", "seeds", "Seeds that both cells have. One: evaluation noise only.", decimals=0)
 EFFECT = estimate(
     "Improvement (%)", "effect_pct", "low", "high", "100 (1 - PPL / PPL of the reference). Higher is better.", unit="%"
@@ -65,8 +69,8 @@ VERDICT = verdict(
 )
 RESTS_ON = text("Rests on", "rests_on", "Rates and budget of the two arms, and what shows that one could go further.")
 CONTRASTS = [
-    CELL, REFERENCE, COMPONENT, WAY, SEEDS, EFFECT, *OTHER_EFFECTS.values(), P, DETECTABLE, ADDED, PER_PCT, VERDICT,
-    RESTS_ON,
+    CELL, REFERENCE, COMPONENT, COMPARISON, SEEDS, EFFECT, *OTHER_EFFECTS.values(), P, DETECTABLE, ADDED, PER_PCT,
+    VERDICT, RESTS_ON,
 ]  # fmt: skip
 CONTRASTS_IN_BRIEF = [CELL, REFERENCE, SEEDS, EFFECT, *IN_BRIEF, P, DETECTABLE, PER_PCT, VERDICT]
 """What has room on a console or on paper."""
@@ -92,7 +96,7 @@ CLAIMS_IN_BRIEF = [
     CLAIM, CELL, REFERENCE, MEASURE, PUBLISHED, EFFECT, SEEDS, CLAIM_P, CLAIM_VERDICT, SEEDS_TO_DECIDE
 ]  # fmt: skip
 
-ATTRIBUTION = [COMPONENT, WAY, CELL, REFERENCE, SEEDS, EFFECT, ADDED]
+ATTRIBUTION = [COMPONENT, COMPARISON, CELL, REFERENCE, SEEDS, EFFECT, ADDED]
 TUNING = [
     CELL,
     text("Chosen", "chosen", "Lowest validation perplexity."),

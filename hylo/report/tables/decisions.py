@@ -14,8 +14,8 @@ from hylo.evaluation.metrics import all_metrics
 from hylo.report.tables import decision_columns as show
 from hylo.report.tables.caption import marked
 from hylo.report.tables.columns import verdict
+from hylo.report.tables.sentences import spaced
 from hylo.report.tables.table import Table
-from hylo.report.tables.words import spaced
 from hylo.runs.store import StudyRecord
 
 
@@ -45,7 +45,7 @@ def wide_contrasts(study: StudyRecord) -> pd.DataFrame:
     lim_p_holm, ...) beside that on the main one."""
     table: Any = contrast_table(study)
     main, *others = all_metrics()
-    key = ["cell", "reference", "component", "way"]
+    key = ["cell", "reference", "component", "comparison"]
     wide = table[table["measure"] == main.name].drop(columns="measure")
     for metric in others:
         names = {name: f"{metric.prefix}{name}" for name in ("effect_pct", "low", "high", "p_holm")}
@@ -110,13 +110,13 @@ def _retrieval(study: StudyRecord) -> Decision:
 
 
 def _attribution(study: StudyRecord) -> Decision:
-    frame = attribution_table(study).assign(way=lambda table: table["way"].str.replace("_", " "))
+    frame = attribution_table(study).assign(comparison=lambda table: table["comparison"].str.replace("_", " "))
     shapley = " Shapley: the mean over all orders of adding the components one after the other."
     return Decision(
         name="attribution",
         title="Attribution",
-        about="What each component earns, by every way in which the study asks."
-        + shapley * (SHAPLEY in set(frame["way"])),
+        about="What each component earns, by every comparison that the study makes."
+        + shapley * (SHAPLEY in set(frame["comparison"])),
         frame=frame,
         columns=show.ATTRIBUTION,
     )

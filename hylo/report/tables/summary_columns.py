@@ -111,7 +111,7 @@ CONTRASTS_IN_BRIEF = [
 ]  # fmt: skip
 """What has room on a console or on paper."""
 
-# The untuned model trains nothing, so against it added parameters are those that are trained, and every reference is
+# The base model trains nothing, so against it added parameters are those that are trained, and every reference is
 # the same.
 UNTUNED = [column for column in CONTRASTS if column not in (REFERENCE, ADDED)]
 _GAINS = [

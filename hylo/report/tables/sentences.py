@@ -13,12 +13,12 @@ from hylo.report.tables.numbers import MISSING, interval, number
 from hylo.runs.store import StudyRecord
 
 
-def claims_in_words(study: StudyRecord) -> list[str]:
+def claim_sentences(study: StudyRecord) -> list[str]:
     """One sentence a published claim: verdict, measured and published effect, and what would decide it."""
     return [_claim(row) for row in claim_table(study).to_dict("records")]
 
 
-def components_in_words(study: StudyRecord) -> list[str]:
+def component_sentences(study: StudyRecord) -> list[str]:
     """One sentence a contrast that has a component: what it earns, and the verdict."""
     table: Any = contrast_table(study)
     rows = table[(table["measure"] == main_metric().name) & (table["component"] != "")]
@@ -63,7 +63,7 @@ def _claim(row: dict[Any, Any]) -> str:
     found = interval(row["effect_pct"], row["low"], row["high"])
     sentence = (
         f"{named}: {spaced(row['verdict'])}. Published: {number(row['published_pct'], 2)} % of "
-        f"{metric_named(row['measure']).words}; found: {found} %, {row['seeds']} seed{'s' * (row['seeds'] != 1)}"
+        f"{metric_named(row['measure']).description}; found: {found} %, {row['seeds']} seed{'s' * (row['seeds'] != 1)}"
     )
     if row["verdict"] == "inconclusive":
         if row["seeds"] == 1:
@@ -82,6 +82,6 @@ def spaced(verdict: str) -> str:
 def _component(row: dict[Any, Any]) -> str:
     found = interval(row["effect_pct"], row["low"], row["high"])
     return (
-        f"{row['component']} ({str(row['way']).replace('_', ' ')}; {row['cell']} against {row['reference']}): "
+        f"{row['component']} ({str(row['comparison']).replace('_', ' ')}; {row['cell']} against {row['reference']}): "
         f"{row['verdict']}. {found} % for {number(row['added_params'], 0)} added parameters; {row['rests_on']}."
     )

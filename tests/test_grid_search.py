@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hylo.studies.search import Setting, best_setting, ends, next_setting, start_settings
+from hylo.studies.grid_search import Setting, best_setting, ends, next_setting, start_settings
 
 RANGE = (0.0, 10.0)
 
