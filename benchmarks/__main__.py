@@ -1,11 +1,11 @@
-"""python -m benchmarks: hylo and peft + transformers in turns, and the floor of both.
+"""python -m benchmarks: hylo and peft + transformers in alternating rounds, and the floor of both.
 
-    make bench                                        everything, on the default model: about an hour on two cores
+    make bench                                        everything, on the default model
     make bench ARGS='--only step,memory'              some parts; the rows of the others stay
-    python -m benchmarks --model tiny_llama --shapes 1x16 --steps 1 --out somewhere      a try in seconds
+    python -m benchmarks --model tiny_llama --shapes 1x16 --steps 1 --out somewhere      a quick check
 
-Rows are written as they are found, so an interrupted run loses only the one under way. Not a test: nothing here
-asserts a time.
+Each row is written as soon as it is measured, so an interrupted run loses only the current one. Not a test: nothing
+here asserts a time.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2_135m", help="a choice of conf/model/")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS), help=",".join(PARTS))
     parser.add_argument("--shapes", type=_shapes, default=_shapes("4x256,2x1024,1x2048"), help="windows x tokens")
-    parser.add_argument("--steps", type=int, default=3, help="measured rounds, after one that is not")
+    parser.add_argument("--steps", type=int, default=3, help="measured rounds, after a warm-up round")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="folder of the results")
     return parser.parse_args()
 

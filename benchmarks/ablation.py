@@ -1,7 +1,7 @@
-"""The whole ablation: one call of train.py, beside seven scripts of peft + transformers, one after the other.
+"""The whole ablation: one call of train.py, compared with seven peft + transformers scripts run one after the other.
 
-peft has neither position bias nor landmarks: where a cell has them its script trains peft's rsLoRA with DoRA, which is
-less work. hylo's time includes the audit of every run, the records and the report.
+peft has neither position bias nor landmarks: for cells that have them, the script trains peft's rsLoRA with DoRA, which
+is less work. hylo's time includes the audit of every run, the records and the report.
 """
 
 import time
@@ -24,13 +24,13 @@ CELLS = {
     "hylorada_dora": "rslora_dora",
     "hylorada_dora_learnable": "rslora_dora",
 }
-"""Method of the script for each cell of experiments/ablation/study.yaml."""
+"""The script's method for each cell of experiments/ablation/study.yaml."""
 SAME = ("base", "lora", "rslora", "rslora_dora")
 """Cells that are the same on both sides."""
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    """Seconds of the whole, and the perplexities of the cells that are the same."""
+    """Total seconds, and the perplexities of the cells that are the same."""
     with prepared(settings.model) as inputs:
         outputs = inputs.folder / "outputs"
         print("ablation: train.py study=ablation ...", flush=True)

@@ -1,4 +1,4 @@
-"""Measuring in a process of its own."""
+"""Measuring in a separate process."""
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -10,6 +10,6 @@ T = TypeVar("T")
 
 
 def alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What a function returns in a new process, where no earlier measurement has left memory to the allocator."""
+    """The function's result in a new process, where no earlier measurement has left memory with the allocator."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args, **kwargs).result()

@@ -1,4 +1,4 @@
-"""Seconds of evaluating the same windows with LoRA attached: hylo's losses without logits, and peft's from logits."""
+"""Seconds to evaluate the same windows with LoRA attached: hylo computes losses without logits, peft from logits."""
 
 import math
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from hylo.data.windows import Windows
 
 PART = "evaluation"
 TOKENS = 4096
-"""Evaluated in a round: half of a run's default."""
+"""Tokens evaluated per round: half of a run's default."""
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    """Each context length of the shapes once."""
+    """One pair of rows for each context length among the shapes."""
     for length in dict.fromkeys(shape.length for shape in settings.shapes):
         config = adapted_everywhere(settings.model, "lora", length)
         windows, base = text_windows(config, max(1, TOKENS // length)), base_model(config)
@@ -35,5 +35,5 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def note_loss(side: Side, windows: Windows, nats: dict[str, float], name: str) -> None:
-    """Evaluate, and keep the sum of losses for the comparison."""
+    """Evaluate, and keep the summed loss for the comparison."""
     nats[name] = side.evaluate(windows)

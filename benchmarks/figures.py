@@ -1,4 +1,4 @@
-"""The figures of the benchmarks: ratios of every work, and seconds against what they grow with."""
+"""The figures of the benchmarks: ratios for every workload, and seconds against what they grow with."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,14 +13,14 @@ GROUPS = {
     ("evaluation", "seconds_per_pass"): "time of an evaluation",
     ("ablation", "seconds_in_all"): "time of the whole study",
 }
-"""What the figure of ratios shows, from top to bottom: lower is better for all."""
+"""What the ratio figure shows, from top to bottom; lower is better for all."""
 TICKS = (0.1, 0.2, 0.25, 0.33, 0.5, 0.67, 1, 1.5, 2, 3, 4, 6, 8, 16, 32, 64, 128, 256, 512)
-SCALED = {"context": "tokens a window", "rank": "rank", "cells": "cells in one call"}
+SCALED = {"context": "tokens per window", "rank": "rank", "cells": "cells in one call"}
 SERIES = (("hylo", COLOURS[0], "o"), ("peft", COLOURS[1], "s"), ("floor", "0.45", "D"))
 
 
 def ratios_figure(results: Results) -> Figure | None:
-    """Dots of the ratios to peft and to the floor with their spread, a row a work; None: there is nothing to show."""
+    """Dots of the ratios to peft and to the floor with their spread, one row per workload; None if there are none."""
     groups = {
         title: [row for row in results.rows if (row.part, row.metric) == key and row.ratio_to_peft is not None]
         for key, title in GROUPS.items()
@@ -32,15 +32,15 @@ def ratios_figure(results: Results) -> Figure | None:
     rounds = max(row.rounds for rows in groups.values() for row in rows)
     caption = [
         f"{results.model}, {results.machine['cpu']}, threads: {results.machine['threads']}, float32",
-        f"medians over rounds in turns (rounds: {rounds}); memory and study: one measurement",
-        "whiskers: the ratio times its spread, both ways (benchmarks/results.md)",
-        "the floor is the matrix products alone; the number at a row's end is hylo / peft",
+        f"medians over alternating rounds (rounds: {rounds}); memory and study: one measurement",
+        "whiskers: plus and minus the ratio times its spread (benchmarks/results.md)",
+        "the floor is the matrix products alone; the number at the end of a row is hylo / peft",
     ]
 
     def draw(figure: Figure) -> None:
         _draw_ratios(figure.add_subplot(), groups)
 
-    return framed("hylo beside peft + transformers, and beside the floor", caption, 1.4 + 0.21 * lines, draw)
+    return framed("hylo compared with peft + transformers and the floor", caption, 1.4 + 0.21 * lines, draw)
 
 
 def _draw_ratios(axes: Axes, groups: dict[str, list[Row]]) -> None:
@@ -96,11 +96,11 @@ def _ratio_axis(axes: Axes) -> None:
     axes.set_xlim(low, high)
     axes.grid(axis="x", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_xlabel("ratio, logarithmic: left of 1 hylo takes less")
+    axes.set_xlabel("ratio (log scale): left of 1, hylo takes less")
 
 
 def scaling_figure(results: Results) -> Figure | None:
-    """Seconds against context length, rank and number of cells; None: none of it was measured."""
+    """Seconds against context length, rank and number of cells; None if none of these was measured."""
     panels = {
         name: [row for row in results.rows if row.part == "scaling" and row.work.startswith(f"{name} ")]
         for name in SCALED
@@ -110,7 +110,7 @@ def scaling_figure(results: Results) -> Figure | None:
         return None
     caption = [
         f"{results.model}, {results.machine['cpu']}, threads: {results.machine['threads']}; LoRA of all linear layers",
-        "contexts: 2,048 tokens a step; ranks: 4 windows of 256 tokens; cells: 2 steps each, peft's a script a cell",
+        "contexts: 2,048 tokens per step; ranks: 4 windows of 256 tokens; cells: 2 steps, one peft script per cell",
         f"rounds: {max(row.rounds for rows in panels.values() for row in rows)}; cells: one measurement",
     ]
 
@@ -139,4 +139,4 @@ def _draw_growth(axes: Axes, name: str, rows: list[Row]) -> None:
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel(SCALED[name])
-    axes.set_ylabel("seconds a cell" if name == "cells" else "seconds a step")
+    axes.set_ylabel("seconds per cell" if name == "cells" else "seconds per step")

@@ -1,16 +1,16 @@
-"""The floor: what the matrix products alone of a pass would take, at the rate this machine multiplies just then.
+"""The floor: the time of a pass's matrix products alone, at the multiplication rate of the machine at that moment.
 
-    forward:            2 N operations a token               N: weights of all linear layers, the output head included
-    backward to inputs: 2 N operations a token               frozen weights have no gradient
-    attention:          2 products forward, 4 backward, of which causality leaves half: length * width a token, a layer
-                        and a product
+    forward:            2 N operations per token             N: weights of all linear layers, the output head included
+    backward to inputs: 2 N operations per token             frozen weights have no gradient
+    attention:          2 products forward, 4 backward, of which causality leaves half: length * width per token, layer
+                        and product
 
-Nothing else is counted: no norm, no softmax, no adapter, no optimizer; looking an embedding up is free. So the floor is
-that of any method that sends a gradient through frozen weights, and no implementation in float32 reaches it. (Strictly
-the first layer's query, key and value products need no gradient of their input: less than one percent.)
+Nothing else is counted: no norm, no softmax, no adapter, no optimizer; embedding look-ups are free. So the floor holds
+for any method that sends a gradient through frozen weights, and no implementation in float32 reaches it. (Strictly, the
+first layer's query, key and value products need no gradient of their input; they are a negligible share.)
 
-The rate is measured at the model's own layers, the better one of torch.mm and hylo's product, in the same rounds as the
-steps. Attention counts at the mean rate of the layers.
+The rate is measured on the model's own layers, with the faster of torch.mm and hylo's product, in the same rounds as
+the steps. Attention is counted at the mean rate of the layers.
 """
 
 import time
@@ -44,7 +44,7 @@ class Floor:
         self._linear = 2 * shape.tokens * sum(i * o * count for (i, o), count in self._counts.items())
         self._attention = shape.tokens * shape.length * width * len(decoder_layers(base))
         self.rates: list[float] = []
-        """Operations a second of the linear layers, forward, in each measurement."""
+        """Operations per second of the linear layers, forward, in each measurement."""
 
     def step(self) -> float:
         """Seconds of a training step."""
@@ -71,7 +71,7 @@ class Floor:
 
 
 def best(action: Callable[[], object]) -> float:
-    """Seconds of the fastest of a few repetitions; of one where that takes long enough to tell."""
+    """Seconds of the fastest of a few repetitions; fewer if they take long enough to be reliable."""
     fastest, began = float("inf"), time.perf_counter()
     for _ in range(REPETITIONS):
         before = time.perf_counter()

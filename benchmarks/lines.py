@@ -1,7 +1,7 @@
-"""Useful tokens a second: windows full of text beside the published protocol, a line a sample padded to the context.
+"""Useful tokens per second: full windows of text, compared with the published protocol of one padded line per sample.
 
-`data=wikitext2_lines` is that protocol on the hub; here the lines are those of two default plays, under the same rules:
-padding counts in the loss, and blank lines are samples. Useful tokens are those of the text.
+`data=wikitext2_lines` is that protocol on data from the hub; here the lines are those of two default plays, under the
+same rules: padding counts in the loss, and blank lines are samples. Useful tokens are those of the text.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ ROUNDS = 2
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    """LoRA on full windows, and on lines on both sides."""
+    """LoRA on full windows, and on lines with both libraries."""
     config = adapted_everywhere(settings.model, "lora", SHAPE.length)
     base = base_model(config)
     assert model_context_length(base) >= SHAPE.length
@@ -55,12 +55,12 @@ def samples(config: Config) -> Windows:
 
 
 def batch(config: Config) -> Windows:
-    """A batch of them at random."""
+    """A random batch of the samples."""
     found = samples(config)
     return found.take(np.random.default_rng(0).permutation(len(found))[: SHAPE.batch])
 
 
 def useful_share(config: Config) -> float:
-    """Tokens of text in all samples, over all tokens that a step computes for them."""
+    """Share of text tokens among all tokens that a step computes for the samples."""
     found = samples(config)
     return found.tokens / found.ids.size

@@ -1,4 +1,4 @@
-"""Peak memory of two training steps above the loaded weights, each side, method and shape in a process of its own."""
+"""Peak memory of two training steps above the loaded weights; each side, method and shape in a separate process."""
 
 import gc
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from hylo.runs.shared import weights_checksum
 
 PART = "memory"
 STEPS = 2
-"""The first one allocates the optimizer's state."""
+"""The first step allocates the optimizer's state."""
 
 
 def rows(settings: Settings) -> Iterator[Row]:
@@ -31,13 +31,13 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def peak_above_weights(model: str, side: str, method: str, shape: Shape) -> int:
-    """Bytes at the highest point of the steps, less those in use when weights, text and libraries were loaded."""
-    import peft  # noqa: F401  # its code is no memory of the steps
+    """Peak bytes of the steps, minus those in use once weights, text and libraries are loaded."""
+    import peft  # noqa: F401  # so that its code does not count as memory of the steps
 
     config = adapted_everywhere(model, method, shape.length)
     windows, base = text_windows(config, shape.batch), base_model(config)
     accelerator()
-    weights_checksum(base)  # reads every weight, so that each is in memory before the count
+    weights_checksum(base)  # reads every weight, so that all are in memory before counting starts
     gc.collect()
     reset_peak_memory()
     loaded = resident_bytes()

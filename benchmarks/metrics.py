@@ -1,4 +1,4 @@
-"""What each metric is called, its unit, and which way is better."""
+"""The title, unit and better direction of each metric."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ class Metric:
     """With its unit."""
     show: Callable[[float], str]
     lower_is_better: bool | None = True
-    """None: neither; it is there to be equal on both sides, or to explain another."""
+    """None: neither; the metric should be equal on both sides, or explains another one."""
 
 
 METRICS = {
-    "seconds_per_step": Metric("s a step", lambda value: f"{value:.3g}"),
-    "seconds_per_pass": Metric("s a pass", lambda value: f"{value:.3g}"),
-    "seconds_per_cell": Metric("s a cell", lambda value: f"{value:.1f}"),
-    "seconds_in_all": Metric("s in all", lambda value: f"{value:.0f}"),
+    "seconds_per_step": Metric("s per step", lambda value: f"{value:.3g}"),
+    "seconds_per_pass": Metric("s per pass", lambda value: f"{value:.3g}"),
+    "seconds_per_cell": Metric("s per cell", lambda value: f"{value:.1f}"),
+    "seconds_in_all": Metric("s in total", lambda value: f"{value:.0f}"),
     "tokens_per_second": Metric("tokens/s", lambda value: f"{value:,.0f}", lower_is_better=False),
     "useful_tokens_per_second": Metric("useful tokens/s", lambda value: f"{value:,.0f}", lower_is_better=False),
     "peak_bytes_above_weights": Metric("peak above the weights, GiB", lambda value: f"{value / 2**30:.2f}"),

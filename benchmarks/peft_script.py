@@ -1,7 +1,7 @@
-"""One cell of the ablation as its own script: peft, and the Trainer of transformers. Uses nothing of hylo.
+"""One cell of the ablation as a standalone script: peft, and the Trainer of transformers. Uses nothing of hylo.
 
 What a careful user would write: the same plays and windows in the same order, the same steps, batch, schedule and
-layers; the evaluation keeps no logits. It prints one line of JSON. `benchmarks/scripts.py` prepares its inputs.
+layers; evaluation keeps no logits. Prints one line of JSON. `benchmarks/scripts.py` prepares its inputs.
 
     python benchmarks/peft_script.py --model folder --train folder --test folder --method rslora_dora
 """
@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
 
 
 def windows(folder: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> np.ndarray:
-    """Every text cut into windows of `length` tokens from its first one, [W, L]; a remainder is dropped."""
+    """Every text cut into windows of `length` tokens from its start, [W, L]; a remainder is dropped."""
     texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))]
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     parts = [np.array(ids[: len(ids) // length * length]).reshape(-1, length) for ids in encoded]
@@ -57,12 +57,12 @@ def windows(folder: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> np
 
 
 def examples(chosen: np.ndarray) -> list[dict[str, Tensor]]:
-    """What the Trainer reads."""
+    """The examples that the Trainer reads."""
     return [{"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(ids)} for ids in chosen]
 
 
 def main() -> None:
-    """Train, where there is something to train, and evaluate."""
+    """Train, unless the method is `none`, and evaluate."""
     options = arguments()
     torch.manual_seed(options.seed)
     tokenizer = AutoTokenizer.from_pretrained(options.model)

@@ -1,4 +1,4 @@
-"""results.md and the figures, from results.json alone. `python -m benchmarks.report benchmarks` makes them again."""
+"""results.md and the figures, from results.json alone. `python -m benchmarks.report benchmarks` rewrites them."""
 
 import sys
 from collections.abc import Iterator
@@ -15,69 +15,68 @@ HEADERS = ("work", "metric", "hylo / peft", "hylo / floor", "spread", "hylo", "p
 TITLES = {
     "step": (
         "A training step",
-        "Forward, backward, clipping, AdamW on one batch; a low-rank update of rank 8 in all linear layers. A method "
-        "and a shape at a time, both sides in the same rounds of a process of their own. peft has no counterpart of "
-        "`hylorada`: beside it stands peft's rsLoRA, which is its low-rank part without position bias and landmarks; "
-        "`time over hylo's LoRA` is of the same rounds, and says what a method costs on top.",
+        "Forward, backward, clipping and AdamW on one batch; a low-rank update of rank 8 in all linear layers. Each "
+        "method and shape runs in a separate process, with both sides in the same rounds. peft has no counterpart of "
+        "`hylorada`: it is compared with peft's rsLoRA, its low-rank part without position bias and landmarks. `time "
+        "over hylo's LoRA` comes from the same rounds and shows what a method costs on top.",
     ),
     "memory": (
         "Peak memory",
-        "Highest resident memory of two training steps less that with weights, text and libraries loaded, each in a "
-        "process of its own; one measurement.",
+        "Peak resident memory of two training steps, minus that with weights, text and libraries loaded; each in a "
+        "separate process, one measurement.",
     ),
     "evaluation": (
         "Evaluation",
-        "The same windows with LoRA attached, no gradients. hylo takes the batch that its memory budget of 1 GiB "
-        "gives, and forms no logits; peft's side takes 2,048 tokens at a time, and cross-entropy of the logits. The "
-        "floor is that of the forward pass.",
+        "The same windows with LoRA attached, no gradients. hylo uses the batch size that its memory budget of 1 GiB "
+        "allows, and forms no logits; peft's side takes 2,048 tokens at a time, and the cross-entropy of the logits. "
+        "The floor is that of the forward pass.",
     ),
     "scaling": (
         "How the cost grows",
-        "LoRA. `context`: a step of 2,048 tokens in windows of that length. `rank`: a step of 4x256. Each in a process "
-        "of its own. `cells`: wall "
-        "time of one `train.py -m` with that many cells of 2 steps, divided by their number, the base model's "
-        "evaluation, audits and report included; beside it one peft script a cell.",
+        "LoRA. `context`: a step of 2,048 tokens in windows of that length. `rank`: a step of 4x256. Each in a "
+        "separate process. `cells`: wall time of one `train.py -m` with that many cells of 2 steps, divided by their "
+        "number, including the base model's evaluation, audits and report; compared with one peft script per cell.",
     ),
     "ablation": (
         "The whole ablation",
-        "`train.py study=ablation` from an empty folder of records, beside a script for each cell "
+        "`train.py study=ablation` from an empty folder of records, compared with one script per cell "
         "(`benchmarks/peft_script.py`: peft and the Trainer of transformers), one process each, with the same windows, "
         "steps and schedule; one measurement. For the cells with position bias or landmarks, which peft does not have, "
-        "the script trains rsLoRA with DoRA. Model and plays lie converted on both sides; hylo reads its cached "
-        "tokens, a script tokenises. Perplexities show that both do the same work (the first step of the warm-up "
-        "differs: the Trainer's has rate zero).",
+        "the script trains rsLoRA with DoRA. Model and plays are converted beforehand on both sides; hylo reads its "
+        "cached tokens, a script tokenises. The perplexities show that both do the same work (the first warm-up step "
+        "differs: the Trainer's has a learning rate of zero).",
     ),
     "lines": (
         "Useful tokens",
-        "Tokens of text a second. `packed`: windows full of text. `lines`: the published protocol, a line of a play a "
-        "sample, padded to 512 tokens, with loss on the padding. `packed beside lines` is hylo on the first over peft "
-        "on the second.",
+        "Tokens of text per second. `packed`: windows full of text. `lines`: the published protocol, one line of a "
+        "play per sample, padded to 512 tokens, with loss on the padding. `packed beside lines` compares hylo on the "
+        "former with peft on the latter.",
     ),
 }
 """Heading and explanation of each part, in the order of the page."""
 
 
 HOW = {
-    "in_turns": "both sides share weights and one process, and in each round every side acts once; a first round is "
-    "not counted. Values are medians over the rounds, ratios the medians of the rounds' ratios: what slows the machine "
+    "rounds": "both sides share weights and one process, and each side runs once per round; a warm-up round is not "
+    "counted. Values are medians over the rounds, ratios the medians of the rounds' ratios: whatever slows the machine "
     "for a while slows both sides of a ratio",
-    "spread": "of the rounds' ratios to peft (of hylo's values where there is no ratio): half their interquartile "
-    "range over their median, or half their whole range for fewer than four rounds; none for one measurement",
-    "floor": "the matrix products alone (2 N operations a token forward, 2 N backward to the inputs, and those of "
-    "attention) at the rate this machine multiplies at the model's own shapes in the same rounds: "
+    "spread": "of the rounds' ratios to peft (of hylo's values if there is no ratio): half their interquartile range "
+    "over their median, or half their whole range over it for fewer than four rounds; none for a single measurement",
+    "floor": "the matrix products alone (2 N operations per token forward, 2 N backward to the inputs, and those of "
+    "attention) at the rate at which this machine multiplies the model's own shapes in the same rounds: "
     "`benchmarks/floor.py`",
-    "ratios": "of seconds and bytes: below 1 hylo takes less; of tokens a second: above 1 hylo is faster",
-    "not_measured": "GPUs (none was there), other models, bfloat16, gradient checkpointing, "
+    "ratios": "of seconds and bytes: below 1, hylo takes less; of tokens per second: above 1, hylo is faster",
+    "not_measured": "GPUs (none was available), other models, bfloat16, gradient checkpointing, "
     "`trainer.kernels=compiled`, several processes",
 }
-"""How the page is to be read: the same for every run."""
+"""How to read the page: the same for every run."""
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Write results.md and the figures of a folder's results.json.
+    """Write results.md and the figures from a folder's results.json.
 
     Returns:
-        What was written.
+        The files written.
     """
     results = Results.read(folder)
     assert results is not None, f"{folder} has no results"
@@ -97,7 +96,7 @@ def write_report(folder: Path) -> list[Path]:
 
 
 def _page(results: Results, figures: list[Path]) -> Iterator[str]:
-    yield "# hylo beside peft + transformers\n"
+    yield "# hylo compared with peft + transformers\n"
     yield "Written by `make bench`; `results.json` holds the same numbers.\n"
     yield from _how(results)
     yield from (f"\n![{path.stem}]({path.as_posix()})" for path in figures)
@@ -120,7 +119,7 @@ def _how(results: Results) -> Iterator[str]:
 
 
 def table(rows: list[Row]) -> Iterator[str]:
-    """Lines of a markdown table, ratios first."""
+    """Lines of a Markdown table, ratios first."""
     yield "| " + " | ".join(HEADERS) + " |"
     yield "|---|---|" + "---:|" * (len(HEADERS) - 2)
     for row in rows:

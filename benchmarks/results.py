@@ -1,6 +1,6 @@
-"""The rows that the parts find, and the file that keeps them: results.json, written after every row.
+"""The rows that the parts measure, and the file that keeps them: results.json, written after every row.
 
-A row is known by its work and its metric: measuring a part again replaces its own rows and leaves the others.
+A row is identified by its work and metric: measuring a part again replaces its own rows and leaves the others.
 """
 
 import datetime
@@ -22,18 +22,18 @@ from hylo.core.files import write_json
 
 FILE = "results.json"
 FEW = 4
-"""Rounds below which the spread is that of all of them, not of the middle half."""
+"""Number of rounds below which the spread covers all of them, not only the middle half."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measured quantity. None: there is nothing to compare with, or one measurement has no spread."""
+    """One measured quantity. None: there is nothing to compare with, or a single measurement has no spread."""
 
     part: str
     work: str
-    """What is done, for example `lora 4x256`."""
+    """The workload, for example `lora 4x256`."""
     metric: str
-    """What is measured, with its unit; see METRICS in benchmarks/report.py."""
+    """What is measured, with its unit; see METRICS in benchmarks/metrics.py."""
     hylo: float | None = None
     peft: float | None = None
     floor: float | None = None
@@ -56,7 +56,7 @@ def measured(
     peft: Sequence[float] | None = None,
     floor: Sequence[float] | None = None,
 ) -> Row:
-    """The row of values by round. Values of one round belong together: a busy machine slows all of them."""
+    """The row for values by round. Values of one round belong together: a busy machine slows all of them."""
     to_peft = _ratios(hylo, peft)
     to_floor = _ratios(hylo, floor)
     return Row(
@@ -96,12 +96,12 @@ class Results:
     machine: dict[str, Any] = field(default_factory=dict)
     """Processor, cores, threads and library versions."""
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """When each part was measured last, and at which revision."""
+    """When each part was last measured, and at which revision."""
     rows: list[Row] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> "Results | None":
-        """What a folder holds; None: nothing yet."""
+        """The results in a folder; None if there are none yet."""
         path = folder / FILE
         if not path.exists():
             return None
@@ -113,7 +113,7 @@ class Results:
         """The results of a model in a folder, to add to.
 
         Raises:
-            ConfigError: the folder has those of another model.
+            ConfigError: the folder holds those of another model.
         """
         kept = cls.read(folder)
         if kept and kept.model != model:
@@ -123,7 +123,7 @@ class Results:
         return results
 
     def add(self, row: Row) -> None:
-        """Take a row in, in the place of the one with its work and metric, or after the others of its work."""
+        """Add a row in place of the one with its work and metric, or after the others of its work."""
         key = (row.work, row.metric)
         self.parts[row.part] = {"date": datetime.date.today().isoformat(), "git_revision": git_revision()}
         places = [place for place, other in enumerate(self.rows) if (other.work, other.metric) == key]
@@ -140,7 +140,7 @@ class Results:
 
 
 def machine() -> dict[str, Any]:
-    """What a reader needs to know of the machine, and nothing that names it."""
+    """What a reader needs to know about the machine, and nothing that identifies it."""
     names = re.findall(r"^model name\s*: (.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
     versions = library_versions()
     return {

@@ -20,7 +20,7 @@ CELL_STEPS, CELL_EVAL_WINDOWS = 2, 4
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    """LoRA in all of them."""
+    """Rows by context length, rank and number of cells, all with LoRA or a variant of it."""
     yield from contexts(settings)
     yield from ranks(settings)
     with prepared(settings.model) as inputs:
@@ -28,7 +28,7 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def contexts(settings: Settings) -> Iterator[Row]:
-    """Seconds of a step of always the same number of tokens, in longer and fewer windows."""
+    """Seconds per step at a constant number of tokens, in longer and fewer windows."""
     longest = model_context_length(base_model(composed(settings.model, LORA)))
     for length in (each for each in LENGTHS if each <= longest):
         seconds, _ = alone(step_seconds, settings.model, LORA, Shape(TOKENS // length, length), settings.rounds)
@@ -36,7 +36,7 @@ def contexts(settings: Settings) -> Iterator[Row]:
 
 
 def ranks(settings: Settings) -> Iterator[Row]:
-    """Seconds of a step of one shape."""
+    """Seconds per step of one shape, by rank."""
     width = hidden_size(base_model(composed(settings.model, LORA)))
     for rank in (each for each in RANKS if each <= width // 4):
         seconds, _ = alone(step_seconds, settings.model, LORA, RANK_SHAPE, settings.rounds, rank=rank)
@@ -44,12 +44,12 @@ def ranks(settings: Settings) -> Iterator[Row]:
 
 
 def cells(inputs: Inputs) -> Iterator[Row]:
-    """Seconds a trained cell of short runs, by the number of cells that one call of train.py shares its start with.
+    """Seconds per trained cell in short runs, by the number of cells that share one call of train.py.
 
-    Each call evaluates the base model besides. peft's side is one script a cell, none for the base model.
+    Each call also evaluates the base model. peft's side is one script per cell, none for the base model.
     """
     short = (f"trainer.steps={CELL_STEPS}", "trainer.warmup_steps=1", f"data.eval_windows={CELL_EVAL_WINDOWS}")
-    hylo_seconds(inputs, inputs.folder / "outputs-0", ["-m", f"method={CELLS[0]}", *short])  # fills the system's caches
+    hylo_seconds(inputs, inputs.folder / "outputs-0", ["-m", f"method={CELLS[0]}", *short])  # warms the system's caches
     scripts: list[float] = []
     for count, method in enumerate(CELLS, 1):
         print(f"cells: {count}/{len(CELLS)}", flush=True)

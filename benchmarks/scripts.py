@@ -1,4 +1,4 @@
-"""Whole programs by the wall clock, from start to end: train.py, and one peft + transformers script a cell."""
+"""Wall-clock time of whole programs: train.py, and one peft + transformers script per cell."""
 
 import json
 import os
@@ -26,12 +26,12 @@ class Inputs:
     """The choice of conf/model/."""
     folder: Path
     weights: Path
-    """Folder of the same model in the hub's format."""
+    """Folder with the same model in the hub's format."""
 
 
 @contextmanager
 def prepared(model: str) -> Iterator[Inputs]:
-    """The model and the plays as files; hylo's own cache is filled as well, which is no part of any time."""
+    """The model and the plays as files. hylo's own cache is filled as well; neither counts in any time."""
     config = composed(model, "lora")
     with tempfile.TemporaryDirectory(prefix="hylo-bench-") as name:
         folder = Path(name)
@@ -45,20 +45,20 @@ def prepared(model: str) -> Iterator[Inputs]:
 
 
 def hylo_seconds(inputs: Inputs, outputs: Path, arguments: Sequence[str]) -> float:
-    """Seconds of train.py, which starts from an empty folder of records."""
+    """Seconds of train.py, starting from an empty folder of records."""
     shared = (f"model={inputs.model}", "tracking=none", f"outputs={outputs}")
     return _run([sys.executable, str(ROOT / "train.py"), *arguments, *shared])[0]
 
 
 def peft_seconds(inputs: Inputs, method: str, *, steps: int | None = None, eval_windows: int | None = None) -> float:
-    """Seconds of the script of one cell."""
+    """Seconds of one cell's script."""
     return peft_cell(inputs, method, steps=steps, eval_windows=eval_windows)[0]
 
 
 def peft_cell(
     inputs: Inputs, method: str, *, steps: int | None = None, eval_windows: int | None = None
 ) -> tuple[float, float]:
-    """Seconds of the script of one cell, and the perplexity that it found."""
+    """Seconds of one cell's script, and the perplexity it printed."""
     folders = {"model": inputs.weights, "train": inputs.folder / "train", "test": inputs.folder / "test"}
     options = {"method": method, "steps": steps, "eval-windows": eval_windows} | folders
     given = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]

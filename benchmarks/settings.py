@@ -1,4 +1,4 @@
-"""What is compared: model, shapes, rounds, and how a configuration of a run is composed."""
+"""What is compared: model, shapes, rounds, and how a run's configuration is composed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,14 @@ RANK = 8
 
 @dataclass(frozen=True)
 class Shape:
-    """A batch: windows, and tokens a window."""
+    """A batch: windows, and tokens per window."""
 
     batch: int
     length: int
 
     @classmethod
     def parse(cls, text: str) -> "Shape":
-        """A shape of text like 4x256."""
+        """The shape given as text, for example 4x256."""
         batch, length = text.split("x")
         return cls(int(batch), int(length))
 
@@ -31,29 +31,29 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Tokens a batch."""
+        """Tokens per batch."""
         return self.batch * self.length
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line asks for."""
+    """The settings of the command line."""
 
     model: str
     """A choice of conf/model/."""
     shapes: tuple[Shape, ...]
     """Batches of the parts step, memory and evaluation."""
     rounds: int
-    """Measured rounds, after one that is not."""
+    """Measured rounds, after a warm-up round."""
 
 
 def composed(model: str, method: str, *overrides: str) -> Config:
-    """The configuration that train.py makes of a model, a method and overrides."""
+    """The configuration that train.py composes from a model, a method and overrides."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose([f"model={model}", f"method={method}", *overrides])[0]
 
 
 def adapted_everywhere(model: str, method: str, length: int, *, rank: int = RANK) -> Config:
-    """The same with a low-rank update of every linear layer but the output head, for windows of `length` tokens."""
+    """As `composed`, with a low-rank update of all linear layers but the output head and windows of `length` tokens."""
     low_rank = ("method.low_rank.target_modules=[all-linear]", f"method.low_rank.rank={rank}")
     return composed(model, method, *low_rank, f"data.context_length={length}")

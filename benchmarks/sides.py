@@ -1,7 +1,7 @@
-"""The two sides of every comparison: a method as a run of hylo trains it, and as peft + transformers do.
+"""The two sides of every comparison: a method as trained by a run of hylo, and by peft + transformers.
 
-Both take the same weights (shared, not copied), the same windows, rank, alpha and layers, gradient clipping and AdamW.
-peft has no counterpart of hylorada: its side is rsLoRA there, which is hylorada's low-rank part alone.
+Both use the same weights (shared, not copied), windows, rank, alpha and layers, gradient clipping and AdamW. peft has
+no counterpart of hylorada: its side is rsLoRA there, which is hylorada's low-rank part alone.
 """
 
 import copy
@@ -26,12 +26,12 @@ from hylo.runs.config import Config
 from hylo.runs.shared import Session
 from hylo.training.loop import prepare_for_training
 from hylo.training.memory import evaluation_batch_size
-from hylo.training.step import make_optimizer, update
+from hylo.training.step import StepBatches, make_optimizer, update
 
 SESSION = Session()
 CPU = torch.device("cpu")
 PEFT_BATCH_TOKENS = 8 * 256
-"""Tokens that peft's side evaluates at a time: the usual batch of 8 windows, whose logits already take 0.4 GB."""
+"""Tokens that peft's side evaluates at a time: the usual batch of 8 windows, whose logits are already large."""
 
 
 @cache
@@ -53,7 +53,7 @@ class Side(Protocol):
 
 
 class HyloSide:
-    """A method as a run of hylo trains and evaluates it."""
+    """A method as trained and evaluated by a run of hylo."""
 
     def __init__(self, config: Config, base: PreTrainedModel) -> None:
         self._config = config
@@ -64,11 +64,12 @@ class HyloSide:
 
     def step(self, windows: Windows, *, loss_on_padding: bool = False) -> None:
         model, trainer = self.model, self._config.trainer
-        update(model, model, self._optimizer, [windows], accelerator(), trainer, loss_on_padding=loss_on_padding)
+        step = StepBatches([windows], loss_on_padding)
+        update(model, model, self._optimizer, step, accelerator(), trainer)
 
     @torch.no_grad()
     def evaluate(self, windows: Windows) -> float:
-        """In batches that fill the memory a run gives to evaluation."""
+        """In batches that fill a run's memory budget for evaluation."""
         size = evaluation_batch_size(self.model, self._config.trainer, windows.ids.shape[1])
         self.model.eval()
         total = 0.0
@@ -79,7 +80,7 @@ class HyloSide:
 
 
 class PeftSide:
-    """The same by peft, with the loss of transformers."""
+    """The same with peft, and the loss of transformers."""
 
     def __init__(self, config: Config, base: PreTrainedModel) -> None:
         self._config = config
@@ -96,7 +97,7 @@ class PeftSide:
 
     @torch.no_grad()
     def evaluate(self, windows: Windows) -> float:
-        """The logits of a batch, and their cross-entropy."""
+        """From the logits of each batch and their cross-entropy."""
         size = max(1, PEFT_BATCH_TOKENS // windows.ids.shape[1])
         self.model.eval()
         total = 0.0
@@ -111,7 +112,7 @@ SIDES = {"hylo": HyloSide, "peft": PeftSide}
 
 
 def with_peft(config: Config, base: PreTrainedModel) -> nn.Module:
-    """The low-rank part of a method by peft, on the same layers."""
+    """The low-rank part of a method in peft, on the same layers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 reads a name that transformers 5.23 deprecates
         from peft import LoraConfig, get_peft_model
@@ -132,12 +133,12 @@ def with_peft(config: Config, base: PreTrainedModel) -> nn.Module:
 
 
 def base_model(config: Config) -> PreTrainedModel:
-    """The model of a configuration, loaded once a process. Take a `shared_copy` of it to attach anything."""
+    """The model of a configuration, loaded once per process. Attach only to a `shared_copy` of it."""
     return SESSION.base(config.model, CPU)
 
 
 def shared_copy(base: PreTrainedModel) -> PreTrainedModel:
-    """A model of its own modules with the same weights in memory: many sides fit beside each other."""
+    """A copy of the modules that shares the weights in memory, so that several sides fit at once."""
     return copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
 
 

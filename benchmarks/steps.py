@@ -1,5 +1,5 @@
-"""Seconds of a training step and tokens a second: a method and a shape at a time, in a process of its own, as a
-researcher's script has it."""
+"""Seconds per training step and tokens per second: each method and shape in a separate process, as in a researcher's
+script."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -34,7 +34,7 @@ def rows(settings: Settings) -> Iterator[Row]:
 def step_seconds(
     model: str, method: str, shape: Shape, rounds: int, *, rank: int = RANK
 ) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds by round of `hylo`, `peft`, `floor` and, for other methods, hylo's `lora`; operations a second."""
+    """Seconds by round of `hylo`, `peft`, `floor` and, beside other methods, hylo's `lora`; operations per second."""
     configs = {name: adapted_everywhere(model, name, shape.length, rank=rank) for name in {method, LORA}}
     windows, base = text_windows(configs[method], shape.batch), base_model(configs[method])
     floor = Floor(base, shape)

@@ -1,4 +1,4 @@
-"""Measuring in turns: in each round every side acts once, so that a busy machine slows all of them."""
+"""Measuring in alternation: every side runs once per round, so that a busy machine slows all of them."""
 
 import gc
 import time
@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from hylo.core.progress import Progress
 
 Measurement = Callable[[], float]
-"""Does something once and tells the seconds to count."""
+"""Does something once and returns the seconds to count."""
 
 
 def timed(action: Callable[[], object]) -> Measurement:
-    """The seconds that an action takes by the wall clock."""
+    """A measurement of an action's wall-clock seconds."""
 
     def measure() -> float:
         began = time.perf_counter()
@@ -22,9 +22,9 @@ def timed(action: Callable[[], object]) -> Measurement:
 
 
 def alternate(measurements: Mapping[str, Measurement], rounds: int, label: str) -> dict[str, list[float]]:
-    """Seconds of each measurement in each round. A first round is not counted: it allocates and fills caches.
+    """Seconds of each measurement in each round. A warm-up round is not counted: it allocates and fills caches.
 
-    Every other round goes through the measurements backwards, so that none always comes after the same one.
+    Every other round runs the measurements in reverse, so that none always follows the same one.
     """
     seconds: dict[str, list[float]] = {name: [] for name in measurements}
     order, total = list(measurements), (rounds + 1) * len(measurements)

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """The Python API, imported when it is first asked for: the version alone costs no torch."""
+    """Import the Python API lazily, so that reading the version does not import torch."""
     if name in __all__:
         from hylo.api import model as api
 

@@ -1,10 +1,10 @@
-"""`python -m hylo.publish outputs/ablation experiments/ablation`: records of a study for others, and its report.
+"""`python -m hylo.publish outputs/ablation experiments/ablation`: publish a study's records and report.
 
     experiments/ablation/records/   the manifest and every run's record, without weights or paths of this machine
     experiments/ablation/results/   the report rebuilt from them: tables, figures, report.html
 
-Anyone can then rebuild the report, or compute contrasts that nobody thought of, without a model. The table of claims
-in experiments/README.md is written anew.
+Anyone can then rebuild the report, or compute new contrasts, without a model. The table of claims in
+experiments/README.md is rewritten.
 """
 
 import argparse
@@ -38,25 +38,25 @@ from hylo.runs.store import (
 from hylo.training.logs import CURVE, TRAJECTORY
 
 KEPT = (EVAL, HALF, THIRDS, WINDOWS, CURVE, TRAJECTORY, AUDIT, PROBE)
-"""Files of a run that are copied as they are."""
+"""Files of a run that are copied unchanged."""
 README = "README.md"
 BEGIN, END = "<!-- claims: written by python -m hylo.publish -->", "<!-- end of claims -->"
 LOCAL = {"outputs": "outputs", "workers": None, "tracking": None}
-"""What a config says of the machine, and what it says instead."""
+"""Config keys that describe the machine, and their published values."""
 
 
 def publish(folder: Path, to: Path) -> Path:
     """Copy a complete study's records and write its report beside them.
 
-    Arguments:
-        folder: of the study, with study.json.
-        to: gets `records/` and `results/`, which are replaced; its name is that of the study in tables.
+    Args:
+        folder: the study's folder, with study.json.
+        to: receives `records/` and `results/`, which are replaced; its name is the study's name in tables.
 
     Returns:
         The folder of the report.
 
     Raises:
-        HyloError: a run is not complete, or its config names a folder of this machine.
+        HyloError: a run is not complete, or its config contains an absolute path.
         RecordError: the manifest or a record is missing or damaged.
     """
     from hylo.report import write_report
@@ -68,11 +68,11 @@ def publish(folder: Path, to: Path) -> Path:
     configs = [_config(run) for run in runs]
     if private := dict.fromkeys(said for config in configs for said in _absolute_paths(config)):
         raise HyloError(
-            f"records for others must name no folder of this machine: {'; '.join(private)}\n"
+            f"published records must not contain absolute paths: {'; '.join(private)}\n"
             f"    fix:     run the study with paths relative to the working folder"
         )
     with replacing_folder(to / RECORDS) as records, replacing_folder(to / "results") as results:
-        # In outputs/ a study is named by its overrides, too; the manifest and every caption say them.
+        # In outputs/ a study's name includes its overrides; the manifest and every caption state them anyway.
         write_json(records / STUDY, study.manifest | {"study": to.name})
         if (folder / TRIALS).exists():
             shutil.copyfile(folder / TRIALS, records / TRIALS)
@@ -83,7 +83,7 @@ def publish(folder: Path, to: Path) -> Path:
 
 
 def write_overview(experiments: Path) -> None:
-    """Put the table of all claims that published studies tested between its marks in experiments/README.md."""
+    """Write the table of all claims and their results between its markers in experiments/README.md."""
     readme = experiments / README
     if readme.exists() and BEGIN in (text := readme.read_text(encoding="utf-8")):
         before, after = text.partition(BEGIN)[0], text.partition(END)[2]
@@ -91,7 +91,7 @@ def write_overview(experiments: Path) -> None:
 
 
 def overview(experiments: Path) -> str:
-    """Every claim with its verdict and interval, as a markdown table; those whose study has no results yet are open."""
+    """Every claim with its verdict and interval, as a Markdown table; claims without results are open."""
     from hylo.report import claims_overview
 
     found = [pd.read_csv(path) for path in sorted(experiments.glob("*/results/claims.csv"))]
@@ -109,7 +109,7 @@ def _copy(run: RunRecord, config: Any, to: Path) -> None:
 
 
 def _config(run: RunRecord) -> Any:
-    """A run's config without what it says of the machine; empty where there is none."""
+    """A run's config without what describes the machine; empty if there is none."""
     path = run.folder / CONFIG
     config: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
     return config and config | LOCAL
@@ -126,7 +126,7 @@ def _absolute_paths(config: Any, key: str = "") -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0, or 2 where the study cannot be published."""
+    """Publish a study. Returns exit code 0, or 2 if it cannot be published."""
     parser = argparse.ArgumentParser(prog="python -m hylo.publish", description=__doc__)
     parser.add_argument("folder", type=Path, help="a study's folder, for example outputs/ablation")
     parser.add_argument("to", type=Path, help="where records/ and results/ go, for example experiments/ablation")

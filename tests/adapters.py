@@ -1,4 +1,4 @@
-"""Tiny models of several architectures, methods composed from conf/, and what the adapter tests do with them."""
+"""Tiny models of several architectures, methods composed from conf/, and helpers for the adapter tests."""
 
 from functools import cache
 from pathlib import Path
@@ -39,10 +39,10 @@ _PLAIN: dict[str, Any] = {
 _SIZES: dict[str, Any] = _PLAIN | {
     "intermediate_size": 112,
     "num_key_value_heads": 2,
-    "head_dim": 16,  # q, o: 48 to 64, k, v: 48 to 32; a transposed weight cannot pass for the right one
+    "head_dim": 16,  # q, o: 48 to 64, k, v: 48 to 32; no weight is square, so a transposed one is noticed
 }
 _TOKENS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-_TOKENS_OF_OPT: dict[str, Any] = _TOKENS | {"pad_token_id": 1}  # it cannot do without
+_TOKENS_OF_OPT: dict[str, Any] = _TOKENS | {"pad_token_id": 1}  # required by OPT
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**_SIZES, **_TOKENS, tie_word_embeddings=True),
     "qwen2": Qwen2Config(**_SIZES, **_TOKENS, tie_word_embeddings=False),  # biased q, k, v
@@ -58,8 +58,8 @@ ARCHITECTURES = sorted(CONFIGS)
 def tiny(architecture: str, *, seed: int = 0) -> PreTrainedModel:
     """A two-layer model in which every tensor counts.
 
-    Freshly initialised biases are zero, norm weights one, and attention is nearly uniform: a test on them cannot see a
-    bias scaled by DoRA, or a mask. So all are moved by a random amount.
+    Freshly initialised biases are zero, norm weights one, and attention is nearly uniform, which would hide a bias
+    scaled by DoRA, or a mask. So all are perturbed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -78,25 +78,25 @@ def _composed(name: str, overrides: tuple[str, ...]) -> dict[str, ComponentConfi
 
 
 def method(name: str, *overrides: str) -> dict[str, ComponentConfig]:
-    """The components of conf/method/<name>.yaml, composed and typed as a run does it."""
+    """The components of conf/method/<name>.yaml, composed and typed as in a run."""
     return dict(_composed(name, overrides))
 
 
-TRAINED = [name for name in METHODS if method(name)]
-"""Every method but those that train nothing."""
+TRAINED = [name for name in METHODS if name != "none"]
+"""All methods except those that train nothing."""
 EVERY_METHOD_ON = ["llama", "gpt2"]
-"""Two architectures that differ in what adapters touch: nn.Linear, rotation, RMSNorm, a gated FFN, fewer keys than
+"""Two architectures that differ in what adapters touch: nn.Linear, RoPE, RMSNorm, a gated FFN, fewer keys than
 queries and tied weights, or Conv1D, learned positions, LayerNorm, biases and one projection for q, k, v."""
 ON_EVERY_ARCHITECTURE = ["dora", "landmark_attention", "hylorada", "peft_prefix"]
-"""Four methods that meet an architecture in different places: weights and norms of layers, attention functions and
-masks, positions and hidden states (with LoRA below), the cache; the last one is the peft library's."""
+"""Four methods that touch an architecture in different places: weights and norms of layers, attention functions and
+masks, positions and hidden states (on top of LoRA), the cache; the last one is from the peft library."""
 
 
 def matrix(*names: str) -> Any:
-    """A test of (architecture, name), every method by default. Combinations that say least are marked slow.
+    """Parametrizes a test by (architecture, name), by default over all methods. Redundant combinations are marked slow.
 
-    A method's code rarely asks for the architecture: what differs is in hylo.models.architecture, which the four
-    methods reach on every one. `make test` leaves the slow ones out, CI runs them.
+    A method's code rarely depends on the architecture: what differs is in hylo.models.architecture, which the four
+    methods exercise on every one. `make test` skips the slow ones, CI runs them.
     """
     return pytest.mark.parametrize(
         ("architecture", "name"),
@@ -120,18 +120,18 @@ def trains_base(components: Method) -> bool:
 
 
 def declared_dead(model: AdaptedModel) -> list[str]:
-    """Trainable tensors of components that chose a published behaviour in which nothing reaches them."""
+    """Trainable tensors that get no gradient because of a published behaviour that a component chose."""
     slots = {slot for slot, config in model.method.items() if "dead_tensors" in config.breaks}
     return [name for name in trained(model) if name.partition(".")[0] in slots]
 
 
 def adapt(base: PreTrainedModel, components: Method, *, seed: int = 0, fused: bool = True) -> AdaptedModel:
-    """The method on the model, in evaluation mode, as at step 0."""
+    """The method on the model at step 0, in evaluation mode."""
     return AdaptedModel(base, components, context_length=CONTEXT, seed=seed, fused=fused).eval()
 
 
 def context(architecture: str) -> BuildContext:
-    """What a component is built on, for asking its config."""
+    """A build context, for methods of component configs."""
     return BuildContext(tiny(architecture), CONTEXT, seed=0)
 
 
@@ -147,14 +147,14 @@ def values(model: AdaptedModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def perturb(model: AdaptedModel, *, seed: int = 1) -> None:
-    """Move every trainable tensor by a random amount: at step 0 most are zero, and hide what is computed from them."""
+    """Perturbs every trainable tensor: at step 0 most are zero, which hides everything computed from them."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in trained(model).values():
         tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=0.1)
 
 
 def perturbed(base: PreTrainedModel, components: Method, *, fused: bool = True) -> AdaptedModel:
-    """The method on the model, with no trainable tensor at its start."""
+    """The method on the model, with all trainable tensors perturbed."""
     model = adapt(base, components, fused=fused)
     perturb(model)
     return model
@@ -167,22 +167,22 @@ def tokens(*shape: int, seed: int = 2) -> Tensor:
 
 @torch.no_grad()
 def logits(model: torch.nn.Module, ids: Tensor, **kwargs: Any) -> Tensor:
-    """Logits of a full pass."""
+    """Logits of a full forward pass."""
     return model(input_ids=ids, **kwargs).logits
 
 
 def causal_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each token given those before it, by torch; -100 counts nowhere."""
+    """Mean negative log-likelihood of each token given those before it, by torch; -100 is ignored."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
 
 def snapshot(model: torch.nn.Module) -> dict[str, Tensor]:
-    """A copy of the model's state."""
+    """A copy of the model's state_dict."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def assert_same_state(model: torch.nn.Module, before: dict[str, Tensor]) -> None:
-    """The model's state is that of the copy, name for name and bit for bit."""
+    """Asserts that the model's state equals the copy, in names and bits."""
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert [name for name, tensor in after.items() if not torch.equal(tensor, before[name])] == []

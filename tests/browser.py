@@ -1,4 +1,4 @@
-"""Opens a page in headless Chromium, without a driver: a script is put into a copy, and leaves in it what it saw."""
+"""Opens a page in headless Chromium without a driver: a script injected into a copy writes its findings into it."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome", "google-chrome-stable")
-# As root in a container there is no sandbox; the rest keeps the browser from looking for its own services.
+# The sandbox does not work as root in a container; the other flags keep the browser from calling its own services.
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -43,7 +43,7 @@ addEventListener("load", () => setTimeout(() => {
 
 
 def chromium() -> str:
-    """The browser's path; skips the test where there is none."""
+    """The path of the browser; skips the test if there is none."""
     named = os.environ.get("HYLO_CHROMIUM")
     found = named or next(filter(None, map(shutil.which, NAMES)), None)
     if not found:
@@ -52,11 +52,11 @@ def chromium() -> str:
 
 
 def look(page: str, folder: Path, script: str, *, flags: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Open a copy of a page and run `script` in it, the body of a function. Nothing of the page's own is changed.
+    """Opens a copy of a page and runs `script`, a function body, in it. The page's own content is not changed.
 
     Returns:
-        result: what the script returned; errors: what the page or the script threw; violations: directives of its
-        policy that something broke; requests: addresses that it asked for; console: lines of the browser's console.
+        result: the script's return value; errors: exceptions of the page or the script; violations: violated directives
+        of the page's policy; requests: requested addresses; console: lines of the browser's console.
     """
     scripts = [WATCH, f"const look = () => {{{script}}};{REPORT}"]
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)

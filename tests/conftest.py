@@ -1,22 +1,25 @@
-"""Test session: no network, no display, nothing reported to anyone.
+"""Test session: no network, no display, no reporting to external services.
 
-The marker `slow` is for what needs many seconds (the real model, a process of its own, a whole study) and for the part
-of methods x architectures that says least: see `matrix` in adapters.py. `make test` leaves it out; `make test-all` and
-CI run everything.
+The marker `slow` is for tests that take many seconds (the real model, a separate process, a whole study) and for the
+redundant part of methods x architectures: see `matrix` in adapters.py. `make test` skips it; `make test-all` and CI run
+everything.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
 
-# Read by the libraries when they are first imported, so this comes before every other import.
+# Libraries read these on import, so they are set before any other import.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["MPLBACKEND"] = "Agg"
-os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on two threads, and two test processes would be on four
-# The user's cache stays as it is, and a broken conversion cannot hide behind an older one.
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on two threads, and test processes run in parallel
+# Leaves the user's cache alone, and an older entry cannot hide a broken conversion.
 os.environ["HYLO_CACHE"] = tempfile.mkdtemp(prefix="hylo-tests-")
+# The libraries make so many lasting objects that looking for garbage among them takes a tenth of a test's time.
+gc.set_threshold(50_000, 20, 50)
 atexit.register(shutil.rmtree, os.environ["HYLO_CACHE"], ignore_errors=True)
 
 import socket
@@ -36,7 +39,7 @@ from hylo.runs.store import read_study
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_network() -> Iterator[None]:
-    """Refuse connections that leave this machine: a test that needs one would pass here and fail elsewhere."""
+    """Refuses connections that leave this machine: a test that needs one would fail elsewhere."""
     connect = socket.socket.connect
 
     def guarded(sock: socket.socket, address: Any) -> None:
@@ -57,7 +60,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic study: three seeds of each of CELLS. Shared: read it, do not change it."""
+    """A synthetic study: three seeds of each of CELLS. Shared between tests, so read-only."""
     folder = tmp_path_factory.mktemp("recorded") / "demo"
     return write_recorded_study(folder, CELLS, [0, 1, 2], np.random.default_rng(0), params=PARAMS, **SIZE)
 
@@ -70,5 +73,5 @@ def table(recorded: Path) -> pd.DataFrame:
 
 @pytest.fixture
 def study(recorded: Path, tmp_path: Path) -> Path:
-    """A copy of it to write to, or to damage."""
+    """A copy of it that a test may modify or damage."""
     return Path(shutil.copytree(recorded, tmp_path / "demo"))

@@ -1,4 +1,4 @@
-"""Starts train.py: in this process, which is fast, or in one of its own, as a user does."""
+"""Starts train.py: in this process, which is fast, or in a new one, as a user does."""
 
 import os
 import runpy
@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
 
 import hylo.report
 from hylo.cli.main import compose
@@ -23,12 +24,14 @@ TINY = ("model=tiny_llama", "trainer=smoke", "tracking=none", "data.context_leng
 
 
 def train(*arguments: str, figures: bool = False) -> int:
-    """Run train.py in this process and return its exit code; sweeps and cells share what `hylo.cli.main.SESSION` keeps.
+    """Runs train.py in this process and returns its exit code; sweeps and cells share `hylo.cli.main.SESSION`.
 
-    Drawing takes longer than the rest of a tiny run, its report and its start together, so few tests ask for figures.
+    Drawing takes longer than everything else in a tiny run, so few tests ask for figures. Hydra composes everything
+    once more to find out whether this is a sweep; here the flag alone says so.
     """
+    mode = mock.patch.object(Hydra, "get_mode", return_value=None)
     drawn = nullcontext() if figures else mock.patch.object(hylo.report, "study_figures", return_value=[])
-    with mock.patch.object(sys, "argv", ["train.py", *arguments]), drawn:
+    with mock.patch.object(sys, "argv", ["train.py", *arguments]), drawn, mode:
         try:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         except SystemExit as stopped:
@@ -45,7 +48,7 @@ def composed(*overrides: str) -> Config:
 def train_process(
     *arguments: str, cwd: Path, processes: int = 1, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run train.py as a user does, with one thread; in several processes by torchrun."""
+    """Runs train.py as a user does, with one thread; several processes are started by torchrun."""
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     command = [sys.executable, *several, str(ROOT / "train.py"), *arguments]
     settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
@@ -53,7 +56,7 @@ def train_process(
 
 
 def write_text(folder: Path) -> tuple[str, ...]:
-    """Write three text files with some structure in them and return the overrides that choose them."""
+    """Writes three text files with some structure and returns the overrides that select them."""
     rng = np.random.default_rng(0)
     words = ["".join(chr(97 + letter) for letter in rng.integers(0, 26, rng.integers(2, 9))) for _ in range(60)]
     overrides = ["data=text"]
@@ -65,5 +68,5 @@ def write_text(folder: Path) -> tuple[str, ...]:
 
 
 def files_below(folder: Path) -> dict[str, Any]:
-    """Every file below a folder with its time of change."""
+    """All files below a folder with their modification times."""
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

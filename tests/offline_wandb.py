@@ -1,7 +1,8 @@
-"""Reads the file of an offline W&B run back: wandb 0.31 writes it and has no public reader.
+"""Reads the file of an offline W&B run, for which wandb 0.31 has no public reader.
 
-Format: a header of 7 bytes, then LevelDB's log: blocks of 32 KiB (the first one contains the header) of chunks with a
-CRC-32, a length and a type; a record is one chunk or a first, middle and last one. Each record is a protobuf `Record`.
+Format: a header of 7 bytes, then LevelDB's log format: blocks of 32 KiB (the first includes the header) of chunks with
+a CRC-32, a length and a type; a record is a single chunk or a first, middle and last one. Each record is a protobuf
+`Record`.
 """
 
 import json
@@ -23,7 +24,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
-    """What the file says: identity (a protobuf `RunRecord`), config, history rows in order, summary, uploaded files."""
+    """Contents of the file: identity (a protobuf `RunRecord`), config, history rows in order, summary, uploads."""
 
     identity: Any = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -34,10 +35,13 @@ class OfflineRun:
 
 
 def read_offline_run(path: Path, patience: float = 60.0) -> OfflineRun:
-    """Read a finished run's `.wandb` file. Raises ValueError where it is damaged or not finished.
+    """Reads a finished run's `.wandb` file.
 
-    A run's `finish` may return before wandb's service has written the last block, so the file is read again until it
-    has its exit record, for `patience` seconds.
+    A run's `finish` may return before wandb's service has written the last block, so reading is retried for `patience`
+    seconds until the file has its exit record.
+
+    Raises:
+        ValueError: the file is damaged or not finished.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -74,7 +78,7 @@ def _read(path: Path) -> OfflineRun:
 
 
 def record_payloads(content: bytes) -> Iterator[bytes]:
-    """The payloads of a log, joined from their chunks. Raises ValueError at the first damaged chunk."""
+    """Yields the payloads of a log, joined from their chunks. Raises ValueError at the first damaged chunk."""
     if content[: len(HEADER)] != HEADER:
         raise ValueError(f"starts with {content[: len(HEADER)]!r}, not {HEADER!r}")
     position, parts = len(HEADER), []

@@ -1,4 +1,4 @@
-"""Writes a synthetic study with known effects in the project's record format: reports are tested without a model."""
+"""Writes a synthetic study with known effects in the project's record format, to test reports without a model."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from hylo.runs.store import (
 from hylo.training.logs import CURVE
 
 CELLS = {"low": 20.0, "high": 28.0, "same": 28.0}
-"""Cells of the usual study and their true improvement in percent."""
+"""Cells of the default study and their true improvement in percent."""
 PARAMS = {"low": 1_000, "high": 1_500, "same": 1_900}
 SIZE: dict[str, Any] = {"windows": 12, "length": 64}
 UNTUNED = "untuned"
@@ -60,21 +60,21 @@ def write_recorded_study(
     tuned: Sequence[str] = (),
     half: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write a group's folder: one untuned run, and one run a cell and seed.
+    """Writes a group's folder: one run of the base model, and one run per cell and seed.
 
     Args:
         folder: the group's folder; its name is the study's.
-        cells: true improvement over the base model in percent, by cell; `untuned` is put first by itself.
-        windows, length: evaluation windows and their tokens; length - 1 of them are predicted.
-        seed_sd: between seeds, of log PPL.
-        window_sd: between windows, of the base model's log PPL; shared by all cells.
-        difference_sd: between windows, of a cell's difference to the base model; shared by the cell's seeds.
-        params: trainable parameters by cell; 1,000 where a cell is not named.
-        audit: checks that failed, by cell.
+        cells: true improvement over the base model in percent, by cell; `untuned`, the base model, is added first.
+        windows, length: number of evaluation windows and tokens per window, of which length - 1 are predicted.
+        seed_sd: standard deviation of log PPL between seeds.
+        window_sd: standard deviation of the base model's log PPL between windows; shared by all cells.
+        difference_sd: the same of a cell's difference from the base model; shared by the cell's seeds.
+        params: trainable parameters by cell; 1,000 by default.
+        audit: failed checks by cell.
         failed: (cell, seed) of runs that end with a traceback and no tables.
-        manifest: what study.json holds besides: contrasts, claims, factorial.
-        tuned: cells whose learning rate was chosen, the best one inside its grid.
-        half: improvement that a cell has after half of the steps; a cell that is not named has no such evaluation.
+        manifest: further entries of study.json: contrasts, claims, factorial.
+        tuned: cells with a tuned learning rate, the best one inside its grid.
+        half: improvement after half of the steps, by cell; other cells have no such evaluation.
     """
     position = np.linspace(1.0, -0.3, length - 1)  # early tokens are harder, in nats
     base = 3.5 + rng.normal(0, window_sd, (windows, 1)) + position + rng.normal(0, 0.1, (windows, length - 1))
@@ -118,7 +118,7 @@ def write_recorded_study(
 
 
 def choice(cell: str, *, at_an_end: bool = False) -> dict[str, Any]:
-    """What a manifest says of a chosen learning rate."""
+    """A manifest's entry for a tuned learning rate."""
     ppl = {1e-3: [21.0, 21.2], 2e-3: [20.0, 20.1], 4e-3: [20.5, 20.9]}
     return {
         "cell": cell, "keys": ["trainer.learning_rate"], "chosen": [2e-3], "trials": 6, "seeds": [100, 101],
@@ -202,14 +202,14 @@ def _write_sums(path: Path, nll: np.ndarray, sizes: np.ndarray, column: str, gro
 
 
 def row_of(table: pd.DataFrame, cell: str, reference: str) -> Any:
-    """The one row of a summary for a cell and its reference."""
+    """The summary row of a cell against a reference."""
     rows = table[(table["cell"] == cell) & (table["reference"] == reference)]
     assert len(rows) == 1
     return rows.iloc[0]
 
 
 def printed(folder: Path, **options: Any) -> str:
-    """What `print_report` prints, without the time to draw the figures."""
+    """The output of `print_report`, without spending time on figures."""
     console, study = Console(record=True, **{"width": 80, "file": io.StringIO(), **options}), read_study(folder)
     print_report(Report(study, summarize(study), decisions(study), incomplete(study), [], folder), console)
     return console.export_text()

@@ -1,6 +1,6 @@
-"""The project's own components against slow loops in float64, written from their formulas and not from their code.
+"""The project's own components against slow float64 loops, written from the formulas and not from the code.
 
-Parameters are perturbed, so that no term is zero or one, and texts are left-padded, so that a token's place in the
+Parameters are perturbed, so that no term is zero or one, and texts are left-padded, so that a token's index in the
 batch is not its position.
 """
 
@@ -25,8 +25,8 @@ LENGTH, PADDING = 12, (0, 5)
 IDS = tokens(2, LENGTH)
 MASK = torch.tensor([[t >= padding for t in range(LENGTH)] for padding in PADDING]).long()
 REAL = [(row, t, t - padding) for row, padding in enumerate(PADDING) for t in range(padding, LENGTH)]
-"""Row, place and true position of every token that is not padding."""
-LAYERS = {  # in, out: a biased Conv1D each way, and grouped queries
+"""Row, index and true position of every token that is not padding."""
+LAYERS = {  # in, out: a biased Conv1D in both orientations, and grouped-query attention
     "gpt2": {"transformer.h.1.attn.c_attn": (48, 144), "transformer.h.1.mlp.c_proj": (112, 48)},
     "llama": {"model.layers.1.self_attn.v_proj": (48, 32), "model.layers.1.self_attn.o_proj": (64, 48)},
 }
@@ -75,7 +75,7 @@ def test_position_gate_on_low_rank_updates(architecture: str, magnitude: bool):
         base, {"low_rank": low_rank, "position_bias": PositionBiasConfig(num_buckets=N, max_position=P_MAX)}
     )
     with torch.no_grad():
-        model.tensors()["position_bias"]["b"].mul_(5)  # gates well apart
+        model.tensors()["position_bias"]["b"].mul_(5)  # makes the gates differ clearly
     b = _array(model.tensors()["position_bias"]["b"])
 
     seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -107,7 +107,7 @@ def _soft(position: int, landmark: dict[str, np.ndarray], tau: float) -> np.ndar
 
 
 def _head_input(base: PreTrainedModel, model: torch.nn.Module) -> Tensor:
-    """What the output head reads in a pass of the model."""
+    """The input of the output head in a forward pass."""
     seen: list[Tensor] = []
     head = base.get_output_embeddings()
     assert head is not None
@@ -156,7 +156,7 @@ def test_a_landmark_starts_within_a_few_thousandths_of_h(architecture: str):
 
 
 def test_starts():
-    """L ~ N(0, 0.02^2), a = 0.1, and zero for everything that must not matter yet."""
+    """L ~ N(0, 0.02^2), a = 0.1, and zero for everything that must have no effect yet."""
     start = values(adapt(tiny("llama"), method("hylorada", "method.landmark.num_landmarks=32")))
     assert start["landmark.L"].std() == pytest.approx(0.02, rel=0.1)
     assert abs(start["landmark.L"].mean()) < 0.002

@@ -1,4 +1,4 @@
-"""The first sentences of a page: what was found, how sure it is, and what it rests on."""
+"""The first sentences of a page: what was found, how certain it is, and what it is based on."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from hylo.report.tables.table import Table
 from hylo.runs.store import StudyRecord
 
 STUDY = StudyRecord(Path(), {"study": "demo", "base": "base", "cells": [{"cell": "base", "base": "base"}]}, {})
-FILES, OWN = "rates of the files, 24,576 tokens", "own rates, 61,440 tokens"
+FILES, OWN = "default rates, 24,576 tokens", "own rates, 61,440 tokens"
 SUMMARY = pd.DataFrame(
     {
         "cell": ["base", "some", "more", "more"],
@@ -47,7 +47,7 @@ def said(summary: pd.DataFrame = SUMMARY, **tables: list[dict[str, Any]]) -> lis
 
 
 def test_one_component_of_tuned_arms() -> None:
-    basis = "Basis: every arm had a learning rate of its own (61,440 tokens, 3 seeds)."
+    basis = "Basis: every arm had its own tuned learning rate (61,440 tokens, 3 seeds)."
     assert said(contrasts=[component("landmarks", 0.5, "drop")]) == [
         "With landmarks, perplexity is 0.5 [-0.5, 1.5] % lower (less than 2 %, drop).",
         basis,
@@ -63,7 +63,7 @@ def test_components_by_size() -> None:
     first, _ = said(contrasts=[*small, component("scaling", 7.0, "core"), component("gate", 1.0, "unstable")])
     assert first == (
         "1 of 6 components lowers perplexity by more than 5 % (core): scaling, 7.0 [6.0, 8.0] %; 4 by less than 2 % "
-        "(drop): improvements from 0.00 to 0.30 %; 1 is unstable (the loss jumped, or was not finite): gate, "
+        "(drop): improvements from 0.00 to 0.30 %; 1 is unstable (the loss jumped or was not finite): gate, "
         "1.0 [0.0, 2.0] %."
     )
     first, _ = said(contrasts=[component("a", 1.0, "drop"), component("b", -9.0, "drop")])
@@ -73,27 +73,25 @@ def test_components_by_size() -> None:
     )
     first, _ = said(contrasts=[component("a", 7.0, "core"), component("a", 7.0, "core")])
     assert first.startswith(
-        "2 of 2 contrasts of components lower perplexity by more than 5 % (core): a (leave one out), 7.0"
+        "2 of 2 component contrasts lower perplexity by more than 5 % (core): a (leave one out), 7.0"
     )
 
 
 def test_arms_that_had_no_chance_are_said_first() -> None:
     first, basis = said(contrasts=[component(name, 1.0, "untuned: drop", FILES) for name in "ab"])
-    assert first.startswith(
-        "At the learning rates of the files, 2 of 2 components lower perplexity by less than 2 %: a"
-    )
+    assert first.startswith("At default learning rates, 2 of 2 components lower perplexity by less than 2 %: a")
     assert basis == (
-        "Basis: arms kept the learning rates of their files (24,576 tokens, 3 seeds); of components these are leads, "
-        "no verdicts."
+        "Basis: arms kept their default learning rates (24,576 tokens, 3 seeds); for components these are leads, "
+        "not verdicts."
     )
     mixed = [component("a", 7.0, "untuned: core", FILES), component("b", 1.0, "undertrained: drop"),
              component("c", 1.0, "drop")]  # fmt: skip
     one, two, three, basis = said(contrasts=mixed)
-    assert one.startswith("At the learning rates of the files, 1 of 3 components lowers perplexity by more than 5 %: a")
-    assert two.startswith("As far as arms were trained, 1 of 3 components lowers perplexity by less than 2 %: b")
+    assert one.startswith("At default learning rates, 1 of 3 components lowers perplexity by more than 5 %: a")
+    assert two.startswith("With undertrained arms, 1 of 3 components lowers perplexity by less than 2 %: b")
     assert three.startswith("1 of 3 components lowers perplexity by less than 2 % (drop): c")
-    assert "in 1 of 3 comparisons arms kept the learning rates of their files (24,576 to 61,440 tokens" in basis
-    assert basis.endswith("; 2 of 3 are leads, no verdicts.")
+    assert "in 1 of 3 comparisons arms kept their default learning rates (24,576 to 61,440 tokens" in basis
+    assert basis.endswith("; 2 of 3 are leads, not verdicts.")
 
 
 def test_one_seed_decides_nothing() -> None:
@@ -130,10 +128,10 @@ def test_retrieval() -> None:
 
 
 def test_a_sweep_names_its_best_cell() -> None:
-    """And not the largest number of the table, which is against another cell."""
+    """Not the largest number in the table, which is relative to another cell."""
     assert said() == [
-        "Against the base model, more lowers perplexity most: by 12.0 [11.0, 13.0] %, with 2,000 trained parameters; "
-        "next of 2 cells is some, by 10.0 [9.0, 11.0] %.",
+        "Against the base model, more lowers perplexity the most: by 12.0 [11.0, 13.0] %, with 2,000 trained "
+        "parameters; second of 2 cells is some, by 10.0 [9.0, 11.0] %.",
         "Basis: 3 seeds.",
     ]
     assert said(SUMMARY.iloc[:2])[0].startswith("Against the base model, some lowers perplexity by 10.0")

@@ -1,4 +1,4 @@
-"""The Python API as a user of transformers meets it: quick start, training loops, generation, saving."""
+"""The Python API as a transformers user sees it: quick start, training loops, generation, saving."""
 
 import dataclasses
 import subprocess
@@ -21,7 +21,7 @@ from hylo.core.errors import ConfigError, MergeRefused, RecordError
 from hylo.models.base import skeleton_from_config
 
 IDS = tokens(2, 12)
-DESIGNS = {  # the method of conf/method/ that composes the same, with the number of parameters on GPT-2 small
+DESIGNS = {  # the equivalent method in conf/method/, and the number of parameters on GPT-2 small
     "position_adaptive": ("landmark_pa", 12_545),
     "learnable": ("landmark_learnable", 12_576),
     "original": ("landmark_original", 6_145),
@@ -38,7 +38,7 @@ def base(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 @torch.no_grad()
 def _moved(model: HyLoRADAModel) -> HyLoRADAModel:
-    """The model with every trainable tensor away from its start, in evaluation mode."""
+    """The model with every trainable tensor perturbed, in evaluation mode."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -87,7 +87,7 @@ def test_defaults_are_hylorada_as_composed_in_conf():
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_designs_are_those_composed_in_conf(design: str):
-    """All five, and their exact numbers of parameters on GPT-2 small."""
+    """All five, with exact parameter counts on GPT-2 small."""
     name, count = DESIGNS[design]
     config = HyLoRADAConfig(position_bias_enabled=False, landmark_design=design)
     assert config.method() == method(name)
@@ -120,7 +120,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
 
 
 def test_every_setting_changes_the_model():
-    """An option that is accepted and ignored would leave method, length and seed as they are by default."""
+    """An option that is accepted but ignored would leave method, length and seed at their defaults."""
     assert OTHER_VALUES.keys() == {field.name for field in dataclasses.fields(HyLoRADAConfig)}
     default = _what(HyLoRADAConfig())
     assert [name for name, other in OTHER_VALUES.items() if _what(HyLoRADAConfig(**other)) == default] == []
@@ -181,7 +181,7 @@ def test_a_plain_loop_trains_the_adapter_and_nothing_else(base: PreTrainedModel)
 def test_transformers_trainer(
     base: PreTrainedModel, tmp_path: Path, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    """Trains, evaluates, saves a checkpoint of the adapter alone, and goes on from it to the same end."""
+    """Trains, evaluates, saves an adapter-only checkpoint, and resumes from it to the same result."""
     monkeypatch.setattr(base.config, "use_cache", True)  # Trainer turns it off, in a config that the tiny models share
     before = snapshot(base)
 
@@ -221,7 +221,7 @@ def test_transformers_trainer(
 def test_the_output_is_the_base_model_s(base: PreTrainedModel):
     model = HyLoRADAModel(base, HyLoRADAConfig(**PLAIN)).eval()
     mask = torch.ones_like(IDS)
-    output = model(IDS, mask, labels=IDS)  # by place, as the base model takes them
+    output = model(IDS, mask, labels=IDS)  # positional arguments, as the base model takes them
     assert type(output) is type(base(input_ids=IDS))
     torch.testing.assert_close(output.loss, base(input_ids=IDS, labels=IDS).loss)
     assert model(inputs_embeds=base.get_input_embeddings()(IDS)).logits.shape == (2, 12, 97)
@@ -231,7 +231,7 @@ def test_the_output_is_the_base_model_s(base: PreTrainedModel):
 
 @pytest.mark.parametrize("design", ["position_adaptive", "attention"])
 def test_generate_is_greedy_decoding_by_full_passes(base: PreTrainedModel, design: str):
-    """Of a left-padded batch, with the cache: each row as the text alone. Without positions, padding would count."""
+    """In a left-padded batch, with the cache, rows equal their texts alone. Without positions, padding would count."""
     model = _moved(HyLoRADAModel(base, HyLoRADAConfig(landmark_design=design, use_dora_magnitude=True)))
     texts = [tokens(1, length, seed=length) for length in (4, 9)]
     ids = torch.cat([torch.nn.functional.pad(text, (9 - text.shape[1], 0)) for text in texts])
@@ -289,12 +289,12 @@ def test_merged_model_is_the_plain_one(base: PreTrainedModel, dora: bool):
     torch.testing.assert_close(logits(base, IDS), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(logits(model, IDS), expected, rtol=0, atol=1e-5)
     assert all(parameter.requires_grad for parameter in base.parameters())
-    with pytest.raises(MergeRefused, match="before"):
+    with pytest.raises(MergeRefused, match="already merged"):
         model.merge()
 
 
 def test_state_of_the_adapter(base: PreTrainedModel):
-    """The names are those of a saved adapter; inside another module they carry its prefix. All, or nothing is taken."""
+    """Names are those of a saved adapter, prefixed inside another module. Loading is all or nothing."""
     model = _moved(HyLoRADAModel(base, HyLoRADAConfig(lora_rank=4)))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert state.keys() == model.adapter.adapter_state_dict().keys()

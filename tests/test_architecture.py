@@ -1,4 +1,4 @@
-"""Where things are in every architecture that the tables name."""
+"""Module lookup in every architecture listed in the tables."""
 
 import copy
 from typing import Any
@@ -41,7 +41,7 @@ def _model(architecture: str) -> PreTrainedModel:
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_the_final_norm_is_what_the_head_reads(architecture: str):
-    """Not the first norm that a search by name meets, which is inside the first layer."""
+    """Not the first norm found by name, which is inside the first layer."""
     model = _model(architecture)
     seen: list[Any] = []
     head = model.get_output_embeddings()
@@ -57,7 +57,7 @@ def test_the_final_norm_is_what_the_head_reads(architecture: str):
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_default_targets_are_the_projections_of_attention(architecture: str):
-    """Every linear layer of attention; on GPT-2 the published name c_proj matches one of the FFN, too."""
+    """Every linear layer of attention; on GPT-2 the published name c_proj also matches one in the FFN."""
     model = _model(architecture)
     targets = default_targets(model)
     everything = target_layers(model, [ALL_LINEAR])
@@ -71,7 +71,7 @@ def test_default_targets_are_the_projections_of_attention(architecture: str):
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_components_work_on_every_architecture_that_a_table_names(architecture: str):
-    """The part of the contract that depends on where things are: all components, no look ahead, no trace left."""
+    """The part of the contract that depends on the architecture: all components, no lookahead, no trace left behind."""
     base = _model(architecture)
     ids, mask = tokens(1, 10), torch.tensor([[0] * 3 + [1] * 7])
     before = logits(base, ids)
@@ -85,7 +85,7 @@ def test_components_work_on_every_architecture_that_a_table_names(architecture: 
 
 
 def test_a_model_without_a_final_norm_is_refused_before_anything_is_attached():
-    """OPT-350M norms after each layer. A sweep shares the base model: half a method must not stay on it."""
+    """OPT-350M norms after each layer. A sweep shares the base model, so half a method must not stay attached."""
     config = copy.copy(CONFIGS["opt"])
     config.do_layer_norm_before = False
     base = AutoModelForCausalLM.from_config(config).eval()

@@ -1,6 +1,6 @@
-"""The audit: every sound method passes, every published flaw that breaks a property is caught, every check can fail.
+"""The audit: sound methods pass, every published flaw that breaks a property is caught, every check can fail.
 
-Components that break one property each stand at the final norm and add a bias to its output.
+The components that break one property each add a bias to the output of the final norm.
 """
 
 from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ def audited(components: Method, architecture: str = "llama") -> dict[str, Findin
 
 
 def breaks(components: Method) -> set[str]:
-    """Checks that the method says it fails."""
+    """Checks that the method declares it fails."""
     return set().union(*(config.breaks for config in components.values()))
 
 
@@ -99,12 +99,12 @@ PUBLISHED = {
     ("rslora", "method.low_rank.init_a=orthogonal"): set(),
     ("rslora", "method.low_rank.dropout=0.05"): set(),
 }
-"""Published behaviours and what they break."""
+"""Published behaviours and the checks they fail."""
 
 
 @pytest.mark.parametrize(("chosen", "broken"), PUBLISHED.items())
 def test_published_flaws_are_caught(chosen: tuple[str, str], broken: set[str]):
-    """Pooling over the sequence moves cached decoding as well, but not always by more than rounding does."""
+    """Pooling over the sequence also changes cached decoding, but not always by more than rounding."""
     name, overrides = chosen
     components = method(name, *overrides.split())
     assert broken <= failed(audited(components)) <= breaks(components) | broken
@@ -113,7 +113,7 @@ def test_published_flaws_are_caught(chosen: tuple[str, str], broken: set[str]):
 
 @dataclass(kw_only=True, slots=True)
 class BiasConfig(ComponentConfig):
-    """A bias after the final norm, made by a function of (bias, normed states, whether the model trains)."""
+    """A bias after the final norm, computed from (bias, normed states, whether the model is training)."""
 
     make: Callable[[nn.Parameter, Tensor, PreTrainedModel], Tensor]
     off_by: int = 0
@@ -129,7 +129,7 @@ class BiasConfig(ComponentConfig):
 
 
 class Bias(Component):
-    """One row a place in the pass, [CONTEXT, D]."""
+    """One row per index in the forward pass, [CONTEXT, D]."""
 
     def __init__(self, config: BiasConfig, context: BuildContext) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def same_everywhere(rows: Tensor, h: Tensor, model: PreTrainedModel) -> Tensor:
 
 
 def place_in_the_pass(rows: Tensor, h: Tensor, model: PreTrainedModel) -> Tensor:
-    """Counts from 0 in every pass, as the published landmarks did: wrong from the second cached token on."""
+    """Counts from 0 in every forward pass, like the published landmarks: wrong from the second cached token on."""
     return rows[: h.shape[1]]
 
 
@@ -176,7 +176,7 @@ def shifted(rows: Tensor, h: Tensor, model: PreTrainedModel) -> Tensor:
 
 
 def not_a_number(rows: Tensor, h: Tensor, model: PreTrainedModel) -> Tensor:
-    return rows.sum(0) / rows.square().sum().detach()  # 0 / 0 at the start
+    return rows.sum(0) / rows.square().sum().detach()  # 0 / 0 at step 0
 
 
 def thawing(rows: Tensor, h: Tensor, model: PreTrainedModel) -> Tensor:
@@ -213,7 +213,7 @@ def test_a_count_off_the_formula_is_caught():
 
 
 def test_a_tensor_that_is_not_in_the_optimizer_is_caught():
-    """Its gradient is fine, so the audit before training says nothing."""
+    """Its gradient is fine, so the audit before training cannot catch it."""
     audit, model = started(method("dora"))
     audit.before_training()
     name = next(name for name in trained(model) if name.endswith("magnitude"))

@@ -1,4 +1,4 @@
-"""Bad input: a one-screen error that names the value, what is allowed and the fix; exit code 2; nothing written."""
+"""Bad input: a short error that names the value, what is allowed and the fix; exit code 2; nothing written."""
 
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def test_bad_input(
 
 
 def test_as_a_process(tmp_path: Path) -> None:
-    """The same from outside: no traceback, and an exit code that a script can see."""
+    """The same as a separate process: no traceback, and an exit code that scripts can check."""
     done = train_process("trainer.steps=none", cwd=tmp_path)
     assert done.returncode == 2
     assert "trainer.steps" in done.stderr

@@ -1,4 +1,4 @@
-"""What contrasts rest on, read from the records of studies with known effects."""
+"""The basis of contrasts, read from records of studies with known effects."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def study(folder: Path, **options: Any) -> StudyRecord:
 
 
 def contributing(folder: Path, cell: str, section: Mapping[str, Any]) -> None:
-    """Give a cell's runs a section of contributions."""
+    """Adds a contribution section to a cell's runs."""
     for path in (folder / "demo").glob(f"{cell}-*/{RESULT}"):
         write_json(path, json.loads(path.read_text()) | {"contribution": dict(section)})
 
@@ -52,7 +52,7 @@ def verdicts(found: StudyRecord) -> tuple[str, str]:
 def test_a_claim_on_an_arm_that_was_never_tuned_is_not_contradicted(tmp_path: Path, tuned: Sequence[str]) -> None:
     found = study(tmp_path, tuned=tuned)
     assert verdicts(found) == ("contradicted_at_the_published_rate_only", "untuned: drop")
-    assert "rates of the files" in contrast_table(found)["rests_on"].iloc[0]
+    assert "default rates" in contrast_table(found)["rests_on"].iloc[0]
 
 
 def test_both_arms_with_their_chance_are_contradicted(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_best_rate_at_an_end_of_its_grid_is_undertrained(tmp_path: Path) -> No
     write_json(path, json.loads(path.read_text()) | {"tuning": tuning})
     found = read_study(tmp_path / "demo")
     assert verdicts(found)[0] == "undertrained"
-    assert "large: best trainer.learning_rate at an end of its grid" in contrast_table(found)["rests_on"].iloc[0]
+    assert "large: best trainer.learning_rate at the edge of its grid" in contrast_table(found)["rests_on"].iloc[0]
     assert choice_table(found)["end"].tolist() == ["no", "trainer.learning_rate"]
 
 
@@ -88,7 +88,7 @@ def test_a_best_rate_at_an_end_of_its_grid_is_undertrained(tmp_path: Path) -> No
     ("half", "moving"),
     [
         ({"small": 15.0, "large": 15.1}, True),  # the contrast has grown from 0.1 to 0.5 %
-        ({"small": 15.0, "large": 15.9}, False),  # it has shrunk: more steps will not make it what was claimed
+        ({"small": 15.0, "large": 15.9}, False),  # it has shrunk: more steps will not make it reach the claim
         ({"small": 15.0}, False),  # unknown
         ({}, False),
     ],
@@ -100,7 +100,7 @@ def test_a_contrast_that_still_grows_is_undertrained(tmp_path: Path, half: dict[
 
 
 def test_moving_within_its_noise_is_no_movement(tmp_path: Path) -> None:
-    """Half-way each seed stands 2 % off in a direction of its own: a mean shift of 0.4 % is then nothing."""
+    """At half of the steps each seed is 2 % off in its own direction, so a mean shift of 0.4 % is just noise."""
     study(tmp_path, tuned=["small", "large"], half={"small": 15.0, "large": 15.1})
     rng = np.random.default_rng(2)
     for path in sorted((tmp_path / "demo").glob(f"large-*/{HALF}")):
@@ -117,7 +117,7 @@ def test_a_component_that_hardly_moved_is_undertrained(tmp_path: Path) -> None:
     contributing(tmp_path, "small", {"slots": {"low_rank": {"change": 0.3}}, "undertrained": []})
     found = read_study(tmp_path / "demo")
     assert verdicts(found)[0] == "undertrained"
-    assert "landmark changed the hidden state by 0.2 % only" in contrast_table(found)["rests_on"].iloc[0]
+    assert "landmark changed the hidden state by only 0.2 %" in contrast_table(found)["rests_on"].iloc[0]
     path = tmp_path / "demo" / "study.json"
     searched = choice("large")
     searched["keys"] = [*searched["keys"], "method.landmark.learning_rate_multiplier"]
@@ -134,7 +134,7 @@ def test_a_component_that_hardly_moved_is_undertrained(tmp_path: Path) -> None:
 
 
 def test_the_interval_covers_the_choice_of_the_rate(tmp_path: Path) -> None:
-    """Trials whose order is chance: seeds disagree about the best of three rates."""
+    """Trials ranked by chance: seeds disagree about the best of three rates."""
     found = study(tmp_path, tuned=["small", "large"])
     plain = effect_of(found, "large", "small")
     rng = np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""The benchmarks run on a tiny model and write their rows, page and figure; what they measure is for reading."""
+"""The benchmarks run on a tiny model and write their rows, page and figure; the measured values are not tested."""
 
 import json
 import math
@@ -20,7 +20,7 @@ PARTS = {
 } | {("memory", f"{method} 1x16", "peak_bytes_above_weights") for method in ("lora", "dora", "hylorada")}
 
 
-@pytest.mark.slow  # steps and memory are measured in processes of their own
+@pytest.mark.slow  # steps and memory are measured in separate processes
 def test_benchmarks_of_a_tiny_model(tmp_path: Path) -> None:
     options = ["--model", "tiny_llama", "--shapes", "1x16", "--steps", "1", "--only", "step,evaluation,memory"]
     command = [sys.executable, "-m", "benchmarks", *options, "--out", str(tmp_path)]
@@ -59,7 +59,7 @@ def test_a_row_replaces_its_own_alone_and_stands_beside_its_work(tmp_path: Path)
 
 
 def test_ratios_are_those_of_the_rounds() -> None:
-    """The ratio of medians would be 2 / 2 here: it compares different rounds, one of them on a busy machine."""
+    """The ratio of medians would be 2 / 2 here: it mixes rounds, one of them on a busy machine."""
     row = measured("step", "lora", "seconds_per_step", [1.0, 2.0, 30.0], [2.0, 1.0, 60.0])
     assert (row.hylo, row.peft, row.ratio_to_peft, row.rounds) == (2.0, 2.0, 0.5, 3)
 

@@ -1,4 +1,4 @@
-"""Biases of linear layers: against a loop in float64, and against training the layers' own biases."""
+"""Biases of linear layers: against a float64 loop, and against training the layers' own biases."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def test_outputs_are_the_formula(architecture: str):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_neox"])
 def test_the_same_as_training_the_layer_s_own_bias(architecture: str):
-    """Where every target has one: the same logits from the same sum, and the same gradients."""
+    """If every target has a bias: the same logits from the same sum, and the same gradients."""
     base, own = tiny(architecture), tiny(architecture)
     model = perturbed(base, {"bias": BiasConfig(target_modules=ALL)}, fused=False)
     with torch.no_grad():
@@ -87,8 +87,8 @@ def test_targets_are_those_of_low_rank_updates(architecture: str):
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 @pytest.mark.parametrize("low_rank", ["lora", "dora"])
 def test_beside_a_low_rank_update(low_rank: str, architecture: str):
-    """Both change the same layers: the bias is added to the updated output and not scaled by a magnitude. The model
-    with the bias of each target moved by hand is the reference; the order of the slots makes no difference."""
+    """Both change the same layers: the bias is added to the updated output and not scaled by a magnitude. The reference
+    is the model with each target's bias changed by hand; the order of the slots makes no difference."""
     base = tiny(architecture)
     updates = method(low_rank)
     both: AdaptedModel = adapt(base, {"bias": BiasConfig(), **updates}, fused=False)
@@ -129,7 +129,7 @@ def test_merges_where_every_target_has_a_bias(architecture: str, beside: dict[st
 
 
 def test_a_merge_that_a_saved_model_would_lose_is_refused():
-    """Qwen2 has biases of q, k and v and none of o: with the first three it merges."""
+    """Qwen2 has biases for q, k and v but not o: the first three alone can be merged."""
     base = tiny("qwen2")
     before = snapshot(base)
     model = perturbed(base, {"bias": BiasConfig()})

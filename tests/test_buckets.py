@@ -1,4 +1,4 @@
-"""Position buckets, fixed and learned: properties for every size, by hypothesis."""
+"""Position buckets, fixed and learned: properties for all sizes, with hypothesis."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from hylo.adapters.landmarks.position_adaptive import PositionAdaptiveConfig
 
 BASE = tiny("llama")
 sizes = st.tuples(st.integers(2, 128), st.integers(2, 40_000))  # N, P_max
-roomy = sizes.filter(lambda size: size[0] <= size[1])  # a position for every bucket
+roomy = sizes.filter(lambda size: size[0] <= size[1])  # at least one position per bucket
 properties = settings(deadline=None, derandomize=True, max_examples=200)
 
 
@@ -42,19 +42,19 @@ def test_boundaries_do_not_decrease_and_every_bucket_is_in_range(size: tuple[int
 @example((8, 32), Bucketing.logarithmic)
 @properties
 def test_no_bucket_is_empty(size: tuple[int, int], bucketing: Bucketing):
-    """An empty bucket is a parameter that nothing trains."""
+    """An empty bucket is a parameter that is never trained."""
     N, P_max = size
     boundaries = bucket_boundaries(bucketing, N, P_max)
     assert boundaries[0] > 0
     assert (boundaries.diff() > 0).all()
     assert assign_buckets(torch.arange(P_max), boundaries).unique().numel() == N
-    assert assign_buckets(torch.tensor(P_max), boundaries) == N - 1  # from P_max on: the last
+    assert assign_buckets(torch.tensor(P_max), boundaries) == N - 1  # positions from P_max on: the last bucket
 
 
 @given(roomy)
 @properties
 def test_logarithmic_boundaries_grow_as_powers_of_p_max(size: tuple[int, int]):
-    """P_max^(i/N) within a token, or i where that grows by less than a token."""
+    """P_max^(i/N) within a token, or i while that grows by less than a token."""
     N, P_max = size
     for i, boundary in enumerate(bucket_boundaries(Bucketing.logarithmic, N, P_max).tolist(), start=1):
         power = P_max ** (i / N)
@@ -72,7 +72,7 @@ def test_first_logarithmic_buckets_are_one_token_wide(N: int, P_max: int, single
 
 
 def test_logarithmic_is_not_what_was_published():
-    """uniform over 32,768 positions was called logarithmic: 32 buckets, and every short context in the first."""
+    """What was published as logarithmic is uniform over 32,768 positions: all of a short context is in bucket 0."""
     positions = torch.arange(1024)
     published = bucket_boundaries(Bucketing.uniform, 32, 32_768)
     assert (assign_buckets(positions, published) == 0).all()
@@ -83,7 +83,7 @@ def test_logarithmic_is_not_what_was_published():
 
 def test_uniform_buckets_have_the_same_width():
     boundaries = bucket_boundaries(Bucketing.uniform, 4, 10)
-    assert boundaries.tolist() == [3, 5, 8]  # a boundary at 2.5 makes 3 the first position after it
+    assert boundaries.tolist() == [3, 5, 8]  # after a boundary at 2.5, 3 is the first position
     assert assign_buckets(torch.arange(12), boundaries).tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
 
 
@@ -91,7 +91,7 @@ def test_positions_of_any_layout_are_taken_without_a_warning():
     """A left-padded batch decoded with a cache gives a slice of a larger tensor."""
     boundaries = bucket_boundaries(Bucketing.logarithmic, 32, 256)
     always = torch.is_warn_always_enabled()
-    torch.set_warn_always(True)  # else only the first slice of the session tells
+    torch.set_warn_always(True)  # otherwise only the first slice in the session would warn
     try:
         sliced = assign_buckets(torch.arange(12).view(3, 4)[:, -1:], boundaries)
     finally:
@@ -154,7 +154,7 @@ def test_learned_boundaries_are_sorted_and_in_tokens(start: BoundaryStart):
     positions = torch.arange(P_max)
     before = landmark.bucket_weights(positions)
     with torch.no_grad():
-        landmark.beta.copy_(landmark.beta.flip(0))  # order carries no meaning: training may let boundaries pass
+        landmark.beta.copy_(landmark.beta.flip(0))  # order carries no meaning: training may let boundaries cross
     assert torch.equal(landmark.learned_boundaries(), boundaries)
     assert torch.equal(landmark.bucket_weights(positions), before)
 

@@ -1,4 +1,4 @@
-"""The cache: entries are whole, made once, and found again by content. And the bounds that settings are held to."""
+"""The cache: entries are complete, created once, and found by content. Also the bounds of settings."""
 
 import os
 import subprocess
@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own."""
+    """A cache for this test only."""
     monkeypatch.setenv("HYLO_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 def python(code: str, *arguments: str) -> "subprocess.Popen[str]":
-    """A process of its own with hylo's cache."""
+    """A separate process with hylo's cache."""
     command = [sys.executable, "-c", code, *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -34,7 +34,7 @@ def python(code: str, *arguments: str) -> "subprocess.Popen[str]":
 
 
 def writing(text: str) -> Callable[[Path], None]:
-    """Makes an entry with one file."""
+    """Creates an entry with one file."""
 
     def make(draft: Path) -> None:
         (draft / "part").write_text(text)
@@ -89,7 +89,7 @@ cached_folder("kind/entry", make)
 
 
 def test_a_killed_process_leaves_no_half_entry(cache: Path):
-    """Nothing of it runs after the kill, so cleaning up on the way out would not help."""
+    """No code runs after the kill, so cleanup on exit would not help."""
     process = python(KILLED)
     process.communicate(timeout=60)
     assert process.returncode < 0
@@ -99,7 +99,7 @@ def test_a_killed_process_leaves_no_half_entry(cache: Path):
 
 
 def test_the_draft_of_a_killed_process_with_our_id_is_not_in_the_way(cache: Path):
-    """In a container the same command gets the same process id each time it is started."""
+    """In a container, the same command gets the same process id on every start."""
     (cache / "kind" / f".entry.{os.getpid()}").mkdir(parents=True)
     folder = cached_folder("kind/entry", writing("whole"))
     assert (folder / "part").read_text() == "whole"
@@ -133,8 +133,8 @@ with (folder / "part").open() as file:
 
 
 def test_two_processes_make_the_same_entry_at_once(cache: Path, tmp_path: Path):
-    """Both have drafted before either is done. Putting the second in the first one's place would take the folder away
-    under the process that reads it, or fail where both look before either moves."""
+    """Both write drafts before either is done. Replacing the first entry with the second would remove the folder while
+    another process reads it, or fail if both check before either moves."""
     processes = [python(AT_ONCE, *names, str(tmp_path)) for names in (("a", "b"), ("b", "a"))]
     printed = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
@@ -143,7 +143,7 @@ def test_two_processes_make_the_same_entry_at_once(cache: Path, tmp_path: Path):
 
 
 def test_an_entry_that_appears_meanwhile_stays():
-    """The same in one process, so that the order is sure."""
+    """The same in one process, so that the order is deterministic."""
 
     def slow(draft: Path) -> None:
         (draft / "part").write_text("second")
@@ -172,13 +172,13 @@ def test_file_hash_is_of_the_content(tmp_path: Path, cache: Path):
 
 
 def test_a_file_of_the_same_size_and_time_is_read_again(tmp_path: Path):
-    """`cp -p`, rsync and archives set the time of the source: by size and that time alone, other weights would pass for
-    the first ones."""
+    """`cp -p`, rsync and archives preserve modification times: by size and time alone, different weights would be taken
+    for the original ones."""
     path = tmp_path / "weights"
     path.write_bytes(b"one")
     before = path.stat()
     first = file_hash(path)
-    while path.stat().st_ctime_ns == before.st_ctime_ns:  # file systems count in steps of some milliseconds
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # timestamps have a resolution of some milliseconds
         path.write_bytes(b"two")
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
@@ -264,5 +264,5 @@ def test_every_problem_is_told():
     ids=str,
 )
 def test_numbers_in_dicts_and_lists(settings: dict[str, Any]):
-    """The tree is one of "dataclasses, dicts and lists", and no number in it is infinite or NaN."""
+    """NaN, infinite and out-of-range numbers are also found when nested in dataclasses, dicts and lists."""
     assert len(list(bound_problems(Outer(steps=1, **settings)))) == 1

@@ -1,4 +1,4 @@
-"""The overhead of a run: wall time without what counts as work."""
+"""The overhead of a run: wall time without the time counted as work."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from hylo.core.timer import Clock
 
 @pytest.fixture
 def sleep(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], float]:
-    """Sleeps without waiting, on a clock of its own."""
+    """Advances a fake clock instead of waiting."""
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 

@@ -15,10 +15,10 @@ from hylo.training.config import kernel_problems
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler, seen in 2.13 (November 2026)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from torch's own compiler, seen in 2.13 (November 2026)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the same
 def test_compiled_layers_are_the_plain_ones():
-    """Losses and gradients agree; afterwards the model is as it was, and no layer stays compiled."""
+    """Losses and gradients agree; afterwards the model is restored, and no layer stays compiled."""
     base = tiny("llama")
     model = adapt(base, method("rslora_dora"), fused=False)
     perturb(model)
@@ -40,8 +40,8 @@ def test_compiled_layers_are_the_plain_ones():
 
 
 def test_calls_with_a_cache_are_not_compiled(monkeypatch: pytest.MonkeyPatch):
-    """Each layer's cache would be a case of its own, and after eight of them torch compiles no call at all: an audit
-    before training was enough."""
+    """Each layer's cache would be a specialization of its own, and after eight of them torch stops compiling: an audit
+    before training was enough to get there."""
     compiled_calls: list[int] = []
 
     def counting(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
-"""What every method of conf/method/ promises on every architecture: what is trained, what is not, and coming back.
+"""The contract of every method in conf/method/ on every architecture: what is trained, saving, detaching.
 
-Methods are found by glob and differ only in what their configs say (`trains_base`, the slots they fill), never by name.
-How adapted models read, pad and decode text is in test_contract_inference.py.
+Methods are found by glob and distinguished only by their configs (`trains_base`, the slots they fill), never by name.
+How adapted models read, pad and decode text is covered by test_contract_inference.py.
 """
 
 from pathlib import Path
@@ -42,7 +42,7 @@ from hylo.training.step import make_optimizer
 
 IDS = tokens(2, 12)
 NEAR_KL = 1e-5
-"""Bound of the KL to the base model in nats where a component starts `near` it."""
+"""Bound on the KL divergence from the base model, in nats, if a component starts `near` it."""
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -78,7 +78,7 @@ def test_trainable_set_is_what_is_declared(base: PreTrainedModel, name: str):
 
 @matrix(*TRAINED)
 def test_gradients_reach_every_declared_tensor_and_no_other(base: PreTrainedModel, name: str):
-    """At step 0 this would fail for a sound method: LoRA's B is zero and hides A. Hence the perturbation."""
+    """Perturbed, because at step 0 a sound method would fail: LoRA's B is zero and hides A."""
     model = perturbed(base, method(name))
     _backward(model)
     declared = trained(model)
@@ -90,9 +90,9 @@ def test_gradients_reach_every_declared_tensor_and_no_other(base: PreTrainedMode
 
 @matrix(*TRAINED)
 def test_recomputed_activations_give_the_same_gradients(base: PreTrainedModel, name: str):
-    """Gradient checkpointing runs layers again in the backward pass, when the forward pass and its hooks are over."""
+    """Gradient checkpointing reruns layers in the backward pass, after the forward pass and its hooks have ended."""
     model = perturbed(base, method(name)).train()
-    torch.manual_seed(4)  # GPT-2 has dropout of its own
+    torch.manual_seed(4)  # GPT-2 has its own dropout
     _backward(model)
     expected = {name: tensor.grad.clone() for name, tensor in trained(model).items() if tensor.grad is not None}
     model.zero_grad()
@@ -106,7 +106,7 @@ def test_recomputed_activations_give_the_same_gradients(base: PreTrainedModel, n
 
 @matrix()
 def test_identity_at_step_0(base: PreTrainedModel, name: str):
-    """Exact, or near, or neither: as the components declare it. Both sides by the same kernels: they round alike."""
+    """Exact, near or neither, as the components declare. Both sides use the same kernels, so they round alike."""
     untuned = adapt(base, {}, fused=not trains_base(method(name)))
     expected = logits(untuned, IDS)
     untuned.detach()
@@ -132,7 +132,7 @@ def test_training_moves_all_that_is_trained_and_leaves_the_base_bit_equal(base: 
         assert sorted(map(id, optimized)) == sorted(map(id, trained(model).values()))
         start, unmoved = values(model), declared_dead(model)
         model.train()
-        for _ in range(2):  # the second step reaches what hides behind a zero, such as LoRA's A behind B
+        for _ in range(2):  # the second step reaches tensors hidden by a zero, such as LoRA's A behind B
             optimizer.zero_grad()
             _backward(model)
             optimizer.step()
@@ -161,7 +161,7 @@ def test_detach_leaves_no_trace_and_attaching_again_gives_the_same_logits(base: 
 
 @matrix()
 def test_detach_gives_back_what_was_trainable_and_each_module_s_mode(base: PreTrainedModel, name: str):
-    """A base model that comes back frozen trains nothing, without an error. One mode for all would hide a mix-up."""
+    """A base model left frozen would silently train nothing. Modes differ by module, to catch a mix-up."""
     base.train().get_input_embeddings().eval()
     chosen = [index % 3 == 0 for index, _ in enumerate(base.parameters())]
     for parameter, trainable in zip(base.parameters(), chosen, strict=True):
@@ -170,7 +170,7 @@ def test_detach_gives_back_what_was_trainable_and_each_module_s_mode(base: PreTr
     for _ in range(2):
         model = adapt(base, method(name))
         model.detach()
-        model.detach()  # the second time nothing happens
+        model.detach()  # the second call does nothing
         assert [parameter.requires_grad for parameter in base.parameters()] == chosen
         assert [module.training for module in base.modules()] == modes
 
@@ -207,7 +207,7 @@ def test_start_depends_on_the_seed_alone(base: PreTrainedModel, name: str):
     first, same, other = start(0, 1), start(0, 2), start(1, 1)
     assert [key for key in first if not torch.equal(first[key], same[key])] == []
     differing = [key for key in first if not torch.equal(first[key], other[key])]
-    drawn = any(tensor.min() < tensor.max() for tensor in first.values())  # else all start as constants
+    drawn = any(tensor.min() < tensor.max() for tensor in first.values())  # otherwise all start as constants
     from_weights = trains_base(method(name)) or any(
         getattr(config, "starts_from_weights", False) for config in method(name).values()
     )
@@ -215,7 +215,7 @@ def test_start_depends_on_the_seed_alone(base: PreTrainedModel, name: str):
 
 
 def test_methods_that_share_a_tensor_share_its_first_draw(base: PreTrainedModel):
-    """Else a contrast of two methods is in part one of two draws. Builds with one generator would differ by order."""
+    """Otherwise a contrast of two methods would partly be one of two draws. With one generator, order would matter."""
     drawn: dict[tuple[str, torch.Size, object], dict[str, Tensor]] = {}
     for name in TRAINED:
         with adapted(base, method(name), context_length=CONTEXT, seed=3) as model:
@@ -227,6 +227,6 @@ def test_methods_that_share_a_tensor_share_its_first_draw(base: PreTrainedModel)
     shared = {key: list(tensors.values()) for key, tensors in drawn.items() if len(tensors) > 1}
     assert any(tensors[0].std() > 0 for tensors in shared.values() if tensors[0].numel() > 1)
     assert [key for key, (first, *rest) in shared.items() if not all(torch.equal(first, other) for other in rest)] == []
-    # Tensors of one method are drawn apart, too: two layers of one shape do not start alike.
+    # Tensors of one method also get independent draws: two layers of the same shape start differently.
     ones = [tensors[0].flatten() for (key, *_), tensors in shared.items() if key.endswith(".A")]
     assert not any(torch.equal(a, b) for i, a in enumerate(ones) for b in ones[:i])

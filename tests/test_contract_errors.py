@@ -52,13 +52,13 @@ def test_refused_with_value_allowed_and_fix(components: Method, value: str, hint
 
 
 def test_a_hook_under_its_earlier_name_is_refused():
-    """It would never be called, and the component would train without it in silence."""
+    """It would never be called, and the component would silently train without it."""
     with pytest.raises(TypeError, match="Old: begin_step is now on_step_start"):
         type("Old", (Component,), {"begin_step": lambda self, step, steps: None})
 
 
 def test_a_model_that_carries_an_adapter_is_refused():
-    """Two would train on top of each other, and taking the first one off would break the second."""
+    """Two would train on top of each other, and detaching the first would break the second."""
     base = tiny("llama")
     model = adapt(base, method("lora"))
     for carrier in (base, copy.deepcopy(base)):
@@ -101,7 +101,7 @@ def test_a_saved_adapter_of_another_method_is_refused(other: LowRankConfig, tmp_
 
 
 def test_a_damaged_adapter_is_a_record_error(tmp_path: Path):
-    """One error that names the file, whatever is wrong with it."""
+    """A single error names the file, whatever is wrong with it."""
     model = perturbed(tiny("llama"), method("lora"))
     model.save(tmp_path)
     settings = json.loads((tmp_path / SETTINGS).read_text())
@@ -117,7 +117,7 @@ def test_a_damaged_adapter_is_a_record_error(tmp_path: Path):
 
 @pytest.mark.parametrize("change", [{"rnak": 8}, {"rank": "eight"}, {"rank": -1}])
 def test_adapter_settings_are_checked_like_any_other(change: dict[str, object], tmp_path: Path):
-    """An adapter's JSON may come from anywhere: a key that is not known, of the wrong type or out of range."""
+    """An adapter's JSON may come from anywhere: keys may be unknown, of the wrong type or out of range."""
     model = perturbed(tiny("llama"), method("lora"))
     model.save(tmp_path)
     settings = json.loads((tmp_path / SETTINGS).read_text())
@@ -128,7 +128,7 @@ def test_adapter_settings_are_checked_like_any_other(change: dict[str, object], 
 
 
 def test_restoring_gives_back_method_seed_and_tensors_or_leaves_the_model_alone(tmp_path: Path):
-    """The tensors are checked last: without care, a failure there leaves the untrained adapter attached."""
+    """Tensors are checked last: a failure there must not leave the untrained adapter attached."""
     trained = AdaptedModel(tiny("llama"), method("hylorada"), context_length=CONTEXT, seed=5)
     perturb(trained)
     trained.save(tmp_path)
@@ -142,7 +142,7 @@ def test_restoring_gives_back_method_seed_and_tensors_or_leaves_the_model_alone(
     other = tiny("gpt2")
     with pytest.raises(RecordError, match="does not fit"):
         AdaptedModel.restore(other, tmp_path)
-    for rank in (4, 33):  # other shapes, and more than the layers allow
+    for rank in (4, 33):  # other shapes, and a rank that the layers do not allow
         settings = json.loads((tmp_path / SETTINGS).read_text())
         settings["method"]["low_rank"]["rank"] = rank
         (tmp_path / SETTINGS).write_text(json.dumps(settings))
@@ -175,5 +175,5 @@ def test_a_cut_off_weights_file_is_a_record_error(tmp_path: Path):
 
 def test_a_component_needs_a_forward_pass():
     model = adapt(tiny("llama"), method("hylorada"))
-    with pytest.raises(TypeError, match="by name"):
+    with pytest.raises(TypeError, match="by keyword"):
         model(torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 3))

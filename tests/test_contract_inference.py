@@ -1,6 +1,6 @@
-"""What every method of conf/method/ promises about text: no look at the future, and one meaning however it is fed.
+"""The contract of every method in conf/method/ for inference: causality, and the same result however text is fed.
 
-All parameters are perturbed: at step 0 most components are off, and every one of these tests would pass.
+All parameters are perturbed: at step 0 most components have no effect, and these tests would pass trivially.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ LENGTHS = (5, 12, 9)
 TEXTS = [tokens(1, length, seed=length) for length in LENGTHS]
 NEW_TOKENS = 6
 ROUNDING = 1e-4
-"""Of float32 in logits up to 6. A position that is off by one moves them by 30 times as much or more."""
+"""Tolerance for float32 logits up to 6. An off-by-one position changes them at least 30 times as much."""
 
 
 pytestmark = matrix()
@@ -29,7 +29,7 @@ def model(architecture: str, name: str) -> AdaptedModel:
 
 @pytest.fixture
 def causal(model: AdaptedModel) -> AdaptedModel:
-    """The model, where every component says that it looks at no later token."""
+    """The model, if every component declares that it sees no later token."""
     if any("causality" in config.breaks for config in model.method.values()):
         pytest.skip("declares that it leaks")
     return model
@@ -45,7 +45,7 @@ def _left_padded(texts: list[Tensor], pad: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _step_by_step(model: AdaptedModel, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Logits of decoding one token at a time with the cache."""
+    """Logits from decoding one token at a time with the cache."""
     cache, steps = None, []
     for t in range(ids.shape[1]):
         given = {} if mask is None else {"attention_mask": mask[:, : t + 1]}
@@ -56,14 +56,14 @@ def _step_by_step(model: AdaptedModel, ids: Tensor, mask: Tensor | None = None) 
 
 
 def _greedy(model: AdaptedModel, ids: Tensor) -> Tensor:
-    """The most likely continuation, by full passes without a cache."""
+    """Greedy continuation by full forward passes without a cache."""
     for _ in range(NEW_TOKENS):
         ids = torch.cat([ids, logits(model, ids, use_cache=False)[:, -1:].argmax(-1)], dim=1)
     return ids
 
 
 def _generate(model: AdaptedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """The same by the base model's own `generate`."""
+    """The same with the base model's own `generate`."""
     generate: Any = model.base.generate
     return generate(ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
 
@@ -80,7 +80,7 @@ def test_causality(causal: AdaptedModel):
 
 
 def test_left_padding_and_batch_mates_change_nothing(model: AdaptedModel):
-    """No position_ids are given. Rotary attention alone would pass: it sees distances only, and padding keeps those."""
+    """No position_ids are given. Rotary attention alone would pass: it only sees distances, which padding preserves."""
     alone = [logits(model, text) for text in TEXTS]
     for pad in (0, 96):
         ids, mask = _left_padded(TEXTS, pad)
@@ -96,7 +96,7 @@ def test_batch_mates_change_nothing(model: AdaptedModel):
 
 
 def test_decoding_with_the_cache_equals_the_full_pass(causal: AdaptedModel):
-    """Positions must go on from the cache: counted from 0 at each token, RoPE is right and the components are wrong."""
+    """Positions must continue from the cache: counted from 0 at each token, RoPE is right but components are wrong."""
     ids = tokens(2, 12)
     torch.testing.assert_close(_step_by_step(causal, ids), logits(causal, ids), rtol=0, atol=ROUNDING)
 

@@ -47,7 +47,7 @@ MANIFEST = {
 
 @pytest.fixture(scope="module")
 def decided(tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
-    """Three seeds of cells whose differences are much larger than their noise."""
+    """Three seeds of cells whose differences far exceed the noise."""
     folder = tmp_path_factory.mktemp("decided") / "demo"
     rng = np.random.default_rng(3)
     quiet = {"seed_sd": 0.002, "difference_sd": 0.01}
@@ -75,7 +75,7 @@ def test_contrasts(decided: StudyRecord) -> None:
 
 
 def contrast_p(study: StudyRecord, cell: str, reference: str) -> float:
-    """The p-value of a pair by scipy's t, from the interval's own width: an independent way back."""
+    """The p-value of a pair by scipy's t distribution, computed independently from the interval's width."""
     from hylo.analysis.contrasts import effect_of
 
     effect = effect_of(study, cell, reference)
@@ -97,7 +97,7 @@ def test_claims(decided: StudyRecord) -> None:
 
 
 def test_a_missing_cell_leaves_its_contrasts_out(tmp_path: Path) -> None:
-    """A number in its place would look like a result; so would dropping the claim."""
+    """A number in its place would look like a result, and so would dropping the claim."""
     manifest = {"contrasts": [contrast("gone", "small", "a")], "claims": [claim("gone", "gone", "small", 5.0)]}
     folder = write_recorded_study(
         tmp_path / "demo", {"small": 20.0, "gone": 25.0}, [0, 1], np.random.default_rng(0),
@@ -110,6 +110,7 @@ def test_a_missing_cell_leaves_its_contrasts_out(tmp_path: Path) -> None:
     assert list(undecided(study)) == ["gone against small", "claim gone"]
 
 
+@pytest.mark.slow
 def test_flags_of_any_seed_reach_the_verdict(tmp_path: Path) -> None:
     folder = write_recorded_study(
         tmp_path / "demo", CELLS, [0, 1, 2], np.random.default_rng(3),
@@ -131,7 +132,7 @@ def test_flags_of_any_seed_reach_the_verdict(tmp_path: Path) -> None:
 
 
 def test_shapley_values_share_out_the_gain(tmp_path: Path) -> None:
-    """Against the definition: the mean over orders of what a factor adds."""
+    """Against the definition: the mean contribution of a factor over all orders."""
     gains = {"": 5.0, "a": 10.0, "b": 12.0, "a+b": 20.0}
     names = {"": "nothing", **{name: name for name in gains if name}}
     factorial = [{"on": name.split("+") if name else [], "cell": names[name]} for name in gains]
@@ -166,7 +167,7 @@ def test_a_study_says_what_is_undecided(decided: StudyRecord, tmp_path: Path) ->
 
 
 def test_older_manifests_still_read(decided: StudyRecord) -> None:
-    """Records of before there were contrasts have neither them nor a base cell for each row."""
+    """Records that predate contrasts have neither contrasts nor a base cell per row."""
     old = {key: value for key, value in decided.manifest.items() if key not in MANIFEST}
     old["cells"] = [{"cell": entry["cell"], "runs": entry["runs"]} for entry in old["cells"]]
     study = StudyRecord(decided.folder, old, decided.cells)
@@ -179,7 +180,7 @@ def test_older_manifests_still_read(decided: StudyRecord) -> None:
 
 
 def write_probe(folder: Path, lists: int = 12, depths: int = 5) -> None:
-    """Answers of every run: right at both ends, and in the middle for `large` alone."""
+    """Answers for every run: correct at both ends, and in the middle only for `large`."""
     for path in folder.glob("*/" + RESULT):
         result = json.loads(path.read_text())
         rows = []
@@ -216,7 +217,7 @@ def test_without_a_probe_there_is_no_retrieval(decided: StudyRecord) -> None:
 
 
 def test_looks_share_one_p_value(decided: StudyRecord) -> None:
-    """The last look's own p-value would not count the looks before it: with three looks planned it is too small."""
+    """The last look's p-value alone would ignore earlier looks: with three looks planned it is too small."""
     looked = StudyRecord(decided.folder, dict(decided.manifest) | {"looks": [2, 3, 5], "level": 0.98}, decided.cells)
     one: Any = contrast_table(decided)
     other: Any = contrast_table(looked)
@@ -225,7 +226,7 @@ def test_looks_share_one_p_value(decided: StudyRecord) -> None:
 
 
 def test_a_contrast_asked_for_in_two_ways_is_one_hypothesis(decided: StudyRecord) -> None:
-    """Counted twice, the correction would be too strong, and the more so the more ways a study asks."""
+    """Counting it once per comparison would make the correction too strong."""
     once = dict(decided.manifest) | {
         "contrasts": [contrast("large", "small", "size"), contrast("same", "large", "none")]
     }
@@ -237,7 +238,7 @@ def test_a_contrast_asked_for_in_two_ways_is_one_hypothesis(decided: StudyRecord
 
 
 def test_one_seed_decides_nothing(tmp_path: Path) -> None:
-    """Its interval may exclude everything, and another training run may still say something else."""
+    """Its interval may exclude zero, and another training run may still disagree."""
     quiet = {"seed_sd": 0.002, "difference_sd": 0.01}
     folder = write_recorded_study(
         tmp_path / "demo", CELLS, [0], np.random.default_rng(3), params=PARAMS, manifest=MANIFEST, **quiet, **SIZE

@@ -1,4 +1,4 @@
-"""What components contribute, and the evaluation half-way: measured without changing the run that is measured."""
+"""Component contributions and the evaluation at half of the steps: measured without changing the run itself."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def measured(name: str, rate: float, steps: int = 4) -> tuple[Contributions, Any
 
 
 def test_the_section_by_hand() -> None:
-    """Change and gain against passes with the tensors set by hand, one after the other; the model stays as it was."""
+    """Change and gain against forward passes with tensors set by hand, one at a time; the model is left unchanged."""
     contributions, model = measured("hylorada", 1e-2)
     trained = values(model)
     finding = contributions.after_training()

@@ -1,4 +1,4 @@
-"""Data sets of the hub, from folders in the hub's own format, through every file of conf/data/ that names one."""
+"""Hub data sets, read from folders in the hub's format, for every file of conf/data/ that names one."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ SPLITS = [split.name for split in Split]
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`datasets` copies what it loads into its cache: not into the user's."""
+    """`datasets` copies what it loads to its cache, which must not be the user's."""
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
     disable_progress_bars()
     yield
@@ -36,7 +36,7 @@ def hub(name: str, repo: Path, *overrides: str) -> HubDatasetConfig:
 
 
 def write_parquet(folder: Path, tables: dict[str, pd.DataFrame], shards: int = 1) -> None:
-    """Splits as the hub names them: train-00000-of-00002.parquet and so on."""
+    """Writes splits as the hub names them: train-00000-of-00002.parquet and so on."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, table in tables.items():
         for shard in range(shards):
@@ -45,7 +45,7 @@ def write_parquet(folder: Path, tables: dict[str, pd.DataFrame], shards: int = 1
 
 
 def write_card(repo: Path, folders: dict[str, str]) -> None:
-    """README.md, in whose head the hub lists configurations and their files."""
+    """Writes README.md, whose front matter lists configurations and their files."""
     lines = ["---", "configs:"]
     for subset, folder in folders.items():
         lines += [f"- config_name: {subset}", "  data_files:"]
@@ -57,7 +57,7 @@ def write_card(repo: Path, folders: dict[str, str]) -> None:
 
 
 def article(title: str) -> list[str]:
-    """An article's rows. Blank lines are empty rows; the key of a table and a formula begin like a title."""
+    """An article's rows. Blank lines are empty rows; a table key and a formula begin like a title."""
     return [
         f" = {title} = \n", "", f" {title} is a small bird . \n", "",
         " = = Habitat = = \n", "", " It lives in marshes , seen from 1 @,@ 200 m . \n", " Key \n",
@@ -75,7 +75,7 @@ TITLES = {
 
 @pytest.fixture
 def wikitext(tmp_path: Path) -> Path:
-    """A repository like Salesforce/wikitext. Each split begins with an empty row, as there."""
+    """A repository like Salesforce/wikitext, where each split begins with an empty row."""
     repo = tmp_path / "wikitext"
     for subset in ("wikitext-2-raw-v1", "wikitext-103-raw-v1"):
         marked = {split: [f"{title} {subset}" for title in titles] for split, titles in TITLES.items()}
@@ -90,8 +90,8 @@ def wikitext(tmp_path: Path) -> Path:
 )
 @pytest.mark.parametrize("split", list(Split))
 def test_articles_are_joined_exactly(wikitext: Path, name: str, subset: str, split: Split):
-    """Splitting at every row that looks like a title would cut articles at keys of tables and at formulas, and make a
-    document of the empty first row."""
+    """Splitting at every row that looks like a title would cut articles at table keys and formulas, and turn the empty
+    first row into a document."""
     documents = hub(name, wikitext).documents(split)
     expected = ["".join(article(f"{title} {subset}")) for title in TITLES[split.name]]
     assert [document.text for document in documents] == expected
@@ -102,7 +102,7 @@ def test_articles_are_joined_exactly(wikitext: Path, name: str, subset: str, spl
 
 @pytest.mark.parametrize("overrides", [(), ("data.document_start=null",)])
 def test_every_row_is_a_sample_line_by_line(wikitext: Path, overrides: tuple[str, ...]):
-    """Blank rows too, a third and more, though they come without the end of a line: joined as they are, they vanish."""
+    """Including blank rows, a third or more of all. They have no line ending, so plain joining would lose them."""
     data = hub("wikitext2_lines", wikitext, *overrides)
     documents = data.documents(Split.train)
     rows = ["", *itertools.chain(*(article(f"{title} wikitext-2-raw-v1") for title in TITLES["train"]))]
@@ -197,7 +197,7 @@ def test_a_slice_with_a_limit(tmp_path: Path):
 
 
 def write_lines(folder: Path, **splits: list[dict[str, Any]]) -> Path:
-    """A folder of JSON lines, one file a split."""
+    """Writes a folder of JSON lines, one file per split."""
     folder.mkdir(exist_ok=True)
     for split, rows in splits.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -217,7 +217,7 @@ def test_json_lines(lines: Path, limit: int | None):
 
 
 def test_rows_without_text_are_no_documents(tmp_path: Path):
-    """Names keep the row's number, so that a record points at the row."""
+    """Names keep the row's number, so that a record points to the row."""
     rows = [{"text": text} for text in ("one", None, " \n", "two")]
     data = HubDatasetConfig(name="x", repo=str(write_lines(tmp_path / "x", train=rows)))
     assert data.documents(Split.train) == [Document("row-0", "one"), Document("row-3", "two")]
@@ -264,7 +264,7 @@ def test_refused(lines: Path, case: str, limit: int | None):
     ids=["empty", "blank", "damaged", "damaged late"],
 )
 def test_files_without_documents(tmp_path: Path, content: str, limit: int | None):
-    """Files are read in blocks of 10 MB: damage further down comes to light while a stream is read, not when opened."""
+    """Files are read in blocks of 10 MB: damage further down shows up while streaming, not on opening."""
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "train.jsonl").write_text(content)
     with pytest.raises(ConfigError, match=r"data\.(repo|splits\.train|text_column) = "):
@@ -293,7 +293,7 @@ def test_a_data_sets_code_does_not_run(tmp_path: Path, limit: int | None):
 
 @pytest.mark.parametrize("name", ["wikitext2", "pg19"])
 def test_offline(name: str):
-    """HF_HUB_OFFLINE is set for all tests, and the data set is in no cache. pg19 is read as a stream."""
+    """HF_HUB_OFFLINE is set for all tests, and the data set is not cached. pg19 is streamed."""
     data = composed(f"data={name}", "model=tiny_llama").data
     assert isinstance(data, HubDatasetConfig)
     with pytest.raises(MissingDependency) as caught:

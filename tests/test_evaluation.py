@@ -1,4 +1,4 @@
-"""Evaluation: token losses against a loop in float64, and every measure as a sum over tokens."""
+"""Evaluation: token losses against a float64 loop, and every metric as a sum over tokens."""
 
 import math
 import os
@@ -38,7 +38,7 @@ def random_windows(count: int, length: int = LENGTH) -> Windows:
 
 
 def sharp(architecture: TinyArchitecture) -> PreTrainedModel:
-    """A tiny model whose losses differ from token to token: as it starts, all are close to ln 257."""
+    """A tiny model whose losses differ between tokens: freshly initialised, all are close to ln 257."""
     model = TinyModelConfig(name="tiny", architecture=architecture).load()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -65,7 +65,7 @@ def reference(base: PreTrainedModel, ids: np.ndarray) -> np.ndarray:
 
 
 def of(nll: np.ndarray, sizes: np.ndarray | None = None) -> Evaluation:
-    """The evaluation that these token losses amount to."""
+    """The evaluation of these token losses."""
     sizes = np.ones(nll.shape, dtype=np.int64) if sizes is None else sizes
     return Evaluation(position_sums(nll, sizes, BINS, "bin"), position_sums(nll, sizes, THIRDS, "third"))
 
@@ -75,7 +75,7 @@ def of(nll: np.ndarray, sizes: np.ndarray | None = None) -> Evaluation:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_token_losses_are_the_log_softmax_of_the_target(dtype: torch.dtype):
-    """Large logits, in half precision too: a softmax before the logarithm, or one in bfloat16, would be far off."""
+    """Large logits, also in half precision: log of a softmax, or a softmax in bfloat16, would be far off."""
     generator = torch.Generator().manual_seed(0)
     logits = (40 * torch.randn(3, 9, 50, generator=generator)).to(dtype)
     ids = torch.randint(50, (3, 9), generator=generator)
@@ -99,7 +99,7 @@ def test_token_nll_against_a_loop(model: AdaptedModel, accelerator: Accelerator)
 
 
 def test_batch_size_changes_nothing(model: AdaptedModel, accelerator: Accelerator):
-    """Seven windows: the last batch is short, or the only one. A mean of batch means would weigh its windows more."""
+    """Seven windows: the last batch is short, or the only one. A mean of batch means would overweight its windows."""
     windows = random_windows(7)
     by_size = [evaluate(model, windows, accelerator, batch_size=size, label="test") for size in (1, 3, 7, 8)]
     for other in by_size[1:]:
@@ -109,7 +109,7 @@ def test_batch_size_changes_nothing(model: AdaptedModel, accelerator: Accelerato
 
 
 def test_evaluation_is_without_dropout_and_gradients(model: AdaptedModel, accelerator: Accelerator):
-    """A training loop leaves the model in training mode; the tiny GPT-2 then drops a tenth of its activations."""
+    """Training leaves the model in training mode, in which the tiny GPT-2 drops a tenth of its activations."""
     windows = random_windows(3)
     expected = evaluate(model, windows, accelerator, batch_size=3, label="test")
     model.train()
@@ -137,7 +137,7 @@ accelerator.end_training()  # a process group that Python's end finds open now a
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path: Path, accelerator: Accelerator):
-    """Seven windows in batches of four: the last three are filled up for two processes, and the filling is left out."""
+    """Seven windows in batches of four: the last three are padded for two processes, and the padding is dropped."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -157,7 +157,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, accelerator: Accelera
         for process in processes:
             _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors
-    finally:  # one that fails leaves the other waiting for it
+    finally:  # if one fails, the other keeps waiting for it
         for process in processes:
             process.kill()
     alone = AdaptedModel(sharp(TinyArchitecture.llama), {}, context_length=LENGTH, seed=0)
@@ -172,7 +172,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, accelerator: Accelera
 @pytest.mark.parametrize("groups", [BINS, THIRDS])
 @pytest.mark.parametrize("length", [3, 7, 10, 31, 255, 256])
 def test_position_sums_against_a_loop(length: int, groups: int):
-    """Also where there are fewer positions than groups, which then hold no tokens."""
+    """Also with fewer positions than groups, some of which are then empty."""
     rng = np.random.default_rng(length)
     nll, sizes = rng.exponential(3, (4, length)), rng.integers(0, 5, (4, length))
     expected = {(window, group): [0.0, 0, 0] for window in range(4) for group in range(groups)}
@@ -197,7 +197,7 @@ def test_255_predictions_in_thirds_and_bins():
 
 
 def test_a_loss_that_is_not_finite_stays_in_its_own_group():
-    """As a product of matrices 0 times infinity would make every group of the window NaN."""
+    """In a matrix product, 0 times infinity would make every group of the window NaN."""
     nll = np.ones((2, 30))
     nll[0, 17] = np.inf
     table = position_sums(nll, np.ones((2, 30), dtype=np.int64), THIRDS, "third")
@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_stays_in_its_own_group():
 
 
 def test_ppl_is_the_exponential_of_the_mean_token_loss():
-    """A mean of each window's perplexity, the published error, would be 75.6 instead of 20.1."""
+    """The mean of per-window perplexities, the published error, would be 75.6 instead of 20.1."""
     nll = np.stack([np.full(255, 1.0), np.full(255, 5.0)])
     metrics = of(nll).metrics()
     assert metrics["ppl"] == pytest.approx(math.exp(3.0))
@@ -214,7 +214,7 @@ def test_ppl_is_the_exponential_of_the_mean_token_loss():
 
 
 def test_lim_ppl_is_of_the_middle_third():
-    """Positions 85 to 169 of 255. The same loss moved one position out of the middle leaves it."""
+    """Positions 85 to 169 of 255. Moving a loss one position out of the middle excludes it."""
     nll = np.zeros((2, 255))
     nll[:, 85:170] = 2.0
     metrics = of(nll).metrics()
@@ -226,7 +226,7 @@ def test_lim_ppl_is_of_the_middle_third():
 
 
 def test_bits_per_byte():
-    """ln 2 nats is a bit. A mean of each token's ratio would divide by the bytes of tokens that have none."""
+    """ln 2 nats are one bit. A mean of per-token ratios would divide by zero for tokens without bytes."""
     nll = np.full((1, 30), math.log(2))
     sizes = np.tile([0, 4, 8], 10)[None]
     assert of(nll, sizes).metrics()["bits_per_byte"] == pytest.approx(30 / 120)

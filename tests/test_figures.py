@@ -1,4 +1,4 @@
-"""Figures of tables: what is drawn, named and shown on pointing, the same bytes twice, and what is missing."""
+"""Figures of tables: contents, names, tooltips, reproducible bytes, and missing data."""
 
 import re
 from collections.abc import Callable
@@ -102,7 +102,7 @@ MISSING = {
 
 
 def _titles(figure: Figure) -> list[str]:
-    """The texts shown on pointing, read back from the SVG."""
+    """The tooltips, read from the SVG."""
     return re.findall(r'<g id="hover-\d+"><title>([^<]*)</title>', svg(figure))
 
 
@@ -111,7 +111,7 @@ def _caption(figure: Figure) -> str:
 
 
 def _labels(figure: Figure) -> set[str]:
-    """Of all axes that show something."""
+    """Labels of all visible axes."""
     return {label for axes in figure.get_axes() for label in (axes.get_xlabel(), axes.get_ylabel()) if label}
 
 
@@ -134,11 +134,11 @@ def test_every_figure_has_a_table_here_and_is_the_same_twice(name: str, tmp_path
 def test_captions_say_the_seeds(name: str):
     for seeds in (1, 3):
         caption = _caption(TABLE_FIGURES[name]("Title", LINES, TABLES[name](seeds=seeds)))
-        assert f"seeds a cell: {seeds}" in caption
+        assert f"seeds per cell: {seeds}" in caption
         assert "95 % intervals" in caption
     mixed = TABLES[name]()
     mixed.loc[0, "seeds"] = 1
-    assert "seeds a cell: 1 to 3" in _caption(TABLE_FIGURES[name]("Title", LINES, mixed))
+    assert "seeds per cell: 1 to 3" in _caption(TABLE_FIGURES[name]("Title", LINES, mixed))
 
 
 @pytest.mark.parametrize("name", sorted(TABLE_FIGURES))
@@ -150,7 +150,7 @@ def test_missing_values_are_left_out(name: str):
     shown = _titles(figure)
     assert not any("nan" in text for text in shown)
     assert "nan" not in " ".join(text.get_text() for text in _texts(figure))
-    assert len(shown) < whole or name == "retrieval_heatmap"  # whose square stays, white
+    assert len(shown) < whole or name == "retrieval_heatmap"  # where the square stays, in white
     with pytest.raises(ValueError, match="no rows; draw it only where there are some"):
         TABLE_FIGURES[name]("Title", LINES, table.iloc[:0])
 
@@ -163,7 +163,7 @@ def test_missing_columns_are_named(name: str):
 
 @pytest.mark.parametrize("name", sorted(TABLE_FIGURES))
 def test_long_names_stay_on_the_page(name: str):
-    """Nothing is cut at an edge, and panels keep room beside the names."""
+    """Nothing is cut off at an edge, and panels keep their space next to the names."""
     figure = TABLE_FIGURES[name]("Title", LINES, TABLES[name](TOGETHER + 3, long=True))
     figure.draw_without_rendering()
     assert figure.get_figwidth() == WIDTH
@@ -258,7 +258,7 @@ def test_retrieval_has_a_panel_a_number_of_facts():
 
 
 def test_layout_is_settled_where_no_last_bit_can_differ():
-    """The solver's own result differs from process to process; drawing again must not ask it again."""
+    """The solver's result differs between processes; drawing again must not run it again."""
     figure = retrieval_figure("Title", LINES, retrieval(12))
     axes, parts = figure.get_axes(), figure.subfigs
     assert parts
@@ -298,7 +298,7 @@ def test_positions_show_intervals_and_improvement(cells: int):
     assert ("cell1, position 1 to 11 (tokens): PPL 20.0 [19.0, 21.0]" in shown) == (cells <= TOGETHER)
     assert "cell0, position 91 to 101 (tokens): PPL 20.0 [19.0, 21.0]" in shown
     assert all("(" in label for label in _labels(figure)), "a unit on every axis"
-    assert "seeds a cell: 3" in _caption(figure)
+    assert "seeds per cell: 3" in _caption(figure)
 
 
 @pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
@@ -316,7 +316,7 @@ def test_perplexity_by_bin_is_that_of_the_statistics(tmp_path: Path, seeds: list
     rng = np.random.default_rng(0)
     expected = stats.ppl(ours, tokens, rng, resamples=2_000)
     contrast = stats.improvement(ours, sums["untuned0"]["nll_sum"].to_numpy(), tokens, rng, resamples=2_000)
-    tolerance = 1e-9 if len(seeds) > 1 else 0.05  # one seed: other draws of the bootstrap
+    tolerance = 1e-9 if len(seeds) > 1 else 0.05  # one seed: different bootstrap draws
     assert row["ppl"] == pytest.approx(expected.value)
     assert row["improvement_pct"] == pytest.approx(contrast.value)
     assert row[["ppl_low", "ppl_high"]].tolist() == pytest.approx([expected.low, expected.high], rel=tolerance)
@@ -326,7 +326,7 @@ def test_perplexity_by_bin_is_that_of_the_statistics(tmp_path: Path, seeds: list
 
 
 def test_bins_that_few_windows_reach(tmp_path: Path):
-    """Of windows that differ in length: no interval from one window, and no row where none arrives."""
+    """Windows of different lengths: no interval from a single window, and no row for bins without any."""
     folder = write_recorded_study(tmp_path / "short", {"low": 20.0}, [0], np.random.default_rng(1), **SIZE)
     for run in folder.glob("*-seed*"):
         sums = pd.read_parquet(run / EVAL)

@@ -1,4 +1,4 @@
-"""Edits of a copy of the project: which of them make another run, and which do not."""
+"""Edits of a copy of the project: which of them change a run's fingerprint."""
 
 import json
 import os
@@ -53,7 +53,7 @@ EDITS: dict[str, tuple[str, Callable[[str], str], set[str]]] = {
     "a tracker": ("tracking/base.py", lambda text: f"{text}\nSCALE = 2\n", set()),
 }
 
-MARKS = """
+FINGERPRINTS = """
 import json, sys
 from hydra import initialize_config_dir
 from hylo.cli.main import compose
@@ -63,18 +63,19 @@ from hylo.runs.shared import Session
 
 folder, edits, overrides = json.loads(sys.stdin.read())
 
-def marks():
+with initialize_config_dir(f"{folder}/conf", version_base="1.3"):
+    configs = {name: compose([*overrides, f"method={name}"])[0] for name in ("none", "lora", "landmark_pa", "bitfit")}
+
+def fingerprints():
     sources.read.cache_clear()
     session = Session()
-    with initialize_config_dir(f"{folder}/conf", version_base="1.3"):
-        return {name: fingerprint(compose([*overrides, f"method={name}"])[0], session)
-                for name in ("none", "lora", "landmark_pa", "bitfit")}
+    return {name: fingerprint(config, session) for name, config in configs.items()}
 
-found = {"": marks()}
+found = {"": fingerprints()}
 for name, (path, edited) in edits.items():
     before = open(path).read()
     open(path, "w").write(edited)
-    found[name] = marks()
+    found[name] = fingerprints()
     open(path, "w").write(before)
 print(json.dumps(found))
 """
@@ -82,15 +83,17 @@ print(json.dumps(found))
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of what runs."""
+    """A copy of the code and configs."""
     for name in ("hylo", "conf"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
 
 
-def _marks(project: Path, edits: dict[str, tuple[str, str]], overrides: tuple[str, ...]) -> dict[str, dict[str, str]]:
+def _fingerprints(
+    project: Path, edits: dict[str, tuple[str, str]], overrides: tuple[str, ...]
+) -> dict[str, dict[str, str]]:
     done = subprocess.run(
-        [sys.executable, "-c", MARKS],
+        [sys.executable, "-c", FINGERPRINTS],
         cwd=project,
         env=os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"},
         input=json.dumps([str(project), edits, overrides]),
@@ -108,14 +111,15 @@ def test_edits_of_the_source(project: Path, tiny: tuple[str, ...]):
         for name, (path, edit, _) in EDITS.items()
     }
     assert [name for name, (path, edited) in texts.items() if edited == Path(path).read_text()] == []
-    found = _marks(project, texts, tiny)
-    changed = {name: {method for method, mark in found[name].items() if mark != found[""][method]} for name in EDITS}
+    found = _fingerprints(project, texts, tiny)
+    changed = {name: {method for method, each in found[name].items() if each != found[""][method]} for name in EDITS}
     assert changed == {name: methods for name, (_, _, methods) in EDITS.items()}
 
 
+@pytest.mark.slow
 def test_moved_files_are_the_same_code(project: Path, tiny: tuple[str, ...]):
-    """A module of every run and a component, each in another folder under another name."""
-    before = _marks(project, {}, tiny)
+    """A module used by every run and a component, each moved to another folder under another name."""
+    before = _fingerprints(project, {}, tiny)
     moves = {"training.step": "training.inner.one_step", "adapters.bias": "adapters.simple.offset"}
     for old, new in moves.items():
         source, target = (project / "hylo" / f"{name.replace('.', '/')}.py" for name in (old, new))
@@ -124,7 +128,7 @@ def test_moved_files_are_the_same_code(project: Path, tiny: tuple[str, ...]):
         source.rename(target)
         for file in (project / "hylo").rglob("*.py"):
             file.write_text(file.read_text().replace(f"hylo.{old} import", f"hylo.{new} import"))
-    assert _marks(project, {}, tiny) == before
+    assert _fingerprints(project, {}, tiny) == before
 
 
 def test_everything_that_a_run_imports_is_in_it():
@@ -133,7 +137,7 @@ def test_everything_that_a_run_imports_is_in_it():
     assert {name.split(".")[1] for name in modules}.isdisjoint({"report", "analysis", "studies", "cli", "tracking"})
 
 
-def test_everything_that_asks_is_in_the_mark_of_a_probe():
+def test_everything_that_asks_is_in_the_fingerprint_of_a_probe():
     modules = reached(["hylo.evaluation.probes.kv"], without=WATCHES)
     asking = {f"hylo.evaluation.probes.{name}" for name in ("base", "measure", "score")}
     assert asking | {"hylo.data.kv.words", "hylo.data.kv.text"} <= modules
@@ -146,7 +150,7 @@ def test_a_module_without_a_source():
 
 
 def test_relative_imports_and_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As in a component that lies outside of this project."""
+    """As in a component defined outside this project."""
     package = tmp_path / "mine"
     (package / "inner").mkdir(parents=True)
     (package / "__init__.py").write_text("")

@@ -1,4 +1,4 @@
-"""The fused functions against plain formulas: values, gradients, and the models that they serve."""
+"""The fused functions against plain formulas: values, gradients, and supported models."""
 
 import copy
 from typing import Any
@@ -33,7 +33,7 @@ def leaf(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_products(dtype: torch.dtype, transposed: bool):
-    """oneDNN in float32, torch.mm in float64; a weight that is a transposed view (Conv1D) is read as it lies."""
+    """oneDNN in float32, torch.mm in float64; a transposed view as weight (Conv1D) is read without copying."""
     x, bias = random(7, 5, seed=0).to(dtype), random(3, seed=1).to(dtype)
     W = (random(5, 3, seed=2).T if transposed else random(3, 5, seed=2)).to(dtype)
     total = random(7, 3, seed=3).to(dtype)
@@ -51,7 +51,7 @@ def test_products(dtype: torch.dtype, transposed: bool):
 
 
 def plain(projection: Projection, x: Tensor) -> Tensor:
-    """The formula of the module's docstring, for torch's autograd."""
+    """The formula in the module's docstring, differentiated by torch's autograd."""
     y, update = x @ projection.weight.T, projection.update
     if update is not None:
         z = x @ update.A.T * update.scale
@@ -64,7 +64,7 @@ def plain(projection: Projection, x: Tensor) -> Tensor:
 def projection(
     fan_in: int, fan_out: int, seed: int, *, rank: int = 3, gate: Tensor | None = None, ratio: bool = False, bias: bool
 ) -> Projection:
-    """A projection in float64 with every tensor off its start; the weight is a transposed view for odd seeds."""
+    """A float64 projection with every tensor perturbed; the weight is a transposed view for odd seeds."""
     weight = random(fan_in, fan_out, seed=seed).T if seed % 2 else random(fan_out, fan_in, seed=seed)
     update = Update(
         A=leaf(rank, fan_in, seed=seed + 100),
@@ -83,7 +83,7 @@ def leaves(*projections: Projection) -> list[Tensor]:
 
 
 def assert_same_function(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], inputs: list[Tensor]) -> None:
-    """Equal values, and equal gradients for a random upstream, in float64."""
+    """Equal values, and equal gradients for a random upstream gradient, in float64."""
     upstream = [random(*each.shape, seed=9 + index) for index, each in enumerate(expected)]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
@@ -96,7 +96,7 @@ def assert_same_function(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]
 @pytest.mark.parametrize("ratio", [False, True])
 @pytest.mark.parametrize("gated", [None, (1, 4), (2, 4)])
 def test_siblings_are_their_formulas(ratio: bool, gated: tuple[int, int] | None):
-    """Different widths and ranks, one without update, one gate for two: a wrong slice of rank space would show."""
+    """Different widths and ranks, one without update, one gate for two, to detect wrong slices of the ranks."""
     gate = None if gated is None else leaf(*gated, seed=50)
     siblings = [
         projection(6, 7, seed=0, gate=gate, ratio=ratio, bias=True),
@@ -109,7 +109,7 @@ def test_siblings_are_their_formulas(ratio: bool, gated: tuple[int, int] | None)
 
 
 def test_projection_gradcheck():
-    """Against finite differences, so that the plain formula is no party."""
+    """Against finite differences, independent of the plain formula."""
     gate = leaf(1, 4, seed=50)
     own = projection(6, 5, seed=3, gate=gate, ratio=True, bias=True)
     inputs = (leaf(2, 4, 6, seed=60), *leaves(own))
@@ -134,7 +134,7 @@ def test_no_gradient_is_formed_for_an_input_that_needs_none():
 @pytest.mark.parametrize("activation", [F.silu, F.gelu, F.relu, nn.Identity()])
 @pytest.mark.parametrize("ratio", [False, True])
 def test_gated_ffn_is_its_formula(activation: Any, ratio: bool):
-    """An activation that hands back its own input must not see it overwritten: it is kept for the backward pass."""
+    """An activation may return its own input, which must not be overwritten: it is kept for the backward pass."""
     gate = leaf(1, 4, seed=50)
     gate_proj, up_proj, down_proj = (
         projection(6, 9, seed=0, gate=gate, ratio=ratio, bias=True),
@@ -157,7 +157,7 @@ def test_rms_norm_is_torchs():
 
 @matrix()
 def test_fused_and_plain_agree(architecture: str, name: str):
-    """Losses and every gradient of every method, padding among the tokens, by both kernels on the same model."""
+    """Losses and all gradients of every method, with padding, for both kernels on the same model."""
     ids, targets = tokens(2, 12), tokens(2, 12, seed=5)
     targets[0, 8:], targets[:, 0] = -100, -100
     mask = torch.ones_like(ids)
@@ -168,7 +168,7 @@ def test_fused_and_plain_agree(architecture: str, name: str):
         perturb(model)
         model.train()
         with torch.random.fork_rng():
-            torch.manual_seed(3)  # dropout of the published configuration and of peft's networks
+            torch.manual_seed(3)  # for dropout in the published configuration and in peft's networks
             losses = model(input_ids=ids, attention_mask=mask, targets=targets)
         assert losses.shape == targets.shape
         assert (losses[targets == -100] == 0).all()
@@ -182,14 +182,14 @@ def test_fused_and_plain_agree(architecture: str, name: str):
     assert gradients.keys() == plain_gradients.keys()
     largest = max((float(gradient.abs().max()) for gradient in plain_gradients.values()), default=0.0)
     for key, gradient in gradients.items():
-        # A tensor that changes nothing (a bias of keys without rotation) has a gradient of rounding alone.
+        # The gradient of a tensor without effect (a key bias without rotation) is rounding noise.
         scale = max(float(plain_gradients[key].abs().max()), 1e-3 * largest)
         torch.testing.assert_close(gradient, plain_gradients[key], rtol=1e-3, atol=2e-4 * scale, msg=key)
 
 
 @pytest.mark.parametrize("architecture", FUSED)
 def test_norms_and_ffns_are_recognised(architecture: str):
-    """Both of every layer and the final norm; a declined class would silently cost what fusing saves."""
+    """Both norms of every layer and the final one; an unrecognised class would silently lose the benefit of fusing."""
     base = tiny(architecture)
     for parameter in base.parameters():
         parameter.requires_grad_(False)
@@ -199,7 +199,7 @@ def test_norms_and_ffns_are_recognised(architecture: str):
 
 
 def test_a_class_that_computes_something_else_keeps_its_forward(monkeypatch: pytest.MonkeyPatch):
-    """The same attributes, another function: recognised by structure alone, it would be replaced."""
+    """Same attributes, different function: recognised by structure alone, it would be replaced."""
     base = tiny("llama")
     mlp = type(base.model.layers[0].mlp)
     monkeypatch.setattr(
@@ -211,7 +211,7 @@ def test_a_class_that_computes_something_else_keeps_its_forward(monkeypatch: pyt
 
 
 def test_a_hook_on_a_linear_layer_runs():
-    """Fused siblings and FFNs do not call their layers; with a hook on one they must."""
+    """Fused siblings and FFNs bypass their layers, but must call a layer that has a hook."""
     base, seen = tiny("llama"), []
     model = adapt(base, method("lora", "method.low_rank.target_modules=[all-linear]"))
     expected = model(input_ids=tokens(1, 8)).logits
@@ -222,7 +222,7 @@ def test_a_hook_on_a_linear_layer_runs():
 
 
 def test_siblings_share_only_the_same_input():
-    """k of another tensor is computed of that tensor, also where one with equal numbers was seen before."""
+    """k of a different tensor is computed from that tensor, even if an equal one was seen before."""
     layers = [nn.Linear(4, 3, bias=False).requires_grad_(False), nn.Linear(4, 2, bias=False).requires_grad_(False)]
     group, x = SharedInput(layers), random(1, 4, seed=0, dtype=torch.float32)
     other = random(1, 4, seed=1, dtype=torch.float32)
@@ -250,7 +250,7 @@ def test_nothing_is_left_behind():
 
 
 def test_bfloat16_autocast_keeps_adapters_in_float32():
-    """Both kernels under autocast: as near to each other as bfloat16 is to itself, gradients of float32."""
+    """Both kernels under autocast agree within bfloat16 precision; gradients are float32."""
     losses = {}
     for fused in (False, True):
         model = adapt(tiny("llama"), method("hylorada_dora"), fused=fused)

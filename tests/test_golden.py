@@ -1,8 +1,8 @@
-"""Numbers of a short run, kept: a change of any part of a run that moves the fourth digit fails here.
+"""Golden numbers of a short run: any change to a run that affects the fourth digit fails here.
 
-Everything between the text and the record has a share in them: tokens, windows and their order, the start of the model
-and of the method, the fused functions, the optimizer and its schedule, clipping, evaluation. Where a change is meant to
-move them, put the new ones here (the failure shows them) and a line in CHANGELOG.md.
+They depend on everything between the text and the record: tokens, windows and their order, the initialization of model
+and method, the fused functions, the optimizer and its schedule, clipping, evaluation. If a change is intended, update
+the numbers here (the failure shows them) and add a line to CHANGELOG.md.
 """
 
 from pathlib import Path
@@ -14,11 +14,11 @@ from hylo.runs.store import read_study
 
 RUN = (
     *("model=tiny_llama", "trainer=smoke", "tracking=none", "seed=0", "data.context_length=32", "data.eval_windows=6"),
-    *("trainer.steps=8", "trainer.learning_rate=0.01"),  # a rate at which every step counts: the loss falls by 3 %
+    *("trainer.steps=8", "trainer.learning_rate=0.01"),  # high enough for every step to matter: the loss falls by 3 %
 )
 RELATIVE = 1e-4
-"""Vector instructions, from SSE to AVX-512, move these numbers by at most 1e-5, and losses by 1e-6. A learning rate
-that is off by 1 % moves the last losses by 1e-4 to 2e-4 and the norms by 1e-2."""
+"""Vector instructions, from SSE to AVX-512, change these numbers by at most 1e-5, and losses by 1e-6. A learning rate
+that is off by 1 % changes the last losses by 1e-4 to 2e-4 and the norms by 1e-2."""
 GOLDEN: dict[str, dict[str, list[float]]] = {
     "rslora_dora": {
         "loss": [5.568306, 5.540843, 5.461646, 5.425321, 5.404305, 5.354128, 5.371314, 5.392007],
@@ -40,7 +40,7 @@ GOLDEN: dict[str, dict[str, list[float]]] = {
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[float]]]:
-    """Losses and norms of gradients of every step, and the perplexity at the end."""
+    """Loss and gradient norm of every step, and the final perplexity."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("golden"))
         assert train("-m", *RUN, *write_text(Path.cwd()), f"method={','.join(GOLDEN)}") == 0

@@ -1,4 +1,4 @@
-"""The search for the best setting: where it goes, that it stops, and what it says of ends."""
+"""The grid search for the best setting: its path, its end, and what it reports at range limits."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ def searched(
     trials: int,
     ranges: Sequence[tuple[float, float]] = (),
 ) -> dict[Setting, float]:
-    """Everything that is tried for a known curve."""
+    """All values tried for a known curve."""
     tried = {setting: score(*setting) for setting in start_settings(grids)}
     while len(tried) < trials and (setting := next_setting(tried, grids, ranges or [RANGE] * len(grids))) is not None:
         assert setting not in tried, "nothing is tried twice"
@@ -53,7 +53,7 @@ def test_no_step_leaves_the_range_of_the_key() -> None:
 
 
 def test_keys_take_turns() -> None:
-    """The second key starts at its first value and is searched at the best value of the first."""
+    """The second key starts at its first value and is searched with the first key at its best value."""
     score = lambda rate, times: bowl(2.5e-3)(rate) + bowl(20)(times)  # noqa: E731
     tried = searched(score, [[1e-3, 2e-3, 4e-3], [1.0, 8.0]], 9, [RANGE, (0.0, math.inf)])
     assert [*tried][:5] == [(0.001, 1.0), (0.002, 1.0), (0.004, 1.0), (0.002, 8.0), (0.002, 64.0)]
@@ -76,7 +76,7 @@ def test_what_diverged_is_never_best() -> None:
 
 @given(at=st.floats(1e-6, 1.0), trials=st.integers(3, 30))
 def test_it_uses_its_trials_and_ends_near_the_optimum(at: float, trials: int) -> None:
-    """However the curve lies; with enough trials a value within a fifth of the optimum is found."""
+    """For any position of the curve; with enough trials, a value within a fifth of the optimum is found."""
     tried = searched(bowl(at), [[1e-3, 2e-3, 4e-3]], trials)
     assert len(tried) <= trials
     if trials == 30:

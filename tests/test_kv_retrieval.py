@@ -1,4 +1,4 @@
-"""Text to train retrieval on: what a document is, that it gives one window, and that it holds no part of the probe."""
+"""Training text for retrieval: document contents, one window per document, and no overlap with the probe."""
 
 import re
 from typing import Any
@@ -24,9 +24,9 @@ SMALL: dict[str, Any] = {"name": "kv_retrieval", "train_documents": 40, "held_ou
 
 
 def word_tokenizer(digits: int) -> PreTrainedTokenizerBase:
-    """A token a word with its space, a sign, or so many digits: what the tokenizers of English make of such a text.
+    """One token per word with its space, sign, or group of digits, like English tokenizers on such a text.
 
-    With one digit a token this is SmolLM2's: the space before a number is then a token of its own.
+    With one digit per token it matches SmolLM2: the space before a number is then a separate token.
     """
     space = "" if digits == 1 else " ?"
     pattern = rf" ?[A-Za-z]+|{space}[0-9]{{1,{digits}}}|."
@@ -39,7 +39,7 @@ def word_tokenizer(digits: int) -> PreTrainedTokenizerBase:
 
 
 def parsed(text: str) -> tuple[dict[str, int], list[tuple[str, int]]]:
-    """The facts of a document, and its questions with their answers."""
+    """A document's facts, and its questions with their answers."""
     facts, _, questions = text.partition("\n\n")
     lines = [re.fullmatch(r"The code for (\w+) is (\d{4})\.", line) for line in facts.splitlines()]
     assert all(lines)
@@ -90,7 +90,7 @@ def test_documents_depend_on_the_seed_and_the_split() -> None:
 @pytest.mark.parametrize("context", [128, 256, 512, 1024])
 @pytest.mark.parametrize("digits", [1, 2, 3])
 def test_one_window_a_document_from_its_first_token(digits: int, context: int) -> None:
-    """For tokenizers of English, whatever they make of numbers; the list and a question or more are in the window."""
+    """For English tokenizers, however they split numbers; the window holds the list and at least one question."""
     config = KvListsConfig(**SMALL, context_length=context)
     documents, tokenizer = config.documents(Split.train), word_tokenizer(digits)
     tokenized = tokenize(documents, tokenizer)
@@ -114,7 +114,7 @@ def test_bytes_are_tokens_where_the_config_says_so() -> None:
     ("settings", "texts"),
     [
         ({"max_facts": 30}, ["data.max_facts = 30", "at most 14 with data.context_length=256", "data.context_length="]),
-        ({"min_facts": 9, "max_facts": 8}, ["data.min_facts = 9", "fewest facts up to most"]),
+        ({"min_facts": 9, "max_facts": 8}, ["data.min_facts = 9", "min_facts <= max_facts"]),
         ({"context_length": 32}, ["data.min_facts = 4", "at most 1 with"]),
     ],
 )  # fmt: skip

@@ -1,6 +1,6 @@
-"""Landmarks against slow loops in float64, written from their formulas and not from their code.
+"""Landmarks against slow float64 loops, written from the formulas and not from the code.
 
-Parameters are perturbed, so that no term is zero or uniform, and one text is left-padded, so that a token's place in
+Parameters are perturbed, so that no term is zero or uniform, and one text is left-padded, so that a token's index in
 the batch is not its position. The mixtures by position are in test_adapter_reference.py.
 """
 
@@ -24,7 +24,7 @@ LENGTH, PADDING, K = 10, (0, 4), 3
 IDS = tokens(2, LENGTH)
 MASK = torch.tensor([[t >= padding for t in range(LENGTH)] for padding in PADDING]).long()
 REAL = [(row, t) for row, padding in enumerate(PADDING) for t in range(padding, LENGTH)]
-"""Row and place of every token that is not padding."""
+"""Row and index of every token that is not padding."""
 FFN = {"gpt2": "transformer.h.{}.mlp", "llama": "model.layers.{}.mlp"}
 ATTENTION = {"gpt2": "transformer.h.{}.attn", "llama": "model.layers.{}.self_attn"}
 KEYS_OF_LLAMA, WIDTH_OF_LLAMA, WIDTH_OF_GPT2 = 2, 16, 12
@@ -35,7 +35,7 @@ def _array(tensor: Any) -> np.ndarray:
 
 
 def _perturbed(base: PreTrainedModel, config: ComponentConfig) -> tuple[AdaptedModel, dict[str, np.ndarray]]:
-    """The landmark alone on the model, and its tensors."""
+    """The model with only the landmark, and the landmark's tensors."""
     model = adapt(base, {"landmark": config})
     for seed in range(4):
         perturb(model, seed=seed)
@@ -53,7 +53,7 @@ def _softmax(scores: list[float]) -> list[float]:
 
 
 def _head_input(base: PreTrainedModel, model: nn.Module) -> np.ndarray:
-    """What the output head reads in a pass of the model."""
+    """The input of the output head in a forward pass."""
     seen: list[Tensor] = []
     head = base.get_output_embeddings()
     assert head is not None

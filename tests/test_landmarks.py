@@ -1,4 +1,4 @@
-"""What is particular to a landmark design: sums that ride in the cache, declared leaks, attention functions."""
+"""Specifics of landmark designs: sums kept in the cache, declared leaks, attention functions."""
 
 import copy
 from pathlib import Path
@@ -44,11 +44,11 @@ from hylo.models.architecture import attention_modules, decoder_layers, ffn_modu
 IDS = tokens(3, 10)
 LANDMARKS = ["landmark_original", "landmark_per_layer", "landmark_attention", "landmark_attention_zero"]
 OPTIONS = ["landmark_per_layer method.landmark.share=layers"]
-"""Of designs, which no file in conf/method/ chooses."""
+"""Settings of designs that no file in conf/method/ selects."""
 
 
 def _strong(base: PreTrainedModel, components: Method) -> AdaptedModel:
-    """Landmarks so far from their start that sums of another text or length show."""
+    """Landmarks perturbed enough that sums of another text or length are noticeable."""
     model = perturbed(base, components)
     for seed in range(5):
         perturb(model, seed=seed)
@@ -61,7 +61,7 @@ def original() -> AdaptedModel:
 
 
 def _filled(model: AdaptedModel, ids: Tensor, **kwargs: Any) -> Any:
-    """The cache after a pass."""
+    """The cache after a forward pass."""
     with torch.no_grad():
         return model(input_ids=ids, use_cache=True, **kwargs).past_key_values
 
@@ -74,7 +74,7 @@ def test_a_pass_of_several_tokens_goes_on_from_the_cache(original: AdaptedModel)
 
 
 def test_the_sums_follow_whatever_happens_to_the_cache(original: AdaptedModel):
-    """State kept beside the cache, by its identity, would be that of other texts, of later tokens, or be missing."""
+    """State kept outside the cache, by its identity, could belong to other texts or later tokens, or be missing."""
     cache = _filled(original, IDS[:, :8])
     copied = copy.deepcopy(cache)
     cache.reorder_cache(torch.tensor([2, 0, 0]))
@@ -92,7 +92,7 @@ def test_the_sums_follow_whatever_happens_to_the_cache(original: AdaptedModel):
 
 @pytest.mark.parametrize("name", LANDMARKS)
 def test_beam_search_is_the_same_with_and_without_a_cache(name: str):
-    """Beams change places in the cache after every token."""
+    """Beams are reordered in the cache after every token."""
     model = _strong(tiny("llama"), method(name, "method.low_rank=null"))
     generate: Any = model.base.generate
     settings = {"max_new_tokens": 8, "num_beams": 4, "do_sample": False, "pad_token_id": 0}
@@ -104,7 +104,7 @@ def test_beam_search_is_the_same_with_and_without_a_cache(name: str):
 @pytest.mark.parametrize("name", LANDMARKS)
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_a_cache_of_fixed_size_gives_the_same(architecture: str, name: str):
-    """Its keys are longer than the text, and its first mask is none at all."""
+    """Its keys are longer than the text, and its first mask is None."""
     model = _strong(tiny(architecture), method(name, "method.low_rank=null"))
     cache = StaticCache(config=model.base.config, max_cache_len=16)
     first = logits(model, IDS[:, :6], past_key_values=cache)
@@ -115,7 +115,7 @@ def test_a_cache_of_fixed_size_gives_the_same(architecture: str, name: str):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", LANDMARKS)
 def test_generating_with_a_cache_of_fixed_size(name: str, implementation: str, monkeypatch: pytest.MonkeyPatch):
-    """`generate` then makes masks of four dimensions, in which padding is harder to see."""
+    """`generate` then makes four-dimensional masks, in which padding is harder to detect."""
     base = tiny("llama")
     monkeypatch.setattr(base.config, "_attn_implementation", implementation)
     model = _strong(base, method(name, "method.low_rank=null"))
@@ -154,7 +154,7 @@ def test_the_published_pooling_leaks_and_says_so(pooling: Pooling):
 @pytest.mark.parametrize("composed", [*LANDMARKS, *OPTIONS])
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_landmarks_alone_on_every_architecture(architecture: str, composed: str):
-    """Far from their start, and with no low-rank update beside them."""
+    """Perturbed, and without a low-rank update."""
     base = tiny(architecture)
     ids, mask = tokens(1, 10), torch.tensor([[0] * 3 + [1] * 7])
     before = logits(base, ids)
@@ -170,8 +170,8 @@ def test_landmarks_alone_on_every_architecture(architecture: str, composed: str)
 
 
 def test_the_order_of_slots_makes_no_difference():
-    """OPT's FFN ends in fc2, which LoRA may replace: a hook set on it before would see the output without the update.
-    On models with a module for the FFN both orders give the same, and so they do where fc2 is no target."""
+    """OPT's FFN ends in fc2, which LoRA may replace: a hook set before that would see the output without the update. On
+    models with a module for the FFN, or if fc2 is not a target, the order does not matter anyway."""
     components: Method = {
         "low_rank": LowRankConfig(target_modules=["fc2"]),
         "landmark": PerLayerConfig(),
@@ -181,7 +181,7 @@ def test_the_order_of_slots_makes_no_difference():
     outputs = []
     for slots in (["low_rank", "landmark"], ["landmark", "low_rank"]):
         model = adapt(base, {slot: components[slot] for slot in slots})
-        for seed, (_, tensor) in enumerate(sorted(trained(model).items())):  # the same values, whatever the order
+        for seed, (_, tensor) in enumerate(sorted(trained(model).items())):  # the same values in either order
             torch.nn.init.normal_(tensor, generator=torch.Generator().manual_seed(seed))
         outputs.append(logits(model, IDS))
         model.detach()
@@ -190,7 +190,7 @@ def test_the_order_of_slots_makes_no_difference():
 
 
 def test_an_ffn_that_returns_more_than_its_output():
-    """A mixture of experts returns its router's scores as well: they are not what the landmarks are added to."""
+    """A mixture of experts also returns router scores, to which landmarks must not be added."""
     settings: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 1, "head_dim": 16}
     settings |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
     base = AutoModelForCausalLM.from_config(GptOssConfig(vocab_size=VOCABULARY, pad_token_id=None, **settings)).eval()
@@ -210,7 +210,7 @@ def test_an_ffn_that_returns_more_than_its_output():
 
 
 def test_layers_that_share_their_vectors_train_one_tensor(tmp_path: Path):
-    """Its gradient is the sum of the layers': a tensor that only the first layer reads would train, too."""
+    """Its gradient is the sum over layers: a tensor read by only the first layer would train, too."""
     shared = perturbed(tiny("gpt2"), {"landmark": PerLayerConfig(share=Share.layers)})
     names = list(trained(shared))
     assert names == ["landmark.L", "landmark.layers.0.a", "landmark.layers.1.a"]
@@ -232,7 +232,7 @@ def test_layers_that_share_their_vectors_train_one_tensor(tmp_path: Path):
 
 
 def test_sharing_nothing_is_what_it_was():
-    """Records of runs refer to these names and draws."""
+    """Existing records depend on these names and draws."""
     model = adapt(tiny("llama"), method("landmark_per_layer", "method.low_rank=null"))
     names = [f"landmark.layers.{index}.{name}" for index in range(2) for name in ("L", "a")]
     assert list(trained(model)) == names
@@ -241,7 +241,7 @@ def test_sharing_nothing_is_what_it_was():
 
 
 def test_attention_landmarks_leave_the_config_alone_even_while_attached():
-    """The tiny models of an architecture share one config: another model must not find landmarks selected in it."""
+    """The tiny models of an architecture share one config: landmarks must not be selected in it for other models."""
     base, other = tiny("llama"), tiny("llama", seed=1)
     assert base.config is other.config
     before, config, expected = dict(vars(base.config)), base.config, logits(other, IDS)
@@ -276,7 +276,7 @@ def test_attention_landmarks_start_as_they_declare(
     declared: AtStart,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    """A scale of zero is not enough: in a joint softmax the keys take attention from the text all the same."""
+    """A scale of zero is not enough: in a joint softmax the keys still take attention from the text."""
     base = tiny(architecture)
     monkeypatch.setattr(base.config, "_attn_implementation", implementation)
     config = AttentionConfig(softmax=softmax, initial_scale=scale)
@@ -285,7 +285,7 @@ def test_attention_landmarks_start_as_they_declare(
     mask[0, :3] = 0
     for given in ({}, {"attention_mask": mask}):
         real = given.get("attention_mask", torch.ones_like(IDS)).bool()
-        untuned = adapt(base, {}, fused=False)  # which counts positions from the first real token, like the other
+        untuned = adapt(base, {}, fused=False)  # counts positions from the first real token, as with landmarks
         before = logits(untuned, IDS, **given)[real]
         untuned.detach()
         model = adapt(base, {"landmark": config}, fused=False)
@@ -300,7 +300,7 @@ def test_attention_landmarks_start_as_they_declare(
 @pytest.mark.parametrize("softmax", Softmax)
 @pytest.mark.parametrize("first", ["sdpa", "eager"])
 def test_masks_of_either_kind_are_read(first: str, softmax: Softmax, monkeypatch: pytest.MonkeyPatch):
-    """The model makes masks for the attention it is set to now, the landmarks call that of when they were attached."""
+    """The model makes masks for its current attention; the landmarks call the one set when they were attached."""
     base = tiny("llama")
     mask = torch.ones_like(IDS)
     mask[0, :3] = 0

@@ -49,7 +49,7 @@ def landmark(num_buckets: int = N, max_position: int = P_MAX, **settings: Any) -
 
 
 def scattered(**settings: Any) -> LearnableLandmark:
-    """Boundaries in no order, one of them outside [0, 1]."""
+    """Unsorted boundaries, one of them outside [0, 1]."""
     component = landmark(**settings)
     with torch.no_grad():
         component.beta.copy_(torch.tensor([0.7, -0.1, 0.33, 0.9, 0.31]))
@@ -58,7 +58,7 @@ def scattered(**settings: Any) -> LearnableLandmark:
 
 @pytest.mark.parametrize("assignment", Assignment)
 def test_bucket_weights(assignment: Assignment) -> None:
-    """Against a loop in float64, also past P_max."""
+    """Against a float64 loop, also beyond P_max."""
     component, tau = scattered(assignment=assignment, temperature=0.05), 0.05
     positions = torch.tensor([[0, 1, 12, 13], [28, 39, 40, 200]])
     weights = component.bucket_weights(positions)
@@ -76,7 +76,7 @@ def test_bucket_weights(assignment: Assignment) -> None:
 @given(st.integers(2, 64), st.integers(64, 9_000), st.floats(1e-4, 0.5), st.sampled_from(BoundaryStart))
 @settings(deadline=None, derandomize=True, max_examples=100)
 def test_hard_weights_are_exactly_one_bucket(buckets: int, p_max: int, tau: float, start: BoundaryStart) -> None:
-    """`hard + soft - soft.detach()`, the usual form, is one only up to rounding."""
+    """The usual form, `hard + soft - soft.detach()`, is exact only up to rounding."""
     component = landmark(buckets, p_max, assignment=Assignment.hard, temperature=tau, start=start)
     positions = torch.arange(0, p_max, 7)
     weights = component.bucket_weights(positions)
@@ -157,7 +157,7 @@ def test_what_spread_and_repulsion_are_at_their_ends(buckets: int) -> None:
 
 
 def test_descent_brings_boundaries_back_and_apart() -> None:
-    """What the terms are for. Boundaries at one place have no gradient where a gap is taken as an absolute value."""
+    """The purpose of the terms. With absolute gaps, coinciding boundaries would have no gradient."""
     stray = torch.nn.Parameter(torch.tensor([-0.5, 0.2, 1.4]))
     equal = torch.nn.Parameter(torch.full((3,), 0.4))
     optimizer = torch.optim.SGD([stray, equal], lr=2e-3)
@@ -188,7 +188,7 @@ def test_temperature_follows_from_the_step_alone() -> None:
 
 
 def test_a_saved_adapter_evaluates_at_the_final_temperature(tmp_path: Path) -> None:
-    """Also one saved half-way: a temperature that stayed where training left it would be lost in the file."""
+    """Even if saved mid-training: the file does not hold the temperature that training had reached."""
     model = perturbed(BASE, {"landmark": LearnableConfig(temperature=0.3, final_temperature=0.01)})
     model.on_step_start(1, 4)
     model.train()
@@ -207,7 +207,7 @@ def test_a_saved_adapter_evaluates_at_the_final_temperature(tmp_path: Path) -> N
 
 def test_the_boundaries_alone_have_their_own_learning_rate() -> None:
     components = method_of("landmark_learnable", "method.landmark.boundary_learning_rate_multiplier=7")
-    components["landmark"].learning_rate_multiplier = 3.0  # composed configs are shared, and this one is not reused
+    components["landmark"].learning_rate_multiplier = 3.0  # composed configs are shared, but this one is not reused
     model = adapt(BASE, components)
     config = TrainerConfig(learning_rate=0.01, optimizer=AdamWConfig(weight_decay=0.1))
     groups = make_optimizer(model, config).param_groups
@@ -237,10 +237,10 @@ def _boundaries(folder: Path) -> np.ndarray:
 def test_warm_up_holds_the_boundaries_for_the_promised_steps(
     share: float, steps: int, held: int, tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Then AdamW starts afresh and moves each boundary by its learning rate at most.
+    """Afterwards AdamW starts fresh and moves each boundary by at most its learning rate.
 
-    Setting the gradient to zero would hold them as well, but age the moments: after three steps of it the first move
-    would be 0.58 times the learning rate. Without warm-up the first step has no gradient, because P starts at zero.
+    Zeroing the gradient would hold them as well, but age the moments: after three such steps, the first move would be
+    0.58 times the learning rate. Without warm-up the first step has no gradient, because P starts at zero.
     """
     overrides = (f"method.landmark.boundary_warmup={share}", f"trainer.steps={steps}", "trainer.lr_scheduler=constant")
     _run(tiny, tmp_path, *overrides, "trainer.optimizer.eps=1e-30")
@@ -279,6 +279,7 @@ def _options(options: list[str]) -> list[str]:
     return [f"method.landmark.{option}" for option in options]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", CHANGES)
 def test_every_key_changes_training(key: str, tiny: tuple[str, ...], tmp_path: Path) -> None:
     default = _run(tiny, tmp_path / "default")

@@ -1,4 +1,4 @@
-"""The figure of learning rates and the table of choices: what was tried, what was chosen, what diverged."""
+"""The learning-rate figure and the table of choices: what was tried, what was chosen, what diverged."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ OLD = {
     "cell": "low", "key": "trainer.learning_rate", "chosen": 0.004, "at_an_end_of_the_grid": False,
     "validation_ppl": {"0.002": 21.0, "0.004": 20.0, "0.016": None},
 }  # fmt: skip
-"""As manifests of before there was a search have it."""
+"""As in manifests that predate the grid search."""
 
 
 def study(folder: Path, *notes: dict[str, Any]) -> StudyRecord:

@@ -1,4 +1,4 @@
-"""Cross-entropy without logits against torch's, and the output heads that it serves."""
+"""Cross-entropy without logits against torch's, and the supported output heads."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from hylo.kernels.linear_cross_entropy import linear_cross_entropy
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several tiles in both directions, the last ones not full."""
+    """Several tiles in both dimensions, the last ones not full."""
     monkeypatch.setattr(fused, "TOKENS", 5)
     monkeypatch.setattr(fused, "WORDS", 7)
 
@@ -42,7 +42,7 @@ def reference(h: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, s
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values_and_gradients_are_torchs(dtype: torch.dtype, biased: bool, softcap: float | None, spread: float):
-    """Logits of hundreds, too: exponentials without the running maximum would overflow in float32."""
+    """Including logits in the hundreds: without the running maximum, exponentials would overflow float32."""
     h, weight, bias, targets = made(dtype, spread)
     own_bias = bias if biased else None
     nll = linear_cross_entropy(h, weight, targets, bias=own_bias, softcap=softcap)
@@ -61,7 +61,7 @@ def test_gradcheck():
 
 
 def test_without_a_gradient_none_is_formed(monkeypatch: pytest.MonkeyPatch):
-    """Evaluation needs half the products: softmax times W is the gradient's part."""
+    """Evaluation needs half of the matrix products: softmax times W is only for the gradient."""
     h, weight, _, targets = made(torch.float32)
     monkeypatch.setattr(fused, "_added", None)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_nothing_but_ignored_targets():
 
 
 def test_logits_of_all_tokens_are_never_made():
-    """The largest tensor that is kept for the backward pass has the size of h, whatever the vocabulary."""
+    """The largest tensor saved for the backward pass has the size of h, whatever the vocabulary."""
     h, weight, _, targets = made(torch.float32)
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
@@ -99,7 +99,7 @@ def test_a_trained_head_is_refused():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_losses_of_a_model_are_those_of_its_logits(architecture: str):
-    """Tied and untied heads; hooks of components see the pass as they do for logits."""
+    """Tied and untied heads; component hooks see the same forward pass as for logits."""
     model = adapt(tiny(architecture), method("landmark_pa"))
     perturb(model)
     ids, targets = tokens(2, 12), tokens(2, 12, seed=4)
@@ -109,7 +109,7 @@ def test_losses_of_a_model_are_those_of_its_logits(architecture: str):
 
 
 def softcapped(cap: float | None) -> PreTrainedModel:
-    """A tiny Gemma 2 whose logits reach the bend of its softcap."""
+    """A tiny Gemma 2 whose logits reach the nonlinear range of its softcap."""
     sizes: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -127,7 +127,7 @@ def softcapped(cap: float | None) -> PreTrainedModel:
 
 
 def test_a_softcap_that_small_logits_hardly_show_is_honoured():
-    """Tried by its logits alone, the head would pass as one without."""
+    """Judged by its logits alone, the head would pass for one without a softcap."""
     head = OutputHead(softcapped(1000.0))
     assert head.declined is None
     assert head._softcap == 1000.0
@@ -158,7 +158,7 @@ def test_a_head_whose_logits_are_changed_otherwise_is_declined(monkeypatch: pyte
 
 
 def test_a_head_that_is_trained_gets_its_gradient():
-    """Full fine-tuning: the loss comes from logits."""
+    """Full fine-tuning: the loss is computed from logits."""
     model = adapt(tiny("qwen2"), method("full"))
     model(input_ids=tokens(2, 12), targets=tokens(2, 12, seed=4)).sum().backward()
     gradient = model.base.lm_head.weight.grad

@@ -1,4 +1,4 @@
-"""The published protocol, one padded line of text a sample: cutting, masks, loss and sums, against loops."""
+"""The published protocol, one padded line of text per sample: cutting, masks, loss and sums, against loops."""
 
 import json
 import math
@@ -21,11 +21,11 @@ from hylo.data.windows import IGNORED, Windows, model_inputs, next_tokens
 from hylo.evaluation.perplexity import BINS, THIRDS, Evaluation, position_sums, token_nll
 from hylo.kernels.head import token_losses
 from hylo.models.tiny import byte_tokenizer
-from hylo.training.step import accumulate
+from hylo.training.step import StepBatches, accumulate
 
 CPU = torch.device("cpu")
 ACCELERATOR = accelerator_for(Device.cpu, Precision.float32)
-PAD = 256  # of the byte tokenizer, whose other tokens are bytes
+PAD = 256  # the byte tokenizer's only token that is not a byte
 
 
 def lines_config(length: int, *, keep_blank_lines: bool = False) -> TextFilesConfig:
@@ -35,7 +35,7 @@ def lines_config(length: int, *, keep_blank_lines: bool = False) -> TextFilesCon
 
 
 def padded(lengths: list[int], length: int = 24, vocabulary: int = 200) -> Windows:
-    """Windows of random tokens, of these lengths, padded with the last id of the vocabulary."""
+    """Windows of random tokens with these lengths, padded with the last id of the vocabulary."""
     rng, count = np.random.default_rng(5), len(lengths)
     real = np.arange(length) < np.array(lengths)[:, None]
     ids = np.where(real, rng.integers(0, vocabulary - 1, (count, length)), vocabulary - 1).astype(np.int32)
@@ -54,7 +54,7 @@ def padded(lengths: list[int], length: int = 24, vocabulary: int = 200) -> Windo
         ("", [""]),
         ("\n", [""]),
         ("a\n\n", ["a", ""]),
-        ("a\x0bb\u2028c\x85d\re", ["a\x0bb\u2028c\x85d\re"]),  # str.splitlines would make five lines of it
+        ("a\x0bb\u2028c\x85d\re", ["a\x0bb\u2028c\x85d\re"]),  # str.splitlines would make five lines of this
     ],
 )
 def test_lines_are_the_texts_own(text: str, expected: list[str]):
@@ -68,7 +68,7 @@ def test_lines_are_the_texts_own(text: str, expected: list[str]):
     blank=st.booleans(),
 )
 def test_windows_are_the_lines_of_a_loop(texts: list[str], length: int, blank: bool):
-    """Each line by itself, cut off, padded; what a document and a first token name is found again."""
+    """Each line on its own, truncated or padded; document and first token locate it again."""
     documents = [Document(f"document {index}", text) for index, text in enumerate(texts)]
     expected, joined = [], {}
     for document in documents:
@@ -92,7 +92,7 @@ def test_windows_are_the_lines_of_a_loop(texts: list[str], length: int, blank: b
     for (name, first, size, ids), predicted, (*_, line) in zip(found, windows.bytes, expected, strict=True):
         assert joined[name][first : first + size] == ids[:size]
         boundaries = np.cumsum([len(letter.encode()) for letter in line])
-        ends = [min(end for end in boundaries if end > t) for t in range(size)]  # a token here is a byte
+        ends = [min(end for end in boundaries if end > t) for t in range(size)]  # tokens are bytes here
         assert predicted[: max(size - 1, 0)].tolist() == np.diff(ends).tolist()
         assert predicted[max(size - 1, 0) :].sum() == 0, "padding has no bytes"
 
@@ -128,7 +128,7 @@ def test_labels_targets_and_mask_against_a_loop():
 
 
 def test_loss_is_the_mean_over_targets_that_count():
-    """A mean over all positions with padding's loss at zero would be smaller by the share of padding."""
+    """A mean over all positions, with zero loss on padding, would be smaller by the share of padding."""
     windows = padded([5, 0, 8, 1], length=8, vocabulary=50)
     logits = torch.randn(4, 8, 50, generator=torch.Generator().manual_seed(0))
     log = logits.double().log_softmax(-1)
@@ -148,7 +148,7 @@ def test_loss_is_the_mean_over_targets_that_count():
 def gradients(
     model: AdaptedModel, step: list[Windows], loss_on_padding: bool = False
 ) -> tuple[float, list[torch.Tensor]]:
-    loss = accumulate(model, step, ACCELERATOR, loss_on_padding=loss_on_padding)
+    loss = accumulate(model, StepBatches(step, loss_on_padding), ACCELERATOR)
     found = [t.grad.clone() for ts in model.tensors().values() for t in ts.values() if t.grad is not None]
     model.zero_grad(set_to_none=True)
     return loss, found
@@ -156,7 +156,7 @@ def gradients(
 
 @pytest.mark.parametrize("on_padding", [False, True])
 def test_every_target_of_a_step_weighs_the_same(on_padding: bool):
-    """However the step is divided into passes. A mean of the passes' means, right for packed windows, would give the
+    """However the step is divided into passes. A mean of per-pass means, correct for packed windows, would give the
     seven targets of the first pass as much weight as the 32 of the second."""
     windows = padded([5, 4, 24, 10, 0, 1], vocabulary=VOCABULARY)
     model = adapt(tiny("llama"), method("lora"))
@@ -168,13 +168,13 @@ def test_every_target_of_a_step_weighs_the_same(on_padding: bool):
     for one, two in zip(whole, sums, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
     if not on_padding:
-        means = [accumulate(model, [part], ACCELERATOR) for part in parts[:2]]
+        means = [accumulate(model, StepBatches([part]), ACCELERATOR) for part in parts[:2]]
         assert abs(np.mean(means) - loss) > 1e-3, "the test could not tell the two means apart"
 
 
 @matrix(*TRAINED)
 def test_blank_rows_give_no_nan(name: str, architecture: str):
-    """Alone, where there is nothing to predict, and among others, whose loss and gradient they leave as they are."""
+    """Neither alone, with nothing to predict, nor among other rows, whose loss and gradient they do not change."""
     model = adapt(tiny(architecture), method(name))
     blank, real = padded([0, 1, 0], vocabulary=VOCABULARY), padded([9, 24], vocabulary=VOCABULARY)
     loss, found = gradients(model, [blank])
@@ -195,7 +195,7 @@ def test_blank_rows_give_no_nan(name: str, architecture: str):
 
 @matrix()
 def test_padding_and_batch_mates_change_no_loss(name: str, architecture: str):
-    """Each line by itself and unpadded, against all in one padded batch."""
+    """Each line alone and unpadded, against all in one padded batch."""
     model = adapt(tiny(architecture), method(name))
     with torch.no_grad():
         for tensors in model.tensors().values():
@@ -210,7 +210,7 @@ def test_padding_and_batch_mates_change_no_loss(name: str, architecture: str):
 
 @pytest.mark.parametrize("groups", [BINS, THIRDS])
 def test_sums_count_predicted_tokens_only(groups: int):
-    """By each line's own predictions: groups of the padded length would put a short line into the first alone."""
+    """Groups are relative to each line's length: by padded length, a short line would only be in the first group."""
     rng, predicted = np.random.default_rng(0), np.array([1, 31, 7, 2, 10, 7])
     nll, sizes = rng.exponential(3, (6, 31)), rng.integers(0, 5, (6, 31))
     expected = {(window, group): [0.0, 0, 0] for window in range(6) for group in range(groups)}
@@ -233,7 +233,7 @@ def of(nll: np.ndarray, predicted: list[int]) -> Evaluation:
 
 
 def test_the_published_measure_beside_the_weighted_one():
-    """One line of two predictions at 6 nats, one of thirty at 3: the short one carries the mean of perplexities."""
+    """One line of two predictions at 6 nats, one of thirty at 3: the short one dominates the mean of perplexities."""
     nll = np.stack([np.full(30, 6.0), np.full(30, 3.0)])
     metrics = of(nll, [2, 30]).metrics()
     assert metrics["mean_window_ppl"] == pytest.approx((math.exp(6) + math.exp(3)) / 2)
@@ -242,7 +242,7 @@ def test_the_published_measure_beside_the_weighted_one():
 
 
 def test_a_perplexity_too_large_for_a_number_is_null():
-    """A mean NLL of 800 nats: `math.exp` raises there, after the training is done, and JSON has no infinity."""
+    """At a mean NLL of 800 nats `math.exp` raises, after training is done, and JSON has no infinity."""
     metrics = of(np.stack([np.full(30, 800.0), np.full(30, 1.0)]), [30, 30]).metrics()
     assert metrics["mean_window_ppl"] is None
     assert metrics["ppl"] == pytest.approx(math.exp(400.5))

@@ -1,4 +1,4 @@
-"""Whole runs under the published protocol: what is counted, recorded and shown."""
+"""Whole runs under the published protocol: what is counted, recorded and reported."""
 
 from itertools import islice
 from pathlib import Path
@@ -59,10 +59,11 @@ def test_a_run_counts_what_is_real(lined: tuple[str, ...], tmp_path: Path, monke
     assert run.result["data"]["loss_on_padding"] is True
 
 
+@pytest.mark.slow
 def test_loss_on_padding_is_a_switch_of_training_alone(
     lined: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """One base model for both, on the same windows; the report says what was done, and shows both measures."""
+    """Both share one base-model run on the same windows; the report states the setting and shows both metrics."""
     monkeypatch.chdir(tmp_path)
     assert train("-m", *lined, "method=lora", "data.loss_on_padding=true,false", "data.keep_blank_lines=true") == 0
     printed = capsys.readouterr().out
@@ -77,7 +78,7 @@ def test_loss_on_padding_is_a_switch_of_training_alone(
     untuned = only(folder, "none")
     rows: Any = untuned.eval.groupby("window")[["nll_sum", "tokens"]].sum()
     assert table["mean_window_ppl"][0] == pytest.approx(np.exp(rows["nll_sum"] / rows["tokens"]).mean())
-    said = "published protocol: one line a sample, padded"
+    said = "published protocol: one line per sample, padded"
     for text in (printed, (folder / "summary.md").read_text()):
         assert text.count(said) == 2
         assert "loss on padding: in some cells; blank lines trained on: yes" in " ".join(text.split())
@@ -90,7 +91,7 @@ def test_loss_on_padding_is_a_switch_of_training_alone(
 
 
 def shows_published_measure(printed: str) -> bool:
-    """Whether the console's first table has the column of the published measure: its header is on several lines."""
+    """Whether the console's first table has the published metric, whose header spans several lines."""
     header = printed[printed.index("Against the base model") :].partition("─")[0]
     return "window" in header
 
@@ -107,7 +108,7 @@ def test_packed_tables_say_nothing_of_lines(
 
 
 def test_a_step_of_blank_lines_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """It has no loss and is no failure; a loss of NaN would stop the run, one of 0 would be a number never measured."""
+    """It has no loss but is not a failure: a NaN would stop the run, and 0 would be a made-up number."""
     monkeypatch.chdir(tmp_path)
     Path("train.txt").write_text("a line of text\n" + "\n" * 20)
     Path("test.txt").write_text("another line\nand one more\n")
@@ -142,7 +143,7 @@ def test_what_a_fingerprint_depends_on(lined: tuple[str, ...]):
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(lined: tuple[str, ...], tmp_path: Path) -> None:
-    """Their shares of a batch have different numbers of targets: averaged gradients of their means would be others."""
+    """Their shares of a batch have different numbers of targets: averaging per-process means would be wrong."""
     cell = [*lined, "method=hylorada", "data.keep_blank_lines=true", "trainer.steps=6", "trainer.batch_size=4"]
     cell += ["trainer.device=cpu", "cell=both", "trainer.gradient_accumulation_steps=2", "trainer.learning_rate=0.01"]
     done = train_process(*cell, "outputs=two", cwd=tmp_path, processes=2)

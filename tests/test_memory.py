@@ -1,4 +1,4 @@
-"""The memory estimate: counted from what a pass keeps, and what it decides."""
+"""The memory estimate: measured from what a forward pass saves, and its uses."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ LENGTH = 16
 
 
 def test_what_a_pass_keeps_grows_with_its_tokens():
-    """Twice the tokens keep twice the bytes: so a few tokens tell of many."""
+    """Twice the tokens save twice the bytes, so a few tokens are enough to extrapolate."""
     model = adapt(tiny("llama"), method("lora"))
     short, long = (kept_bytes_per_token(model, tokens(2, length)) for length in (8, 16))
     assert short == pytest.approx(long, rel=0.05)
@@ -45,7 +45,7 @@ def test_counting_leaves_the_model_as_it_was():
 
 
 def test_parts_of_the_estimate():
-    """Checkpointing keeps less, an untrained model nothing; two processes share a batch."""
+    """Checkpointing saves less, a model without training nothing; two processes share a batch."""
     model, ids = adapt(tiny("llama"), method("lora")), tokens(1, 8)
 
     def of(processes: int = 1, **settings: object) -> int:

@@ -1,6 +1,6 @@
-"""Merging: a method becomes weights of the plain model exactly, or refuses with the reason and changes nothing.
+"""Merging: a method is merged exactly into the plain model's weights, or refused with a reason and no change.
 
-All parameters are perturbed: at step 0 most updates are zero, and a merge that forgets them would pass.
+All parameters are perturbed: at step 0 most updates are zero, and a merge that drops them would pass.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ from hylo.models.architecture import weight_OI
 
 IDS = tokens(2, 12)
 WEIGHTS_ONLY = {"none", "full", "lora", "rslora", "dora", "rslora_dora"}
-"""Methods that change nothing but weights, so that a refusal would be a fault."""
+"""Methods that only change weights, so a refusal would be an error."""
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -98,16 +98,16 @@ def test_merged_weights_are_the_formula_row_by_row(base: PreTrainedModel, magnit
 
 
 def test_a_second_merge_and_one_after_detach_are_refused(base: PreTrainedModel):
-    """Written twice, the update would count twice."""
+    """Merged twice, the update would count twice."""
     model = perturbed(base, method("rslora"))
     merged = snapshot(model.merge())
-    with pytest.raises(MergeRefused, match="merged or detached before"):
+    with pytest.raises(MergeRefused, match="already merged or detached"):
         model.merge()
     model.detach()
     assert_same_state(base, merged)
     other = perturbed(base, method("rslora"))
     other.detach()
-    with pytest.raises(MergeRefused, match="merged or detached before"):
+    with pytest.raises(MergeRefused, match="already merged or detached"):
         other.merge()
     assert_same_state(base, merged)
 
@@ -124,7 +124,7 @@ def test_a_merged_model_is_one_of_transformers(base: PreTrainedModel, tmp_path: 
 
 
 def test_weights_that_would_round_the_update_are_refused():
-    """A sum in bfloat16 keeps eight bits: most of a small update would be lost without a word."""
+    """A sum in bfloat16 keeps eight bits: most of a small update would be silently lost."""
     base = tiny("llama").bfloat16()
     model = perturbed(base, method("lora"))
     with pytest.raises(MergeRefused, match=r"q_proj is torch.bfloat16.*\.float\(\)"):

@@ -1,4 +1,4 @@
-"""Metrics: against loops over recorded sums, in claims, and a new one by the page that says how."""
+"""Metrics: against loops over recorded sums, in claims, and a new one added as documented."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def study(tmp_path: Path) -> StudyRecord:
 
 
 def _nats_per_byte(study: StudyRecord, cell: str) -> float:
-    """By a loop over windows; the mean over seeds."""
+    """By a loop over windows, averaged over seeds."""
     found = []
     for run in complete_runs(study, cell):
         nats = size = 0.0

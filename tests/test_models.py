@@ -1,4 +1,4 @@
-"""Sources of base models: tiny, a folder, the hub's cache and a GGUF file in a wheel."""
+"""Sources of base models: tiny models, a folder, the hub's cache and a GGUF file in a wheel."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 def same(one: PreTrainedModel, other: PreTrainedModel) -> bool:
-    """Same names and bits, the same outputs, and nothing but float32."""
+    """Asserts the same names, bits and outputs, and only float32."""
     ours, theirs = one.state_dict(), other.state_dict()
     assert all(tensor.dtype == torch.float32 for tensor in theirs.values() if tensor.is_floating_point())
     assert not other.training
@@ -50,7 +50,7 @@ def layout(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
 
 
 def assert_skeleton(config: ModelConfig) -> None:
-    """The skeleton has the names and shapes of the loaded model, and no numbers."""
+    """Asserts that the skeleton has the names and shapes of the loaded model, but no values."""
     skeleton, model = config.skeleton(), config.load()
     assert {tensor.device.type for tensor in skeleton.parameters()} == {"meta"}
     assert layout(skeleton) == layout(model)
@@ -96,7 +96,7 @@ def llama(tmp_path: Path) -> Path:
 
 
 def saved(config: TinyModelConfig, folder: Path, **options: Any) -> Path:
-    """The model as save_pretrained writes it."""
+    """The model as written by save_pretrained."""
     config.load().save_pretrained(folder, **options)
     config.tokenizer().save_pretrained(folder)
     return folder
@@ -123,7 +123,7 @@ def test_a_folder_gives_back_what_was_saved(tiny: TinyModelConfig, tmp_path: Pat
 
 
 def maps(path: Path) -> list[tuple[int, int, int]]:
-    """This process's maps of a file: where each starts and ends, and the bytes copied to be written to."""
+    """This process's mappings of a file: start, end, and the number of bytes copied on write."""
     found, inside = [], False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         key, *rest = line.split(maxsplit=5)
@@ -139,7 +139,7 @@ def maps(path: Path) -> list[tuple[int, int, int]]:
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's account of memory maps")
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "50KB"}], ids=["one file", "shards"])
 def test_weights_are_the_pages_of_their_file(tiny: TinyModelConfig, tmp_path: Path, options: dict[str, Any]):
-    """So processes on one machine hold them once. What one of them writes to a weight is its own."""
+    """So processes on one machine share them. Writes to a weight stay private to the process."""
     files = list(saved(tiny, tmp_path / "saved", **options).glob("*.safetensors"))
     before, config = [path.read_bytes() for path in files], from_folder(tmp_path / "saved")
     model = config.load()
@@ -160,7 +160,7 @@ def test_weights_are_the_pages_of_their_file(tiny: TinyModelConfig, tmp_path: Pa
 
 
 def test_weights_in_half_precision_are_loaded_in_float32(llama: Path):
-    """The hub's checkpoints mostly say bfloat16 in their config, which decides where no type is asked for."""
+    """Most hub checkpoints have bfloat16 in their config, which is the default if no dtype is requested."""
     expected = TinyModelConfig(name="tiny").load()
     for parameter in expected.parameters():
         parameter.data = parameter.data.bfloat16().float()
@@ -171,7 +171,7 @@ def test_weights_in_half_precision_are_loaded_in_float32(llama: Path):
 
 
 def test_identity_is_that_of_the_content(llama: Path, tmp_path: Path):
-    """Not of the path; and any weight, setting or token changes it."""
+    """Not of the path. Any change to a weight, setting or token changes it."""
     identity = from_folder(llama).identity()
     shutil.copytree(llama, tmp_path / "copy")
     assert from_folder(tmp_path / "copy").identity() == identity
@@ -223,8 +223,8 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("case", DAMAGED)
 def test_a_folder_that_cannot_be_loaded(llama: Path, case: str):
-    """One screen with the folder and the reason. Of a missing tensor transformers only warns, and draws it at random:
-    the numbers of such a model would be reported as those of a pretrained one."""
+    """A short error with the folder and the reason. For a missing tensor transformers only warns and initializes it at
+    random: the numbers of such a model would be reported as those of a pretrained one."""
     damage, reason = DAMAGED[case]
     damage(llama)
     with pytest.raises(MissingDependency, match=reason) as caught:
@@ -241,7 +241,7 @@ def test_a_folder_without_a_tokenizer(llama: Path):
 
 @pytest.mark.parametrize("model_type", ["llama", "own"])
 def test_code_in_a_folder_does_not_run(llama: Path, tmp_path: Path, model_type: str):
-    """A known architecture is loaded by transformers' own code; an unknown one is refused."""
+    """A known architecture is loaded with transformers' own code; an unknown one is refused."""
     code = f"""
 open({str(tmp_path / "ran")!r}, "w").close()
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -279,7 +279,7 @@ HUB_MODELS = sorted(
 
 
 def put_into_hub_cache(cache: Path, repo: str, files: Path, *, commit: str, patterns: tuple[str, ...] = ("*",)) -> None:
-    """What a download leaves behind: blobs by hash, and links to them in a snapshot that `main` stands for."""
+    """Creates what a download leaves behind: blobs by hash, and links to them in the snapshot that `main` refers to."""
     home = cache / f"models--{repo.replace('/', '--')}"
     for name in ("blobs", "refs", f"snapshots/{commit}"):
         (home / name).mkdir(parents=True, exist_ok=True)
@@ -292,7 +292,7 @@ def put_into_hub_cache(cache: Path, repo: str, files: Path, *, commit: str, patt
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's cache, as HF_HUB_CACHE would choose it, which is read when the library is imported."""
+    """The hub's cache, set as HF_HUB_CACHE would, which the library only reads on import."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 

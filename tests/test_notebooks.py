@@ -1,4 +1,4 @@
-"""Notebooks run on the records that the repository ships, say what the records say, and are kept without outputs."""
+"""Notebooks run on the shipped records, agree with them, and are stored without outputs."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def test_kept_without_outputs(path: Path):
 @pytest.mark.slow
 @EACH
 def test_executes_on_shipped_records(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Conclusions are those of the records, figures are drawn, and nothing is written or warned about."""
+    """Conclusions match the records, figures are drawn, nothing is written, and there are no warnings."""
     records = ROOT / "experiments" / path.stem / "records"
     before = sorted(records.rglob("*"))
     monkeypatch.delenv("HYLO_STUDY", raising=False)

@@ -1,4 +1,4 @@
-"""Every optimizer that is registered: its file, its state, its place in names, fingerprints and searches."""
+"""Every registered optimizer: its file, its state, and its role in names, fingerprints and grid searches."""
 
 import json
 from contextlib import AbstractContextManager
@@ -52,7 +52,7 @@ def test_each_has_its_file() -> None:
 
 
 def test_adamw_has_the_bits_of_the_library(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    """Called as it was before there were others."""
+    """Called as before other optimizers were added."""
 
     def of_the_library(model: AdaptedModel, config: TrainerConfig) -> torch.optim.AdamW:
         groups = []
@@ -105,7 +105,7 @@ def test_the_state_takes_the_memory_that_is_told(name: str, tiny: tuple[str, ...
             each
             for tensor in tensors
             for each in optimizer.state[tensor].values()
-            if isinstance(each, Tensor) and each.dim()  # a count of steps is a number, not one for each number
+            if isinstance(each, Tensor) and each.dim()  # a step count is a scalar, not one value per parameter
         ]
         told = config.trainer.optimizer.state_bytes * sum(tensor.numel() for tensor in tensors)
         assert sum(each.numel() * each.element_size() for each in kept) == pytest.approx(told, rel=0.25)
@@ -120,7 +120,7 @@ def test_plain_descent_keeps_nothing(tiny: tuple[str, ...], tmp_path: Path) -> N
 
 
 class Counting(torch.optim.Optimizer):
-    """Keeps a number for each tensor and one for each group besides a tensor."""
+    """Keeps a scalar per tensor and one per group in addition to a tensor."""
 
     def __init__(self, groups: Any) -> None:
         super().__init__(groups, {"length": 1.0, "pair": (1, 2)})
@@ -150,6 +150,7 @@ def test_a_checkpoint_keeps_numbers_of_tensors_and_groups(tiny: tuple[str, ...],
         assert torch.equal(first.state[before]["last"], second.state[after]["last"])
 
 
+@pytest.mark.slow
 def test_names_in_tables_say_which(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,10 +183,11 @@ tuning:
 """
 
 
+@pytest.mark.slow
 def test_a_setting_of_an_optimizer_is_searched_like_any_other(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The search steps up, towards an end of the range that is no value of it."""
+    """The search steps up, towards an end of the range that is not itself a valid value."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hylo.studies.spec, "EXPERIMENTS", tmp_path)
     (tmp_path / "mine").mkdir()
@@ -210,7 +212,7 @@ def test_ranges_leave_out_open_ends() -> None:
 
 
 def test_what_a_choice_holds_for(tiny: tuple[str, ...]) -> None:
-    """AdamW's conditions are those that choices were published under, in the names of that time."""
+    """AdamW's conditions are those under which choices were published, with the names used then."""
 
     def of(*overrides: str, keys: tuple[str, ...] = ("trainer.learning_rate",)) -> str:
         return condition(Cell("g", "lora", composed(*tiny, "method=lora", *overrides)), keys, SESSION)

@@ -1,4 +1,4 @@
-"""The pages a reader starts from: numbers are those of the records, links and commands lead somewhere, all is short."""
+"""The entry pages: numbers match the records, links and commands work, lines are short."""
 
 import re
 import shlex
@@ -47,11 +47,11 @@ SECTIONS = {text.splitlines()[0]: text for text in re.split(r"^## ", FINDINGS, f
 AS_PRINTED = {
     name: text for name, text in SECTIONS.items() if re.match("Landmarks, each|What each|Is rank|Landmark d", name)
 }
-"""Sections of the findings that quote intervals as the tables of the studies print them, each with a link to them."""
+"""Sections of the findings that quote intervals as printed in the studies' tables, each with a link to them."""
 
 
 def intervals(study: str) -> set[str]:
-    """Every estimate with its interval that the results of a study hold, as printed."""
+    """Every estimate with its interval in the results of a study, as printed."""
     found: set[str] = set()
     for path in (EXPERIMENTS / study / "results").glob("*.csv"):
         table = pd.read_csv(path)
@@ -77,13 +77,13 @@ def test_intervals_of_the_findings_are_those_of_the_results(name: str) -> None:
 
 def test_intervals_of_the_readme_are_those_of_the_results() -> None:
     known = set().union(*map(intervals, ("ablation", "equal_tuning", "tuned_landmarks")))
-    prose = [each for each in quoted(README.partition("## A first try")[0]) if each not in known]
+    prose = [each for each in quoted(README.partition("## Quick start")[0]) if each not in known]
     assert prose == []
-    assert len(quoted(README.partition("## A first try")[0])) >= 3
+    assert len(quoted(README.partition("## Quick start")[0])) >= 3
 
 
 def test_a_changed_number_is_found() -> None:
-    """So that the comparison above can fail."""
+    """Ensures that the comparison above can fail."""
     assert quoted("by 6.93 %\n[6.18, 7.69], and 0.0270 [0.0243, -0.0298]") == [
         "6.93 [6.18, 7.69]", "0.0270 [0.0243, -0.0298]"
     ]  # fmt: skip
@@ -94,7 +94,7 @@ def test_a_changed_number_is_found() -> None:
 
 @pytest.mark.slow
 def test_the_first_try_prints_what_the_readme_shows(tmp_path: Path) -> None:
-    """Training time and peak memory, the last two columns, are those of a machine."""
+    """Except training time and peak memory, the last two columns, which depend on the machine."""
     (settings,) = re.findall(r"^QUICK := ((?:.*\\\n)*.*)$", MAKEFILE, re.M)
     done = train_process("-m", "method=lora,rslora", *shlex.split(settings.replace("\\\n", "")), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -128,7 +128,7 @@ def test_named_targets_are_there(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_lines_are_short(page: Path) -> None:
-    """Tables apart, whose rows cannot be broken; those of the README are short as well."""
+    """Except tables, whose rows cannot be wrapped; those of the README are short as well."""
     lines = page.read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if len(line) > 120 and (page.parent == ROOT or not line.startswith("|"))] == []
 

@@ -1,6 +1,6 @@
-"""Parameter counts: the published numbers on real shapes, and the formulas against the tensors that are built.
+"""Parameter counts: the published numbers for real shapes, and the formulas against the tensors built.
 
-Real shapes live on the meta device: no weights, no seconds.
+Real shapes are on the meta device, so they need no weights and no time.
 """
 
 import math
@@ -74,7 +74,7 @@ def test_gpt2_small(composed: str, expected: int):
 
 
 def test_hylorada_holds_the_tensors_of_its_formulas():
-    """Every shape by hand: the published count could be right by two errors that cancel."""
+    """Every shape by hand: in the published count, two errors could cancel."""
     d, rank, landmarks, buckets = 768, 8, 8, 32
     layer = [(rank, d), (3 * d, rank), (rank, d), (d, rank), (rank, 4 * d), (d, rank)]  # A, B of c_attn and both c_proj
     others = [(landmarks, d), (landmarks, d), (buckets, landmarks), (), (64,)]  # L, C, P, a; the position bias

@@ -1,4 +1,4 @@
-"""LoRA, rank-stabilized LoRA and DoRA are those of the `peft` library: same weights, same outputs, same gradients."""
+"""LoRA, rank-stabilized LoRA and DoRA match the `peft` library: same weights, outputs and gradients."""
 
 import copy
 from typing import Any
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 
 
 def _peft(base: PreTrainedModel, config: LowRankConfig, targets: list[str] | str) -> nn.Module:
-    """The same method by peft on a copy of the model."""
+    """The same method from peft on a copy of the model."""
     settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]
@@ -47,7 +47,7 @@ def _peft(base: PreTrainedModel, config: LowRankConfig, targets: list[str] | str
 
 
 def _pairs(model: AdaptedModel, peft_model: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-    """Our tensor and peft's, by our name; the names differ, the module paths do not."""
+    """Our tensor and peft's, by our name; only the tensor names differ, not the module paths."""
     theirs = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
     pairs = {}
     for name, tensor in trained(model).items():
@@ -60,9 +60,9 @@ def _pairs(model: AdaptedModel, peft_model: nn.Module) -> dict[str, tuple[nn.Par
 @pytest.mark.parametrize("architecture", TARGETS)
 @pytest.mark.parametrize("form", FORMS)
 def test_outputs_and_gradients(form: str, architecture: str):
-    """In float32, as runs compute. Perturbed, magnitude and biases included, and on matrices that are not square: at
-    the start W + s B A is W, the magnitude is the norm it is divided by, and a norm of columns, a scale forgotten in it
-    or a scaled bias passes."""
+    """In float32, as in runs. Perturbed, including magnitude and biases, and on non-square matrices: at step 0
+    W + s B A equals W and the magnitude equals the norm it is divided by, so a column norm, a missing scale in the norm
+    or a scaled bias would pass."""
     config = LowRankConfig(rank=4, alpha=6.0, target_modules=TARGETS[architecture], **FORMS[form])
     base = tiny(architecture)
     theirs = _peft(base, config, TARGETS[architecture]).eval()
@@ -105,7 +105,7 @@ def test_orthogonal_start():
 
 
 def test_the_norm_is_a_constant_in_backward():
-    """DoRA, section 4.3. Outputs cannot tell; nor can the gradients at step 0, for most losses."""
+    """DoRA, section 4.3. Outputs cannot show it; nor can gradients at step 0, for most losses."""
     base = tiny("gpt2")
     config = LowRankConfig(magnitude=True, target_modules=["c_fc"])
     perturbed(base, {"low_rank": config})
@@ -134,7 +134,7 @@ def test_the_norm_is_a_constant_in_backward():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("everything", [False, True], ids=["default", "all-linear"])
 def test_targets_are_those_of_peft(architecture: str, everything: bool):
-    """The defaults, given to peft by name, and peft's own all-linear: the same layers, the output head in neither."""
+    """The defaults, passed to peft by name, and peft's own all-linear: the same layers, without the output head."""
     base = tiny(architecture)
     ours = LowRankConfig(target_modules=[ALL_LINEAR] if everything else None).layers(context(architecture))
     theirs = _peft(base, LowRankConfig(), ALL_LINEAR if everything else default_targets(base))

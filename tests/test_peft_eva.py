@@ -1,4 +1,4 @@
-"""LoRA that starts from the inputs of its layers (EVA): against numpy, and what it leaves untouched."""
+"""LoRA initialized from the inputs of its layers (EVA): against numpy, and what it leaves untouched."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def _started(architecture: str, **settings: Any) -> AdaptedModel:
 
 
 def _inputs(architecture: str) -> dict[str, np.ndarray]:
-    """What each adapted layer of the base model is given, [tokens, in] in float64."""
+    """The inputs of each adapted layer of the base model, [tokens, in] in float64."""
     base, found = tiny(architecture), {}
 
     def keep(path: str) -> Any:
@@ -54,7 +54,7 @@ def test_a_starts_at_the_principal_directions_of_the_inputs(architecture: str):
         _, _, Vh = np.linalg.svd(X - X.mean(axis=0), full_matrices=False)
         A = tensors[f"peft.layers.{path}.lora_A.weight"].double().numpy()
         cosines = np.abs(np.sum(A * Vh[: len(A)], axis=1))
-        np.testing.assert_allclose(cosines, 1, atol=1e-3)  # the library stops when directions stand still
+        np.testing.assert_allclose(cosines, 1, atol=1e-3)  # the library stops when directions have converged
         np.testing.assert_allclose(A @ A.T, np.eye(len(A)), atol=1e-5)
         assert not tensors[f"peft.layers.{path}.lora_B.weight"].any()
 
@@ -114,7 +114,7 @@ def test_padding_is_not_read():
 
 
 def test_fewer_tokens_than_directions_are_refused():
-    with pytest.raises(ValueError, match="EVA finds 8 directions in batches of at least as many tokens; one has 6"):
+    with pytest.raises(ValueError, match="EVA needs batches of at least 8 tokens, the rank; one has 6"):
         AdaptedModel(
             tiny("llama"),
             method("peft_eva"),
@@ -155,7 +155,7 @@ def test_export_is_a_plain_lora(architecture: str, tmp_path: Path):
 def test_a_run_starts_from_its_own_first_batches(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """No step moves anything at rate 1e-30, so the saved A is the one that training began with."""
+    """At a learning rate of 1e-30 nothing moves, so the saved A is the initial one."""
     monkeypatch.chdir(tmp_path)
     quiet = ("trainer.learning_rate=1e-30", "trainer.optimizer.weight_decay=0.0", "trainer.steps=2")
     saved = []

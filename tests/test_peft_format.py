@@ -1,4 +1,4 @@
-"""Adapters in the peft library's folder format: what one side writes the other reads, with the same logits."""
+"""Adapters in the peft library's folder format: what one side writes, the other reads, with the same logits."""
 
 import copy
 import json
@@ -29,13 +29,13 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 TARGETS: dict[str, list[list[str] | None]] = {
     "llama": [None, [ALL_LINEAR], ["v_proj", "layers.1.self_attn.q_proj", "mlp.down_proj"]],
-    "gpt2": [None, [ALL_LINEAR], ["mlp.c_proj", "h.0.attn.c_attn"]],  # c_proj of attention has the same last name
+    "gpt2": [None, [ALL_LINEAR], ["mlp.c_proj", "h.0.attn.c_attn"]],  # c_proj of attention has the same suffix
 }
 CASES = [(architecture, index) for architecture, choices in TARGETS.items() for index in range(len(choices))]
 
 
 def _from_pretrained(base: PreTrainedModel, folder: Path) -> nn.Module:
-    """The adapter as the library loads it; missing and unexpected tensors are warnings, so errors here."""
+    """The adapter as loaded by the library; its warnings about missing and unexpected tensors are errors here."""
     with warnings.catch_warnings():
         # peft 0.21.2 reads a property that transformers 5.23.0 calls deprecated (November 2026).
         warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
@@ -43,10 +43,10 @@ def _from_pretrained(base: PreTrainedModel, folder: Path) -> nn.Module:
 
 
 def _by_the_library(base: PreTrainedModel, folder: Path, **kwargs: Any) -> Tensor:
-    """Write an adapter with the library, every tensor moved, and return its logits."""
+    """Writes an adapter with the library, with every tensor perturbed, and returns its logits."""
     settings = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "o_proj"], "task_type": "CAUSAL_LM"} | kwargs
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the library thinks of transformers, and of kwargs that are refused here
+        warnings.simplefilter("ignore")  # the library's warnings about transformers, and about kwargs refused here
         model: Any = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**settings)).eval()
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -65,7 +65,7 @@ def _edit(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(("architecture", "targets"), CASES)
 @pytest.mark.parametrize("form", FORMS)
 def test_the_library_reads_what_is_exported(form: str, architecture: str, targets: int, tmp_path: Path):
-    """Perturbed: at the start B is zero and an adapter of zeros, or none, passes."""
+    """Perturbed: at step 0 B is zero, and a zero or missing adapter would pass."""
     config = LowRankConfig(rank=4, target_modules=TARGETS[architecture][targets], **FORMS[form])
     model = perturbed(tiny(architecture), {"low_rank": config})
     expected = logits(model, IDS)
@@ -153,7 +153,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_without_a_counterpart_are_refused_by_name(option: str, tmp_path: Path):
-    """Written by the library itself, so that the names are its own."""
+    """Written by the library itself, so that the names are the library's."""
     kwargs = dict(OPTIONS[option])
     edited = {key: kwargs.pop(key) for key in ("task_type",) if key in kwargs}
     base = tiny("llama")
@@ -182,7 +182,7 @@ def test_other_types_and_unknown_options_are_refused(changes: dict[str, Any], me
 
 
 def _rename(folder: Path, old: str, new: str | None) -> None:
-    """Rename the tensors with a text in their names, or drop them."""
+    """Renames tensors whose names contain a text, or drops them."""
     saved = load_file(folder / WEIGHTS)
     save_file({key.replace(old, new or ""): t for key, t in saved.items() if new or old not in key}, folder / WEIGHTS)
 
@@ -197,7 +197,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle": (lambda folder: (folder / WEIGHTS).rename(folder / PICKLE), "pickle"),
     "a layer less": (lambda folder: _rename(folder, "layers.0.self_attn.q_proj", None), "q_proj has no tensors"),
     "a matrix less": (lambda folder: _rename(folder, "layers.0.self_attn.q_proj.lora_B", None), "q_proj.B"),
-    "a layer that is not there": (lambda folder: _rename(folder, "layers.0", "layers.7"), "no linear layer"),
+    "a layer that is not there": (lambda folder: _rename(folder, "layers.0", "layers.7"), "not a linear layer"),
     "an unknown tensor": (lambda folder: _rename(folder, "lora_B", "lora_embedding_B"), "lora_embedding_B"),
     "another rank": (lambda folder: _edit(folder, r=3), "does not fit"),
     "a rank that is none": (lambda folder: _edit(folder, r="many"), "rank"),

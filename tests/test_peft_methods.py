@@ -1,7 +1,7 @@
 """Methods of the `peft` library under this project's protocol: the same functions as in the library, and no more.
 
-The contract of test_contract.py runs over conf/method/peft_*.yaml like over any other; here are the types that have no
-file there, the comparison with the library's own model class, and what is refused.
+test_contract.py covers conf/method/peft_*.yaml like any other method; this file covers the types without a file there,
+the comparison with the library's own model class, and what is refused.
 """
 
 import copy
@@ -66,7 +66,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "VERA": {"r": 16},
     "WAVEFT": {"n_frequency": 100},
 }
-"""What a type needs, or needs on layers as small as these."""
+"""Settings that a type requires, or requires for layers as small as these."""
 ELSEWHERE = {"ADAMSS": "needs scikit-learn", "BOFT": "tries to compile a CUDA extension into the user's cache"}
 NOT_ON_GPT2 = {"GLORA": "not a plain torch.nn.Linear"}
 TYPES = [kind for kind in types_known() if kind not in ELSEWHERE]
@@ -77,7 +77,7 @@ def _config(kind: str, **kwargs: Any) -> dict[str, PeftConfig]:
 
 
 def _with_linear_layers(base: PreTrainedModel) -> PreTrainedModel:
-    """A copy with nn.Linear for every Conv1D: a reference for types that the library has for nn.Linear alone."""
+    """A copy with nn.Linear for every Conv1D: a reference for types that the library only has for nn.Linear."""
     base = copy.deepcopy(base)
     for path, module in list(base.named_modules()):
         if isinstance(module, Conv1D):
@@ -88,9 +88,9 @@ def _with_linear_layers(base: PreTrainedModel) -> PreTrainedModel:
 
 
 def _library(base: PreTrainedModel, config: PeftConfig) -> nn.Module:
-    """The same method by the library's own model class, on a copy of the base model."""
+    """The same method with the library's own model class, on a copy of the base model."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the library thinks of transformers
+        warnings.simplefilter("ignore")  # the library's warnings about transformers
         for linear in (False, True):
             model: Any = _with_linear_layers(base) if linear else copy.deepcopy(base)
             transposed = base.config.model_type == "gpt2" and not linear
@@ -105,7 +105,7 @@ def _library(base: PreTrainedModel, config: PeftConfig) -> nn.Module:
 
 
 def _pairs(ours: AdaptedModel, theirs: nn.Module) -> list[tuple[str, nn.Parameter, nn.Parameter]]:
-    """Our name, our tensor and the library's; all that either trains."""
+    """Our name, our tensor and the library's, for all tensors that either trains."""
     others = {
         name.replace(".default", "").replace("base_model.model.", "layers.").replace("base_model.", "shared."): p
         for name, p in theirs.named_parameters(remove_duplicate=False)
@@ -117,18 +117,18 @@ def _pairs(ours: AdaptedModel, theirs: nn.Module) -> list[tuple[str, nn.Paramete
     return pairs
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # what the library says of single types' limits
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the library's warnings about limits of single types
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("kind", TYPES)
 def test_outputs_and_gradients_are_those_of_the_library(kind: str, architecture: str):
-    """Perturbed: at step 0 most types are the base model, and any would pass."""
+    """Perturbed: at step 0 most types equal the base model, and any would pass."""
     base, components = tiny(architecture), _config(kind)
     if architecture == "gpt2" and kind in NOT_ON_GPT2:
         with pytest.raises(ConfigError, match=NOT_ON_GPT2[kind]):
             adapt(base, components)
         return
     theirs = _library(base, components["peft"]).train(False)
-    ours = perturbed(base, components, fused=False)  # the library's kernels are plain: both round alike
+    ours = perturbed(base, components, fused=False)  # the library is unfused: both round alike
     pairs = _pairs(ours, theirs)
     with torch.no_grad():
         for _, mine, other in pairs:
@@ -145,7 +145,7 @@ def test_outputs_and_gradients_are_those_of_the_library(kind: str, architecture:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_type_keeps_the_contract(kind: str):
-    """Start as declared, counts, saved state complete, base model as before: what conf/ has no file for."""
+    """For types without a file in conf/: start as declared, counts, complete saved state, restored base model."""
     base, components = tiny("llama"), _config(kind)
     untuned, before, modules = logits(base, IDS), snapshot(base), list(map(type, base.modules()))
     model = adapt(base, components, fused=False)
@@ -171,7 +171,7 @@ def test_every_type_keeps_the_contract(kind: str):
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("own", ["lora", "dora"])
 def test_the_same_function_as_this_projects_own(own: str, architecture: str):
-    """From the same tensors, the same logits and gradients; the magnitude is moved, too."""
+    """The same tensors give the same logits and gradients; the magnitude is perturbed, too."""
     ours = perturbed(tiny(architecture), method(own))
     theirs = adapt(tiny(architecture), method(f"peft_{own}"))
     names = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector.weight"}
@@ -195,7 +195,7 @@ def test_the_same_function_as_this_projects_own(own: str, architecture: str):
 @pytest.mark.parametrize("kind", PROMPTS)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_virtual_tokens_leave_padding_and_decoding_alone(kind: str, architecture: str):
-    """Of the prompt methods conf/ has prefix tuning only. The library itself counts left padding as positions."""
+    """Of the prompt methods, conf/ only has prefix tuning. The library itself counts left padding as positions."""
     model = perturbed(tiny(architecture), _config(kind))
     text = tokens(1, 7)
     alone = logits(model, text)
@@ -216,7 +216,7 @@ def test_virtual_tokens_leave_padding_and_decoding_alone(kind: str, architecture
 
 @pytest.mark.parametrize("kind", PROMPTS)
 def test_virtual_tokens_with_recomputed_activations(kind: str):
-    """Gradient checkpointing turns the cache off, through which the virtual tokens' keys and values are read."""
+    """Gradient checkpointing disables the cache, through which virtual keys and values are passed."""
     model = perturbed(tiny("llama"), _config(kind)).train()
     causal_loss(model(input_ids=IDS).logits, IDS).backward()
     expected = {name: tensor.grad for name, tensor in trained(model).items()}
@@ -270,7 +270,7 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a start from data": ({"kwargs": {"init_lora_weights": "corda"}}, ("'corda'", "gaussian")),
     "a rank that no weight has": (
         {"kwargs": {"init_lora_weights": "olora", "r": 33}},  # k and v are 32 wide
-        ("r is 33 and the smaller side of the weight of model.layers.0.self_attn.k_proj 32",),
+        ("r is 33, but the smaller side of the weight of model.layers.0.self_attn.k_proj is 32",),
     ),
     "a rate of no tensor": (
         {"tensor_learning_rate_multipliers": {"lora_C": 16.0}},
@@ -303,7 +303,7 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_refused_with_value_allowed_and_fix(case: str):
-    """Before anything is attached, and told as one problem."""
+    """Before anything is attached, and reported as one problem."""
     settings, expected = BAD[case]
     base = tiny("qwen2")  # has biases
     before, modules = snapshot(base), list(base.modules())
@@ -317,7 +317,7 @@ def test_refused_with_value_allowed_and_fix(case: str):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_loraplus_is_that_of_the_library(architecture: str):
-    """Two steps of AdamW from the same tensors: those of the library's own optimizer for LoRA+ move them as far."""
+    """Two AdamW steps from the same tensors give the same updates as the library's own LoRA+ optimizer."""
     from peft.optimizers import create_loraplus_optimizer
 
     base, (config,) = tiny(architecture), method("peft_loraplus").values()
@@ -376,7 +376,7 @@ def test_the_slot_may_be_left_out():
 
 
 def test_the_projections_of_vera_are_drawn_from_their_own_key():
-    """They are in no adapter file, so the run's seed must not decide them; the setting does."""
+    """They are not in the adapter file, so they must depend on the setting and not on the run's seed."""
 
     def start(seed: int, **kwargs: int) -> Tensor:
         model = adapt(tiny("llama"), _config("VERA", **kwargs), seed=seed)
@@ -387,7 +387,8 @@ def test_the_projections_of_vera_are_drawn_from_their_own_key():
     assert not torch.equal(start(0), start(0, projection_prng_key=1))
 
 
+@pytest.mark.slow
 def test_the_library_is_imported_on_first_use():
-    """It takes as long as torch: composing a configuration, or its help, does not wait for it."""
+    """Importing it takes as long as torch, so composing a configuration or printing help must not wait for it."""
     code = "import sys, hylo.cli.main; sys.exit('peft' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

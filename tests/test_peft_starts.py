@@ -1,4 +1,4 @@
-"""LoRA that starts from the weights (PiSSA, OLoRA): against numpy and the library, and what it leaves untouched."""
+"""LoRA initialized from the weights (PiSSA, OLoRA): against numpy and the library, and what it leaves untouched."""
 
 import copy
 import warnings
@@ -65,7 +65,7 @@ def _part(name: str, W: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_layers_are_the_formula(architecture: str, name: str):
-    """y = (W - s B0 A0) x + s B A x in float64, with A and B moved: at the start any A0 and B0 would pass."""
+    """y = (W - s B0 A0) x + s B A x in float64, with A and B perturbed: at step 0 any A0 and B0 would pass."""
     base = tiny(architecture)
     components = _config(name, r=RANK, lora_alpha=7)
     untrained = adapt(base, components)
@@ -103,13 +103,13 @@ def _with_linear_layers(base: PreTrainedModel) -> PreTrainedModel:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_the_same_model_as_the_library_makes(architecture: str, name: str):
-    """It decomposes GPT-2's Conv1D for OLoRA as it is stored, which fits no layer: there it gets linear layers."""
+    """For OLoRA the library decomposes GPT-2's Conv1D as stored, which fits no layer, so it gets linear layers here."""
     base = tiny(architecture)
     components = _config(name)
     linear = architecture == "gpt2" and name == "peft_olora"
     theirs: Any = _with_linear_layers(base) if linear else copy.deepcopy(base)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the library thinks of transformers
+        warnings.simplefilter("ignore")  # the library's warnings about transformers
         config = components["peft"]
         transposed = architecture == "gpt2" and not linear
         settings = make_config(config.peft_type, config.kwargs, base, transposed=transposed)
@@ -139,7 +139,7 @@ def test_the_same_model_as_the_library_makes(architecture: str, name: str):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen2"])
 def test_the_shared_base_model_is_never_written(architecture: str, name: str):
-    """OLoRA in the library subtracts in place. The base model's own tensors keep their memory and every bit."""
+    """OLoRA in the library subtracts in place. Here the base model's tensors keep their memory and every bit."""
     base = tiny(architecture)
     before, modules = snapshot(base), dict(base.named_modules())
     memory = {key: tensor.data_ptr() for key, tensor in base.state_dict().items()}
@@ -156,7 +156,7 @@ def test_the_shared_base_model_is_never_written(architecture: str, name: str):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_model_that_was_moved_while_it_was_attached_comes_back_in_one_type(name: str):
-    """The layers that stand aside are out of reach of `float` and `to`."""
+    """`float` and `to` do not reach the replaced layers."""
     base = tiny("llama").bfloat16()
     model = adapt(base, _config(name))
     assert {tensor.dtype for tensor in trained(model).values()} == {torch.float32}
@@ -180,7 +180,7 @@ def test_starts_are_declared():
 
 @pytest.fixture
 def other_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decompositions that round otherwise, here so much that it shows."""
+    """Decompositions that round differently, here enough to be noticed."""
     for name in ("svd", "qr"):
         function = getattr(torch.linalg, name)
 
@@ -259,7 +259,7 @@ def test_merged_weights_are_the_untrained_ones_and_the_update(architecture: str,
 @pytest.mark.parametrize("name", ["peft_lora", *METHODS])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_export_is_a_plain_lora_of_the_untouched_base_model(architecture: str, name: str, tmp_path: Path):
-    """Twice the rank where A and B start from the weights: the second half takes away what they started as."""
+    """Twice the rank if A and B start from the weights: the second half subtracts their starting values."""
     for scaled in (False, True):
         folder = tmp_path / str(scaled)
         model = perturbed(tiny(architecture), _config(name, r=RANK, use_rslora=scaled))
@@ -281,11 +281,12 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_an_interrupted_run_goes_on_from_what_it_began_with(
     name: str, tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ):
-    """Its second half, on a machine that rounds otherwise, must not take another part away from the weights."""
+    """Its second half, on a machine that rounds differently, must not subtract a different part from the weights."""
     monkeypatch.chdir(tmp_path)
     overrides = (*tiny, f"method={name}", "trainer.steps=6", "trainer.checkpoint_seconds=0.000001")
     assert train(*overrides, "outputs=whole") == 0

@@ -48,16 +48,16 @@ def test_input_embeddings_count_like_tokens(base: PreTrainedModel, positions: Po
 
 
 def test_input_ids_may_be_given_by_place_and_nothing_else(base: PreTrainedModel, positions: Positions):
-    """A mask by place would be overlooked, and with it the padding."""
+    """A positional mask would be overlooked, and with it the padding."""
     with torch.no_grad():
         base(tokens(1, 4))
         assert positions.current.tolist() == [[0, 1, 2, 3]]
-        with pytest.raises(TypeError, match="by name"):
+        with pytest.raises(TypeError, match="by keyword"):
             base(tokens(1, 4), torch.ones(1, 4))
 
 
 def test_given_position_ids_win(base: PreTrainedModel, positions: Positions):
-    """Against the mask, too, and over the cache."""
+    """Also over the mask and the cache."""
     given = torch.tensor([[7, 8, 9], [3, 3, 4]])
     _pass(base, 3, position_ids=given, attention_mask=torch.ones(2, 3, dtype=torch.long))
     assert torch.equal(positions.current, given)
@@ -69,11 +69,11 @@ def test_left_padding_does_not_count(base: PreTrainedModel, positions: Positions
     _pass(base, 5, attention_mask=mask)
     assert positions.current[0, 2:].tolist() == [0, 1, 2]
     assert positions.current[1].tolist() == [0, 1, 2, 3, 4]
-    assert (positions.current >= 0).all()  # padding gets a position that can be looked up
+    assert (positions.current >= 0).all()  # padding gets a valid position for lookup
 
 
 def test_masks_by_kind_of_layer_are_counted_as_the_model_counts():
-    """Hybrid models take a dict of masks of four dimensions. Without position_ids the model itself counts from 0."""
+    """Hybrid models take a dict of four-dimensional masks. Without position_ids the model itself counts from 0."""
     model, followed = tiny("qwen2"), Positions()
     followed.follow(model)
     expected = _pass(model, 4).logits
@@ -91,7 +91,7 @@ def test_right_padding_leaves_the_text_alone(base: PreTrainedModel, positions: P
 
 
 def test_the_cache_goes_on_where_it_ended(base: PreTrainedModel, positions: Positions):
-    """With a prefill of more than one token, and more than one token after it."""
+    """With a prefill of several tokens, and several tokens after it."""
     cache = _pass(base, 4, use_cache=True).past_key_values
     assert isinstance(cache, DynamicCache)
     cache = _pass(base, 1, past_key_values=cache, use_cache=True).past_key_values
@@ -110,7 +110,7 @@ def test_the_cache_of_a_left_padded_batch(base: PreTrainedModel, positions: Posi
 
 
 def _seen_by_the_model(base: PreTrainedModel, **kwargs: Any) -> Tensor | None:
-    """The position_ids with which the model itself is called."""
+    """The position_ids that the model itself receives."""
     seen: list[Tensor | None] = []
 
     def last(module: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ def test_the_model_is_told_what_was_read_from_the_mask_and_nothing_else(base: Pr
 
 
 def test_the_base_model_alone_shifts_left_padded_text(base: PreTrainedModel):
-    """Why positions are handed on: GPT-2 counts padding. Rotary models do not care, and would hide that."""
+    """The reason for passing positions: GPT-2 counts padding. Rotary models are unaffected and would hide that."""
     ids, text = tokens(1, 6), tokens(1, 6)[:, 2:]
     mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
 

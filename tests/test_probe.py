@@ -1,4 +1,4 @@
-"""The retrieval probe: its prompts, what a model answers, and how a complete run gets it without training again."""
+"""The retrieval probe: its prompts, a model's answers, and adding it to a complete run without training again."""
 
 import dataclasses
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapters import METHODS, adapt, declared_dead, method, perturb
+from adapters import METHODS, ON_EVERY_ARCHITECTURE, adapt, declared_dead, method, perturb
 from launch import composed
 
 from hylo.adapters.model import AdaptedModel
@@ -35,7 +35,7 @@ def prompts() -> list[Prompts]:
 
 
 def tiny_model(architecture: TinyArchitecture, name: str, *overrides: str) -> AdaptedModel:
-    """A method on a tiny model, with no tensor of it at its start."""
+    """A method on a tiny model, with all of its tensors perturbed."""
     model = adapt(TinyModelConfig(name="tiny", architecture=architecture).load(), method(name, *overrides))
     perturb(model)
     return model
@@ -52,7 +52,7 @@ def test_words_and_codes_are_not_those_of_training() -> None:
     assert len(set(TRAINING_WORDS)) == len(TRAINING_WORDS)
     assert not set(PROBE_CODES) & set(TRAINING_CODES)
     assert len(PROBE_CODES) + len(TRAINING_CODES) == 9_000
-    for codes in (PROBE_CODES, TRAINING_CODES):  # every digit at every place, so none is new in the probe
+    for codes in (PROBE_CODES, TRAINING_CODES):  # every digit in every place, so none is new in the probe
         for place in range(4):
             assert set(codes // 10**place % 10) == set(range(place == 3, 10))
 
@@ -68,7 +68,7 @@ def test_depths_go_from_the_first_fact_to_the_last() -> None:
 
 
 def test_a_question_asks_for_the_fact_at_its_place(prompts: list[Prompts]) -> None:
-    """The text as a reader sees it, from its tokens; lists are asked in turn, so that the time left can be told."""
+    """The text decoded from its tokens; list lengths alternate, so that the remaining time can be estimated."""
     assert [(one.facts, one.number) for one in prompts] == [(5, 0), (8, 0), (5, 1), (8, 1)]
     for one in prompts:
         for depth, place in enumerate(one.places):
@@ -91,16 +91,19 @@ def test_lists_depend_on_the_seed_of_the_probe_alone(prompts: list[Prompts]) -> 
     assert text_of(other[0], 0) != text_of(more[0], 0)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ON_EVERY_ARCHITECTURE else [pytest.mark.slow]) for name in METHODS],
+)
 def test_reading_a_list_once_is_the_full_pass(name: str, prompts: list[Prompts]) -> None:
-    """For every method whose cached decoding the audit allows; the others are asked by full passes."""
+    """For every method whose cached decoding passes the audit; the others use full forward passes."""
     allowed = not any("cached_decoding" in config.breaks for config in method(name).values())
     for architecture in TinyArchitecture:
         model = tiny_model(architecture, name)
         with torch.no_grad():
             for one in prompts[:2]:
                 cached, full = cached_logits(model, one), full_logits(model, one)
-                for depth, tail in enumerate(one.tails):  # what lies behind a shorter tail is padding
+                for depth, tail in enumerate(one.tails):  # positions after a shorter tail are padding
                     difference = (cached - full)[depth, : len(tail)].abs().max()
                     assert not allowed or difference < 1e-4 * full.std()
 
@@ -114,7 +117,7 @@ def test_a_leaking_method_is_asked_by_full_passes(prompts: list[Prompts]) -> Non
 
 @pytest.mark.parametrize("answer", [0, 1, 2, 3])
 def test_exact_is_what_greedy_decoding_says(answer: int, prompts: list[Prompts]) -> None:
-    """Targets are what the model itself generates, right up to one token, or throughout."""
+    """Targets are what the model itself generates, fully or with one token changed."""
     model = tiny_model(TinyArchitecture.llama, "lora")
     accelerator = accelerator_for(composed("model=tiny_llama").trainer.device, composed().trainer.precision)
     one = prompts[0]
@@ -152,7 +155,7 @@ def test_a_number_that_is_not_finite_is_refused(prompts: list[Prompts]) -> None:
 
 
 def test_graded_by_hand() -> None:
-    """Two tokens of an answer, of which the second is not the likeliest."""
+    """An answer of two tokens, the second of which is not the most likely."""
     logits = torch.log(torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.6, 0.4], [0.9, 0.1]]))
     exact, logprob = graded(logits, np.array([0, 0, 1, 1]), 2)
     assert (exact, logprob) == (False, pytest.approx(np.log(0.75 * 0.4)))

@@ -1,4 +1,4 @@
-"""How runs get a probe: asked with a run or added to a complete one, without training again; errors and damage."""
+"""Probes of runs: asked with the run or added to a complete one without training again; errors and damage."""
 
 import dataclasses
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_a_probe_without_a_choice_is_an_unknown_key(tiny: tuple[str, ...], capsy
 
 
 def files_of(run: RunRecord) -> dict[str, bytes]:
-    """What training and evaluation left in a record."""
+    """A record's files from training and evaluation."""
     names = [path for path in run.folder.rglob("*") if path.is_file() and path.name not in (PROBE, RESULT, ".lock")]
     return {str(path.relative_to(run.folder)): path.read_bytes() for path in names}
 
@@ -76,7 +76,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_complete_run_gets_a_probe_without_training(
     name: str, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its other files keep their bits, and the answers are those that a run with the probe from the start has."""
+    """Its other files are unchanged, and the answers equal those of a run that had the probe from the start."""
     config = composed(*tiny, f"method={name}", *PROBED)
     bare = run_cell(Cell("runs", name, composed(*tiny, f"method={name}")), SESSION)
     before = files_of(bare)
@@ -121,7 +121,7 @@ def test_the_audit_decides_how_lists_are_read(
 
 
 def test_a_probe_is_asked_once_and_kept(tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Complete with its probe, a cell is taken up; without asking for one, too; another probe replaces it."""
+    """A cell complete with its probe is reused, also if no probe is asked for; another probe replaces it."""
     cell, bare, other = (
         Cell("runs", "lora", composed(*tiny, "method=lora", *more)) for more in (PROBED, (), (*PROBED, "probe.seed=1"))
     )
@@ -143,7 +143,7 @@ def test_a_probe_is_asked_once_and_kept(tiny: tuple[str, ...], monkeypatch: pyte
 
 
 def test_a_run_of_another_group_is_taken_with_its_probe(tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two complete copies the one with the answers is the source, whichever is found first."""
+    """Of two complete copies, the one with the answers is used, whichever is found first."""
     asked = Cell("b", "lora", composed(*tiny, "method=lora", *PROBED))
     bare = Cell("a", "lora", composed(*tiny, "method=lora"))
     run_cell(bare, SESSION)
@@ -162,7 +162,7 @@ def test_a_run_of_another_group_is_taken_with_its_probe(tiny: tuple[str, ...], m
 def test_an_interrupted_probe_costs_only_itself(
     tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped while it is asked, and while its answers are written."""
+    """Interrupted while asking, and while writing the answers."""
     cell = Cell("runs", "lora", composed(*tiny, "method=lora", *PROBED))
 
     def stopped(*arguments: Any, **named: Any) -> None:
@@ -205,7 +205,7 @@ def test_sweeps_studies_and_cells_have_their_names_without_the_probe() -> None:
 
 
 def test_a_probe_that_fails_is_told(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    """A command whose probe was not answered does not end as if it was."""
+    """A command whose probe failed must not exit as if it had succeeded."""
     assert train(*tiny, "method=none") == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(KvProbe, "ask", None)

@@ -1,4 +1,4 @@
-"""What holds of the repository as a whole: pins, Makefile, required files, and no trace of one machine."""
+"""The repository as a whole: pins, Makefile, required files, and no machine-specific paths."""
 
 import ast
 import importlib.metadata
@@ -18,7 +18,7 @@ import hylo
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# A directory that exists on one machine only, unless it is the tail of a longer path or of an address.
+# A machine-specific directory, unless it is part of a longer path or of a URL.
 MACHINE_PATH = re.compile(r"(?<![\w.~$}\-])/(?:work|root|tmp|home/\w+|Users/\w+)(?:/|\b(?![\w-]))")
 
 
@@ -27,7 +27,7 @@ def _normalised(name: str) -> str:
 
 
 def _pins(lines: list[str]) -> dict[str, str]:
-    """Version by normalised name; anything but `name==version` (a range, an address, an option) is an error."""
+    """Version by normalised name; anything but `name==version` (a range, URL or option) is an error."""
     pins: dict[str, str] = {}
     for line in lines:
         match = re.fullmatch(r"([A-Za-z0-9._-]+)(?:\[[\w,-]+\])?==([0-9][0-9A-Za-z.]*)", line.strip())
@@ -50,7 +50,7 @@ def _make(*args: str, cwd: Path = ROOT) -> str:
 
 
 def _tracked() -> list[Path]:
-    """Files that git tracks or would track, so that a slip is found before it is committed."""
+    """Files that git tracks or would track, so that mistakes are found before they are committed."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: which files belong to the project is unknown")
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -77,7 +77,7 @@ def test_build_backend_is_the_locked_one():
 
 
 def test_every_third_party_import_is_declared():
-    """A library that arrives only as someone else's dependency disappears with that someone's next release."""
+    """A library installed only as a transitive dependency may disappear with the next release of its dependent."""
     extras = [pins for name, pins in PROJECT["optional-dependencies"].items() if name != "dev"]
     declared = _pins([*PROJECT["dependencies"], *(pin for pins in extras for pin in pins)]).keys()
     providers = importlib.metadata.packages_distributions()
@@ -120,7 +120,7 @@ def test_clean_names_only_paths_inside_the_repository():
 
 
 def test_clean_keeps_results(tmp_path):
-    """Run for real beside decoys: a dry run cannot show what `find` would have matched."""
+    """A real run with decoy files: a dry run cannot show what `find` would match."""
     repo = tmp_path / "a repo"
     kept = ["../__pycache__/above", "outputs/run/__pycache__/x", "outputs/run/result.json", "hylo/a.py", "wandb/run/x"]
     gone = [".venv/bin/python", "hylo/__pycache__/a.pyc", "tests/__pycache__/b.pyc", ".pytest_cache/v", ".ruff_cache/0"]

@@ -1,4 +1,4 @@
-"""Published records: complete, without weights or paths of a machine, and enough for the same report."""
+"""Published records: complete, without weights or machine-specific paths, and sufficient for the same report."""
 
 import csv
 import itertools
@@ -76,7 +76,7 @@ def test_the_table_of_claims_is_that_of_the_results() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.parent.parent.name for path in EXPERIMENTS.glob("*/records/study.json")))
 def test_shipped_results_are_those_of_the_records(name: str, tmp_path: Path) -> None:
-    """All tables; figures and pages follow from them."""
+    """Compares all tables; figures and pages follow from them."""
     records = Path(shutil.copytree(EXPERIMENTS / name / "records", tmp_path / name))
     write_report(records)
     assert differences(EXPERIMENTS / name / "results", records) == []
@@ -90,7 +90,7 @@ def test_shipped_tables_hold_ten_digits() -> None:
 
 
 NUMBER = re.compile(r"-?\d+(?=[.e])(\.\d+)?(e[+-]\d+)?")
-"""A cell with a number that was measured or computed; counts are compared as texts."""
+"""A table cell with a measured or computed number; counts are compared as text."""
 TABLE = "cell,seeds,ppl,p\nbase,1,29.88313439,\nlora,3,-2.0,1.2e-140\n"
 CHANGES = {
     "nothing": (TABLE, []),
@@ -109,7 +109,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_change_of_results_is_found(what: str, tmp_path: Path) -> None:
-    """So that the comparison of what is shipped can fail, and at what."""
+    """Ensures that the comparison of shipped results can fail, and at what."""
     changed, lines = CHANGES[what]
     for folder, text in (("one", TABLE), ("other", changed)):
         (tmp_path / folder).mkdir()
@@ -122,8 +122,8 @@ def test_a_change_of_results_is_found(what: str, tmp_path: Path) -> None:
 
 
 def differences(shipped: Path, rebuilt: Path) -> list[str]:
-    """Where the tables of two folders say something else: another text or count, or a number that is off by more than
-    1e-9 of its size, which no processor's rounding is."""
+    """Differences between the tables of two folders: in text or counts, or in a number by more than 1e-9 of its size,
+    which exceeds rounding differences between processors."""
     names, others = ({path.name for path in folder.glob("*.csv")} for folder in (shipped, rebuilt))
     found = [f"{name} is in one folder only" for name in sorted(names ^ others)]
     for name in sorted(names & others):

@@ -1,7 +1,7 @@
-"""The other Pythons that pyproject.toml admits: from the locks, as `make setup` does it; then a run, and its numbers.
+"""The other Pythons allowed by pyproject.toml: installs from the locks like `make setup`, then checks a run's numbers.
 
-A fresh environment is gigabytes where torch comes with CUDA, so this is done where HYLO_FRESH_INSTALLS=1 asks for it.
-Where there is no such interpreter, the reason of the skip says so.
+A fresh environment takes gigabytes if torch comes with CUDA, so this only runs with HYLO_FRESH_INSTALLS=1. If an
+interpreter is missing, the skip reason says so.
 """
 
 import os
@@ -16,8 +16,8 @@ COPIED = ("hylo", "conf", "tests", "train.py", "Makefile", "pyproject.toml", "RE
 
 
 def interpreter(version: str) -> str | None:
-    """The Python of this version that its name starts. Under pyenv a name is there for all versions, and starts one
-    only where it is chosen."""
+    """The path of this Python version. Under pyenv the command exists for all versions but only works for selected
+    ones."""
     if not shutil.which(f"python{version}"):
         return None
     code = "import ensurepip, sys; print(sys.executable)"  # without ensurepip there is no venv

@@ -1,4 +1,4 @@
-"""Reports from synthetic records with known effects: numbers by independent computation, files, and errors."""
+"""Reports from synthetic records with known effects: independently computed numbers, files, and errors."""
 
 import json
 import shutil
@@ -99,7 +99,7 @@ def test_the_row_of_the_base_model_has_no_reference(recorded: Path, table: pd.Da
 
 
 def test_rows_do_not_depend_on_each_other(tmp_path: Path):
-    """One seed, so that the bootstrap draws: dropping a cell must leave the other rows as they are."""
+    """One seed, so that the bootstrap is used: dropping a cell must not change the other rows."""
     folder = write_recorded_study(tmp_path / "one", CELLS, [0], np.random.default_rng(1), **SIZE)
     before = summarize(read_study(folder))
     manifest = json.loads((folder / STUDY).read_text())
@@ -199,6 +199,7 @@ def test_csv_holds_the_table(study: Path):
     assert max(len(text.replace(".", "")) for text in texts) == DIGITS
 
 
+@pytest.mark.slow
 def test_without_torch(study: Path):
     code = (
         "import sys; from pathlib import Path; from hylo.report import write_report, print_report; "
@@ -247,7 +248,7 @@ def test_a_missing_sum_is_not_counted_as_zero(study: Path, table: str):
 
 
 def test_a_perplexity_too_large_for_a_number_is_missing(study: Path):
-    """A mean NLL of 803 nats in one cell: the exponential overflows, and the report of all others must still appear."""
+    """A mean NLL of 803 nats in one cell: the exponential overflows, but all other cells must still be reported."""
     for run in study.glob("low-seed*"):
         for table in (EVAL, THIRDS):
             sums = pd.read_parquet(run / table)
@@ -281,6 +282,7 @@ def test_a_missing_entry_and_a_double_seed_are_named(study: Path):
         summarize(read_study(study))
 
 
+@pytest.mark.slow
 def test_published_records_stay_as_they_are(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     records = study.rename(study.parent / "records")
     before = sorted(records.rglob("*"))
@@ -304,6 +306,7 @@ def test_published_records_stay_as_they_are(study: Path, tmp_path: Path, capsys:
     assert (several / "demo" / "report.html").read_bytes() == (one / "report.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_command_line(study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     assert main([str(study)]) == 0
     assert "Against the base model" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""report.html: one file that asks for nothing, says what the records say, and moves as a reader expects."""
+"""report.html: one self-contained file that matches the records and behaves as a reader expects."""
 
 import json
 import re
@@ -36,7 +36,7 @@ SCRIPT = Path(html_module.__file__).with_name("assets") / "report.js"
 
 
 class _Page(HTMLParser):
-    """Fails on tags that do not nest; keeps elements with their attributes and texts."""
+    """Fails on tags that do not nest; keeps elements with their attributes and text."""
 
     def __init__(self, source: str):
         super().__init__()
@@ -70,7 +70,7 @@ class _Page(HTMLParser):
 
 
 def _frame(count: int = 14) -> pd.DataFrame:
-    """Values whose order as numbers is not that as texts, in an order that is neither, one of them missing."""
+    """Values whose numeric and text orders differ, listed in neither order, with one missing."""
     sizes = [2, 10, 1, 100, 30, 3, 20, 200, 1000, 11, 4, 5, 6, 7][:count]
     ppl = np.array([float(size) for size in sizes])
     ppl[3] = np.nan
@@ -186,7 +186,7 @@ def test_figures_keep_their_own_ids_and_rules():
 
 
 def test_the_study_on_one_page(study: Path):
-    start = time.process_time()  # not by the clock: other programs may have the processor
+    start = time.process_time()  # not wall time: other programs may use the processor
     report = write_report(study)
     assert time.process_time() - start < 30
     source = (study / PAGE).read_text(encoding="utf-8")
@@ -198,7 +198,7 @@ def test_the_study_on_one_page(study: Path):
     assert f"{value} %, interval from {low} to {high}" in [cell.get("title") for cell in read.all("td")]
     for words in ("Does it help?", "Protocol: packed windows, equal steps", "Against the previous row"):
         assert words in source
-    # An address is text to read, or names a vocabulary of SVG.
+    # A URL is visible text or an SVG namespace.
     addresses = [value for _, attributes in read.elements for name, value in attributes.items() if "//" in value]
     assert {value for value in addresses if not value.startswith("http://www.w3.org/")} == set()
     assert "http" not in "".join(read.said("style", "script"))
@@ -208,7 +208,7 @@ def test_the_study_on_one_page(study: Path):
 
 
 def test_the_page_answers_first(tmp_path: Path):
-    """Question, answer, picture, contents, tables, other figures: in this order, and each figure once."""
+    """Question, answer, main figure, contents, tables, other figures: in this order, and each figure once."""
     named = [{"cell": "high", "reference": "low", "component": "size", "comparison": "added"}]
     for name, manifest, main in (("one", {"contrasts": named}, "contrasts"), ("two", {}, "improvement")):
         folder = write_recorded_study(
@@ -216,7 +216,7 @@ def test_the_page_answers_first(tmp_path: Path):
         )
         report = write_report(folder)
         source = (folder / PAGE).read_text(encoding="utf-8")
-        said = "with size, perplexity is" if manifest else "Against the base model, high lowers perplexity most: by"
+        said = "with size, perplexity is" if manifest else "Against the base model, high lowers perplexity the most: by"
         order = ["Does it help?", said, f"figures/{main}.png", "Protocol: ", "<nav", "<table>", "Other figures</h2>"]
         places = [source.index(text) for text in order]
         assert places == sorted(places)
@@ -252,7 +252,7 @@ def test_nothing_complete(tmp_path: Path):
 
 
 def test_the_order_of_rows_in_node():
-    """The comparison itself, without a browser: Node comes with the type checker."""
+    """The comparison function alone, without a browser: Node comes with the type checker."""
     check = """
     const sorted = (values, numeric, sign) => [...values].sort((a, b) => compare(a, b, numeric, sign));
     console.log(JSON.stringify([
@@ -348,7 +348,7 @@ def test_in_a_browser(tmp_path: Path, width: int):
 
 
 def test_the_policy_stops_what_is_not_the_pages_own(tmp_path: Path):
-    """So that the silence of the test above means something."""
+    """Ensures that the test above can fail."""
     extra = '<img src="https://example.invalid/a.png"><script>seen.errors.push("ran")</script></main>'
     seen = look(_page().replace("</main>", extra, 1), tmp_path, "return 1;")
     assert seen["errors"] == []

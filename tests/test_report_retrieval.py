@@ -20,7 +20,7 @@ from hylo.runs.store import PROBE, RunRecord, add_probe, read_run, read_study
 
 
 def write_answers(run: RunRecord, rng: np.random.Generator, ends: float, middle: float, fingerprint: str = "m") -> None:
-    """Answers on 200 lists, right with these probabilities."""
+    """Writes answers on 200 lists, correct with these probabilities."""
     shares = [ends, middle, middle, middle, ends]
     rows = [
         (60, number, depth, place, int(rng.random() < shares[depth]), -1.0 - depth, 4)
@@ -32,7 +32,7 @@ def write_answers(run: RunRecord, rng: np.random.Generator, ends: float, middle:
 
 @pytest.fixture
 def answered(study: Path) -> Path:
-    """The synthetic study with answers: the base model and one cell lost in the middle, and one that is not."""
+    """The synthetic study with answers: the base model and one cell are lost in the middle, one cell is not."""
     rng = np.random.default_rng(0)
     for cell, runs in read_study(study).cells.items():
         for run in runs:
@@ -105,7 +105,7 @@ def test_what_cannot_be_compared_is_named(answered: Path) -> None:
 
 
 def test_answers_to_another_probe_are_passed_over(answered: Path) -> None:
-    """They have columns of their own, and there is nothing to compare with."""
+    """They have different columns and nothing to compare with."""
     run = read_study(answered).cells["low"][0]
     add_probe(run.folder, pd.DataFrame({"word": ["one"], "logprob": [-1.0]}), {"name": "cloze", "fingerprint": "c"})
     study = read_study(answered)

@@ -1,4 +1,4 @@
-"""Tables of reports on the console and in markdown: nothing cut, everything marked, and what is said in words."""
+"""Report tables on the console and in markdown: nothing cut off, everything marked, and the text around them."""
 
 import math
 import re
@@ -58,7 +58,7 @@ def test_a_failed_audit_marks_its_row_in_every_table(tmp_path: Path):
     assert text.count(f"**{line}**") == 2
     rows = [row for row in text.splitlines() if row.startswith("| ") and "low" in row.split("|")[1] + row.split("|")[2]]
     assert rows
-    assert all("low [!]" in row for row in rows)  # as a cell, and as the reference of another one
+    assert all("low [!]" in row for row in rows)  # as a cell, and as the reference of another
     assert set(row_of(report.summary, "low", "untuned")["audit"].split(", ")) == {"causality", "padding"}
     assert set(report.summary.loc[report.summary["cell"] != "low", "audit"]) == {"passed"}
 
@@ -113,7 +113,7 @@ def test_number_text():
     ("value", "expected"),
     [
         (29.88313439260702, "29.88313439"),
-        (29.883134392607023, "29.88313439"),  # what another vector unit makes of the same records
+        (29.883134392607023, "29.88313439"),  # from another vector unit on the same records
         (1 / 3e12, "3.333333333e-13"),
         (-0.00001234567890123, "-1.23456789e-05"),
         (1411325952.0, "1411325952.0"),

@@ -20,7 +20,7 @@ COLUMNS = [
 
 
 def _rows(source: str) -> list[str]:
-    """Between the middle and the bottom rule."""
+    """The rows between the middle and the bottom rule."""
     return source.partition("\\midrule\n")[2].partition("\n\\bottomrule")[0].splitlines()
 
 
@@ -76,7 +76,7 @@ def test_the_study_as_tables(study: Path):
     assert re.search(rf"high & low & 3 & {row['improvement_pct']:.1f}\\,\[", second)
     for part in (first, second):
         widths = {re.sub(r"\\&", "", line).count("&") for line in _rows(part)}
-        assert widths == {part.count(r"\end{tabular}") - 2}  # one a header, one the table's own
+        assert widths == {part.count(r"\end{tabular}") - 2}  # one per header, one for the whole table
         assert "95 \\% intervals cover new seeds and new windows" in part
     assert "nan" not in source.lower()
     write_report(study)

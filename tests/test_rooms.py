@@ -1,4 +1,4 @@
-"""The rooms of the code: who may import whom, and what each works without."""
+"""The packages of the code: which may import which, and what each works without."""
 
 import os
 import shutil

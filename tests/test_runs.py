@@ -1,4 +1,4 @@
-"""Runs and their records: content, determinism, completeness, failure, adoption, damage."""
+"""Runs and their records: content, determinism, completeness, failure, reuse, damage."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def record(cell: str, outputs: str = "outputs", group: str = "runs") -> RunRecor
 
 
 def test_the_record_of_a_run(tiny: tuple[str, ...]) -> None:
-    """The names are a contract: reports and later tools read them."""
+    """The names are a contract: reports and other tools read them."""
     assert train(*tiny, "method=hylorada") == 0
     run = record("hylorada")
     result = run.result
@@ -103,9 +103,12 @@ def test_the_saved_adapter_gives_the_recorded_numbers(tiny: tuple[str, ...]) -> 
     assert np.array_equal(again.bins["nll_sum"], run.eval["nll_sum"])
 
 
-@pytest.mark.parametrize("method", ["hylorada_dora", "landmark_learnable", "full"])
+@pytest.mark.parametrize(
+    "method",
+    ["hylorada_dora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("landmark_learnable", "full"))],
+)
 def test_same_seed_same_bits(method: str, tiny: tuple[str, ...]) -> None:
-    """Other cells that ran before in the same process leave no trace: neither weights nor random state."""
+    """Cells that ran earlier in the same process leave no trace, neither in weights nor in random state."""
     cell = (*tiny, f"method={method}", *(["method.low_rank.dropout=0.1"] if method != "full" else []))
     name = method if method == "full" else f"{method},low_rank.dropout=0.1"
     assert train(*cell, "outputs=first") == 0

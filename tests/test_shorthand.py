@@ -1,4 +1,4 @@
-"""Overrides of a method's keys without their slot."""
+"""Overrides of a method's keys without the slot name."""
 
 import pytest
 from launch import composed, train
@@ -17,7 +17,7 @@ from hylo.core.errors import ConfigError
         ("method=lora,rslora method.rank=4,8", "method.low_rank.rank=4,8"),
         ("method=peft_vera method.kwargs.r=4", "method.peft.kwargs.r=4"),
         ("method=lora +method.rank=4", "+method.low_rank.rank=4"),
-        # What cannot be told, or needs no help, stays.
+        # Ambiguous or already complete overrides are unchanged.
         ("method=hylorada method.num_buckets=4", "method.num_buckets=4"),
         ("method=lora,peft_lora method.rank=4", "method.rank=4"),
         ("method=lora method.low_rank.rank=4", "method.low_rank.rank=4"),

@@ -1,4 +1,4 @@
-"""Cells side by side: when, the same bits as one after the other, and what a failure or a killed process costs."""
+"""Cells in parallel: when, the same bits as sequentially, and the cost of a failure or a killed process."""
 
 import dataclasses
 from collections.abc import Callable
@@ -36,13 +36,13 @@ def cells(tiny: tuple[str, ...]) -> list[Cell]:
 
 
 def bits(run: RunRecord) -> dict[str, bytes]:
-    """What a run measured and trained."""
+    """A run's measurements and trained tensors."""
     return {name: (run.folder / name).read_bytes() for name in ("eval.parquet", "adapter/adapter.safetensors")}
 
 
 @pytest.mark.slow
 def test_numbers_are_those_of_one_after_the_other(tiny: tuple[str, ...]) -> None:
-    """Two processes of a sweep, twice as many as run by default in tests; then the same sweep in this process."""
+    """A sweep in two processes, twice the default in tests, against the same sweep in this process."""
     sweep = ("-m", "method=lora,hylorada", *tiny)
     assert train(*sweep, "workers=2", "outputs=together") == 0
     assert train(*sweep, "workers=1", "outputs=alone") == 0
@@ -55,7 +55,7 @@ def test_numbers_are_those_of_one_after_the_other(tiny: tuple[str, ...]) -> None
 
 @pytest.mark.slow
 def test_a_failing_cell_costs_no_other(cells: list[Cell], capfd: pytest.CaptureFixture[str]) -> None:
-    """Training text that vanishes between the check and the run."""
+    """The training text disappears between the check and the run."""
     gone = dataclasses.replace(cells[0].config.data, name="gone", train_files=["no_such_file.txt"])
     config = dataclasses.replace(cells[0].config, data=gone, workers=2)
     broken = dataclasses.replace(cells[0], config=config)
@@ -84,7 +84,7 @@ def test_after_a_killed_process_the_rest_runs_here(
 
 
 def test_how_many_at_once(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One a core, where there is memory, no GPU and enough to do; as configured otherwise."""
+    """One per core, given enough memory and cells and no GPU; or as configured."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -110,7 +110,7 @@ def test_how_many_at_once(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_cells_that_would_leave_a_core_idle_come_last(cells: list[Cell]) -> None:
-    """Of five trained cells on two cores the last one has both; an evaluation alone is no company."""
+    """Of five trained cells on two cores, the last one gets both; evaluations are not counted."""
     untuned = cells[0].base_cell("none")
     five = [untuned, *cells, *cells[:2]]
     assert odd_ones(five, 2) == [cells[1]]
@@ -119,7 +119,7 @@ def test_cells_that_would_leave_a_core_idle_come_last(cells: list[Cell]) -> None
 
 
 def test_operations_of_a_cell(cells: list[Cell]) -> None:
-    """Four a weight and trained token, two a weight and evaluated one."""
+    """Four per weight and trained token, two per weight and evaluated token."""
     cell, weights = cells[0], SESSION.skeleton(cells[0].config.model).num_parameters()
     trainer: TrainerConfig = cell.config.trainer
     tokens = trainer.steps * trainer.batch_size * 32
@@ -129,10 +129,10 @@ def test_operations_of_a_cell(cells: list[Cell]) -> None:
 
 @pytest.mark.parametrize("name", ["lora", "hylorada_dora_learnable"])
 def test_threads_change_no_bit(name: str) -> None:
-    """A model large enough for work to be divided: losses and gradients with one thread and with two.
+    """A model large enough to be split over threads: losses and gradients with one thread and with two.
 
-    Some processors' matrix products (seen with AMX) divide a sum as long as the vocabulary among threads, and then have
-    other last bits themselves: there the numbers agree to rounding.
+    On some processors (seen with AMX), matrix products split sums of vocabulary length over threads, which changes the
+    last bits: there the numbers agree up to rounding.
     """
     sizes: dict[str, Any] = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 2}
     heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 5000}

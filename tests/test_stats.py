@@ -1,4 +1,4 @@
-"""Estimates against independent computation, and intervals against simulations with a known truth."""
+"""Estimates against independent computations, and intervals against simulations with known truth."""
 
 import itertools
 import math
@@ -15,10 +15,10 @@ WINDOWS, DIFFERENCE_SD, SHARED_SD = 32, 0.05, 0.3
 def _noise(
     seeds: int, seed_sd: float, interaction: float, rng: np.random.Generator, repeats: int = 6_000
 ) -> np.ndarray:
-    """Contrasts of two arms with true value 0, [repeats, seeds, windows] in nats a token.
+    """Contrasts of two arms with true value 0, [repeats, seeds, windows] in nats per token.
 
-    Both arms share what makes a window hard. `interaction` is the share of the variance of window differences that each
-    seed draws anew; the rest is common to all seeds.
+    Window difficulty is shared by both arms. `interaction` is the share of the variance of window differences that is
+    drawn separately for each seed; the rest is common to all seeds.
     """
     hard = rng.normal(0, SHARED_SD, (repeats, 1, WINDOWS))
     trained = hard + rng.normal(0, DIFFERENCE_SD * math.sqrt(1 - interaction), (repeats, 1, WINDOWS))
@@ -47,7 +47,7 @@ def test_two_seeds_cover_what_the_docstring_says(seed_sd: float):
 
 
 def test_satterthwaite_and_the_seed_bootstrap_cover_less_at_three_seeds():
-    """Why neither is used: both look reasonable, and both are too narrow on the same simulated data."""
+    """The reason that neither is used: both seem reasonable but are too narrow on the same simulated data."""
     means = _noise(3, 0.035, 0.0, np.random.default_rng(3))
     values, by_seed = means.mean((1, 2)), means.mean(2)
     v_seed, v_window = by_seed.var(1, ddof=1) / 3, means.mean(1).var(1, ddof=1) / WINDOWS  # no interaction here
@@ -86,7 +86,7 @@ def test_ratio_of_sums_not_mean_of_ratios():
 
 
 def test_crossed_interval_by_hand():
-    """The analysis of variance written out with loops, for windows of equal size."""
+    """The analysis of variance written as loops, for windows of equal size."""
     x = np.random.default_rng(5).normal(1, 0.2, (4, 6))
     seeds, windows = x.shape
     grand, rows, columns = x.mean(), x.mean(1), x.mean(0)
@@ -102,12 +102,12 @@ def test_crossed_interval_by_hand():
 
 
 def test_crossed_interval_with_windows_of_unequal_size():
-    """A window's weight is its tokens, so noise in a window of one token hardly matters."""
+    """Windows are weighted by tokens, so noise in a window of one token hardly matters."""
     sums, tokens = np.array([[300.0, 300.0, 300.0, 3.0], [300.0, 300.0, 300.0, 3.0]]), np.array([100, 100, 100, 1])
     sums[:, 3] += 2
     value, low, high = stats.crossed_interval(sums, tokens)
     assert value == pytest.approx(3 + 2 / 301)
-    assert high - low < 0.1  # the mean of ratios would have 3.2
+    assert high - low < 0.1  # for the mean of ratios it would be 3.2
 
 
 def test_without_noise_the_interval_is_the_point():
@@ -118,7 +118,7 @@ def test_without_noise_the_interval_is_the_point():
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_contrasts_are_paired(seeds: int):
-    """What is common to both arms cancels; resampling each arm on its own would give an interval of tens of percent."""
+    """Common effects cancel; resampling the arms independently would give an interval of tens of percent."""
     rng = np.random.default_rng(6)
     hard = rng.normal(3.5, 0.5, WINDOWS) * 100
     nll = hard + rng.normal(-25, 1, (seeds, WINDOWS))

@@ -1,4 +1,4 @@
-"""Holm, Shapley values, and the rule that ends a study."""
+"""Holm correction, Shapley values, and the stopping rule of a study."""
 
 import itertools
 import math
@@ -28,7 +28,7 @@ def test_holm_known_answers():
 @anything
 @given(p=st.lists(probabilities, min_size=1, max_size=8))
 def test_holm_rejects_what_the_step_down_rule_rejects(p: list[float]):
-    """The rule as published, at every alpha that can matter: from the smallest on, until one is above alpha / left."""
+    """The published rule, at every alpha that can matter: smallest p first, until one exceeds alpha / (number left)."""
     adjusted = stats.holm(p)
     for alpha in [*np.linspace(0.01, 0.99, 12), 0.05]:
         if np.isclose(adjusted, alpha, rtol=1e-9).any():
@@ -52,7 +52,7 @@ def test_holm_refuses(p: list, message: str):
 
 @st.composite
 def games(draw: st.DrawFn, shape: tuple[int, ...] = (2, 3)) -> Game:
-    """A value for every combination of one to four factors."""
+    """A value for every subset of one to four factors."""
     factors = ["landmark", "bias", "scale", "dora"][: draw(st.integers(1, 4))]
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     subsets = [subset for size in range(5) for subset in itertools.combinations(factors, size)]
@@ -90,7 +90,7 @@ def test_shapley_axioms(game: Game, other: Game, scale: float):
             np.testing.assert_allclose(mixed[factor], scale * found[factor] + value, atol=1e-10)  # linearity
 
     dummy = stats.shapley(game | {key | {"none"}: value + 2.0 for key, value in game.items()})
-    np.testing.assert_allclose(dummy["none"], 2.0, atol=1e-12)  # adds the same to whatever there is
+    np.testing.assert_allclose(dummy["none"], 2.0, atol=1e-12)  # adds the same to every subset
     for factor in factors:
         np.testing.assert_allclose(dummy[factor], found[factor], atol=1e-12)
 
@@ -101,7 +101,7 @@ def test_shapley_axioms(game: Game, other: Game, scale: float):
 
 
 def test_shapley_of_an_interaction_is_shared():
-    """Each alone gives 1, both give 4: the 2 that neither gives alone are halved."""
+    """Each alone gives 1, both give 4: the extra 2 are split evenly."""
     a, b = frozenset("a"), frozenset("b")
     assert stats.shapley({frozenset(): 0, a: 1, b: 1, a | b: 4}) == {"a": 2, "b": 2}
     assert stats.shapley({frozenset(): 3.0}) == {}

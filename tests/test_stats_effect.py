@@ -1,4 +1,4 @@
-"""An effect, its p-value and its plans: by hand, by brute force, and by simulation."""
+"""Effects, p-values and planning: by hand, by brute force, and by simulation."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ variances = st.one_of(st.just(0.0), st.floats(1e-6, 1e3))
 
 
 def _effect(value: float, seed_variance: float, window_variance: float, *, seeds: int, windows: int = 32) -> Effect:
-    """With the interval that follows from its components, written out."""
+    """An effect with the interval computed from its components."""
     v_seed = seed_variance / seeds
     variance = v_seed + window_variance
     half = 0.0
@@ -57,7 +57,7 @@ def test_one_seed_is_a_paired_t_test_over_windows():
     assert found.p_value() == pytest.approx(test[1])
     assert (found.seeds, math.isnan(found.seed_variance)) == (1, True)
     assert found.window_variance == pytest.approx(differences.var(ddof=1) / 20)
-    assert found.seeds_to_decide() is None  # what a seed contributes is unknown
+    assert found.seeds_to_decide() is None  # the variance between seeds is unknown
     with pytest.raises(ValueError, match="seeds is 3, but what a seed contributes"):
         found.smallest_detectable(seeds=3)
     assert found.smallest_detectable() == found.smallest_detectable(seeds=1)
@@ -88,7 +88,7 @@ def test_p_value_without_noise():
 @anything
 @given(found=effects, threshold=st.floats(-20, 20))
 def test_seeds_to_decide_is_the_first_that_would_exclude(found: Effect, threshold: float):
-    """By a loop over numbers of seeds."""
+    """Against a loop over the number of seeds."""
     alike = (found.value, found.seed_variance, found.window_variance)
 
     def excludes(seeds: int) -> bool:
@@ -116,7 +116,7 @@ def test_smallest_detectable_of_seed_noise_is_the_power_of_the_t_test():
 @pytest.mark.parametrize("noise", [Noise(1, 0, 0), Noise(0, 1, 0), Noise(0.5, 0.5, 0), Noise(0.1, 0.8, 0.1)])
 @pytest.mark.parametrize("seeds", [3, 10])
 def test_smallest_detectable_is_detected_that_often(noise: Noise, seeds: int):
-    """Little less often than asked for; more where seeds matter little and the degrees of freedom vary."""
+    """Only slightly less often than requested; more often if seeds matter little and the degrees of freedom vary."""
     known = _effect(0, (noise.seed + noise.interaction) * seeds, noise.window, seeds=seeds)
     shift, rng = known.smallest_detectable(0.8), np.random.default_rng(seeds)
     sums = studies(noise, KINDS[0], seeds, 32, rng, repeats=3_000, effect=shift)
@@ -127,7 +127,7 @@ def test_smallest_detectable_is_detected_that_often(noise: Noise, seeds: int):
 @pytest.mark.parametrize("level", [0.95, 0.9958, 0.999])
 @pytest.mark.parametrize(("seeds", "windows"), [(2, 2), (2, 32), (1000, 128)])
 def test_smallest_detectable_at_the_ends_of_what_there_is(level: float, seeds: int, windows: int):
-    """Where the noncentral t of scipy is NaN. More power needs a larger effect."""
+    """At extremes where scipy's noncentral t is NaN. More power needs a larger effect."""
     found = dataclasses.replace(_effect(0, 1.0, 0.1, seeds=seeds, windows=windows), level=level)
     half, most = (found.smallest_detectable(power) for power in (0.5, 0.99))
     assert 0 < half < most < math.inf

@@ -1,4 +1,4 @@
-"""What the choice of a tuned setting adds: by hand, by what it must not depend on, and by simulation."""
+"""The variance added by choosing a tuned setting: by hand, by invariances, and by simulation."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ DOCS = Path(__file__).parent.parent / "docs" / "statistics.md"
 
 
 def _trials(curve: list[float], spread: float, rng: np.random.Generator, seeds: int = 2) -> np.ndarray:
-    """Sums [candidates, seeds, windows] of trials with lucky seeds, hard windows, and candidate x seed noise."""
+    """NLL sums [candidates, seeds, windows] of trials with effects of seed, window, and candidate x seed."""
     own = spread * rng.standard_normal((len(curve), seeds, 1))
     shared = rng.normal(0, 0.02, (1, seeds, 1)) + rng.normal(0, 0.3, (1, 1, WINDOWS))
     return (3 + np.array(curve)[:, None, None] + own + shared) * TOKENS
@@ -31,7 +31,7 @@ def _quadratic(cost: float) -> list[float]:
 
 
 def test_two_candidates_by_hand():
-    """Means 0 and d, and seeds that differ by 2e about them: V = e^2 / 2 each, one degree of freedom, no remainder."""
+    """Means 0 and d, and seeds e apart around them: V = e^2 / 2 each, one degree of freedom, no remainder."""
     d, e = 0.3, 0.2
     nll = np.array([[e / 2, -e / 2], [d - e / 2, d + e / 2]])  # each candidate's variance over seeds is e^2 / 2
     noise = e**2 / 2  # the difference is d -+ e by seed: its mean has the variance e^2 = 2 V
@@ -43,7 +43,7 @@ def test_two_candidates_by_hand():
 
 
 def test_steep_quadratic_by_simulated_choices():
-    """Five candidates that are exactly quadratic and far from flat: nothing to shrink, and choices made over again."""
+    """Five candidates on an exact, steep quadratic: nothing to shrink, compared with simulated choices."""
     rng, curve = np.random.default_rng(0), np.array([4, 1, 0, 1, 4.0])
     differences = np.array([1, -1, 1, -1, 0]) * 0.6  # of the two seeds: orthogonal to the curve, V known
     nll = curve[:, None] + differences[:, None] * np.array([0.5, -0.5])
@@ -75,12 +75,12 @@ def test_only_what_candidates_do_not_share_counts(curve: list[float]):
 def test_nothing_where_one_candidate_wins_by_far():
     assert stats.choice_variance(VALUES, _trials(_quadratic(1.0), 0.004, np.random.default_rng(2)), TOKENS) == 0
     assert stats.choice_variance(VALUES, _trials(_quadratic(0.004), 0.0, np.random.default_rng(2)), TOKENS) < 1e-20
-    assert stats.choice_variance(VALUES, np.ones((6, 2, WINDOWS)), TOKENS) == 0  # no noise, and nothing to lose
+    assert stats.choice_variance(VALUES, np.ones((6, 2, WINDOWS)), TOKENS) == 0  # no noise, so no loss
     assert stats.choice_variance([0.1], np.ones((1, 2, WINDOWS)), TOKENS) == 0
 
 
 def test_grows_with_the_noise_and_stays_small_where_it_is_flat():
-    """A flat optimum costs nothing whatever is chosen; without shrinkage its noise alone would say 0.4 V."""
+    """At a flat optimum any choice is free; without shrinkage, noise alone would give 0.4 V."""
     rng, spreads = np.random.default_rng(3), (0.001, 0.003, 0.009)
     by_noise, flat = (
         np.array(
@@ -97,7 +97,7 @@ def test_grows_with_the_noise_and_stays_small_where_it_is_flat():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_diverged_candidates_are_never_chosen(bad: float):
-    """As if they had not been tried, even where one seed alone diverged; the rest decides."""
+    """As if they had not been tried, even if only one seed diverged; the others decide."""
     sums = _trials(_quadratic(0.004), 0.004, np.random.default_rng(4))
     diverged = sums.copy()
     diverged[5] = bad
@@ -108,11 +108,11 @@ def test_diverged_candidates_are_never_chosen(bad: float):
     with pytest.raises(ValueError, match="every candidate"):
         stats.choice_variance(VALUES, diverged, TOKENS)
     diverged[2] = sums[2]
-    assert stats.choice_variance(VALUES, diverged, TOKENS) == 0  # no other could have been chosen
+    assert stats.choice_variance(VALUES, diverged, TOKENS) == 0  # no other candidate could have been chosen
 
 
 def test_one_candidate_far_off_changes_little():
-    """A rate at which training nearly diverged: no quadratic passes through it, and its seeds are far apart."""
+    """A rate at which training nearly diverged: it fits no quadratic, and its seeds differ widely."""
     curve = [0.134, 0.078, 0.022, 0.0, 0.012, 3.7]
     sums = _trials(curve, 0.004, np.random.default_rng(5))
     sums[5] += np.array([[0.8], [-0.8]]) * TOKENS
@@ -150,7 +150,7 @@ def test_an_effect_without_a_choice_is_the_same_bit_for_bit(seeds: int):
 
 @pytest.mark.parametrize(("seeds", "dof"), [(3, 2), (5, 4), (1, 31)])
 def test_an_effect_with_a_choice_by_hand(seeds: int, dof: int):
-    """Noise of one source only. The choice adds its variance, whole, and degrees of freedom in proportion."""
+    """Noise from one source only. The choice adds its full variance, and degrees of freedom in proportion."""
     rng = np.random.default_rng(7)
     sums = rng.normal(size=(seeds, 1 if seeds > 1 else WINDOWS)) * TOKENS
     alone = stats.effect(sums, TOKENS)
@@ -164,7 +164,7 @@ def test_an_effect_with_a_choice_by_hand(seeds: int, dof: int):
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 12])
 def test_an_interval_that_covers_the_choice_is_never_narrower(seeds: int):
-    """At three seeds a variance of half the seeds' would make it so: t falls from 4.3 to 3.2."""
+    """With three seeds, adding half of the seeds' variance could make it narrower: t falls from 4.3 to 3.2."""
     rng = np.random.default_rng(8)
     for sums in (rng.normal(size=(seeds, WINDOWS)), rng.normal(size=(seeds, 1)) + rng.normal(0, 0.01, (1, WINDOWS))):
         before = stats.effect(sums, np.ones(WINDOWS))
@@ -197,7 +197,7 @@ def test_impossible_variances_of_a_choice_are_refused(variance: float):
 
 @functools.cache
 def _arm(cost: float) -> Tuned:
-    """Of six candidates with two tuning seeds, the best one neither at an end nor in the middle."""
+    """Six candidates with two tuning seeds; the best is neither at an end nor in the middle."""
     return tuned(Tuning(6, 2, cost, 1.0), np.random.default_rng(9), 2_000)
 
 
@@ -207,7 +207,7 @@ def _contrast() -> Reported:
 
 
 def _coverage(cost: float, *, both: bool, ratio: float) -> tuple[float, float]:
-    """Left out and counted."""
+    """Coverage without and with the choice counted."""
     arm, none = _arm(cost), np.zeros(2_000)
     other = Tuned(*(np.roll(each, 1) for each in arm)) if both else Tuned(none, none)
     return _contrast().coverage(ratio * (arm.regret - other.regret), ratio**2 * (arm.variance + other.variance))
@@ -215,7 +215,7 @@ def _coverage(cost: float, *, both: bool, ratio: float) -> tuple[float, float]:
 
 @pytest.mark.parametrize(("both", "most"), [(False, 0.92), (True, 0.90)])
 def test_covers_where_the_choice_matters_and_not_without_it(both: bool, most: float):
-    """The steepness at which regret is largest: one step costs 1.5 standard deviations of a candidate's mean."""
+    """At the steepness with the largest regret, one step costs 1.5 standard deviations of a candidate's mean."""
     left_out, counted = _coverage(1.5, both=both, ratio=1.5)
     assert left_out < most
     assert 0.925 <= counted <= 0.97

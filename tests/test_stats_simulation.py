@@ -1,4 +1,4 @@
-"""What the methods cover where the truth is known; docs/statistics.md holds the whole tables."""
+"""Coverage of the methods under known truth; docs/statistics.md has the complete tables."""
 
 import itertools
 import os
@@ -18,10 +18,11 @@ EQUAL, UNEQUAL, HEAVY = KINDS
 DOCS = Path(__file__).parent.parent / "docs" / "statistics.md"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windows", [16, 32, 128])
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_the_interval_of_reports_covers(seeds: int, windows: int):
-    """In every setting of the table, to within the chance of 3,000 studies."""
+    """In every setting of the table, within the sampling error of 3,000 studies."""
     rng = np.random.default_rng(seeds)
     for noise in NOISES:
         found = simulation.coverage(noise, EQUAL, seeds, windows, rng, repeats=3_000, bootstrapped=1, resamples=1)
@@ -38,7 +39,7 @@ def test_the_interval_of_reports_covers_other_windows(kind: simulation.Windows):
 
 @pytest.mark.parametrize(("seeds", "most"), [(3, 0.80), (5, 0.88), (10, 0.93)])
 def test_bootstraps_cover_less_where_seeds_differ(seeds: int, most: float):
-    """Why reports do not use them: the first is usual, the second (seeds alone) forgets the windows besides."""
+    """The reason that reports do not use them: the first is common, the second (seeds only) also ignores windows."""
     settings = {"repeats": 1, "bootstrapped": 2_000, "resamples": 1_000}
     found = simulation.coverage(Noise(1, 0, 0), EQUAL, seeds, 32, np.random.default_rng(seeds), **settings)
     assert found.hierarchical < most
@@ -52,7 +53,7 @@ def test_hierarchical_bootstrap_against_loops():
     found = hierarchical_bootstrap(sums, tokens, np.random.default_rng(0), resamples=4_000)
     drawn = []
     for _ in range(4_000):
-        seeds, windows = rng.integers(0, 3, 3), rng.integers(0, 5, 5)  # one choice of windows for all seeds
+        seeds, windows = rng.integers(0, 3, 3), rng.integers(0, 5, 5)  # the same windows for all seeds
         drawn.append(np.mean([sums[seed, windows].sum() / tokens[windows].sum() for seed in seeds]))
     assert found.value == pytest.approx(stats.ratio_of_sums(sums, tokens))
     ends, chance = tuple(np.quantile(drawn, [0.025, 0.975])), 0.1 * float(np.std(drawn))
@@ -73,7 +74,7 @@ def test_the_generator_decides():
 
 @pytest.mark.parametrize("noise", [Noise(1, 0, 0), Noise(0, 1, 0), Noise(0, 0, 1), Noise(0.34, 0.33, 0.33)])
 def test_the_sequential_rule_is_wrong_in_5_percent_of_studies_at_most(noise: Noise):
-    """With room for chance; the same looks at 95 % each are wrong more often, which is why spends are divided."""
+    """Within sampling error; the same looks at 95 % each are wrong more often, which is why alpha is divided."""
     found = simulation.sequential(noise, 0, np.random.default_rng(4), repeats=3_000)
     assert found.excluded <= 0.05 + 2 * (0.05 * 0.95 / 3_000) ** 0.5
     if noise.seed == 1:
@@ -88,7 +89,7 @@ def test_the_sequential_rule_finds_effects_and_stops_early():
 
 
 def test_too_small_to_matter_is_wrong_in_5_percent_at_most():
-    """A truth of just the smallest effect that matters, through the public functions as a study calls them."""
+    """With the true effect at exactly the smallest that matters, through the public functions that a study calls."""
     rng, smallest, looks = np.random.default_rng(6), 1.0, stats.looks(5)
     tokens, wrong, found = EQUAL.tokens(32), 0, 0
     for scale, truth in itertools.product((0.2,), (smallest, 0.0)):
@@ -111,7 +112,7 @@ def test_studies_have_the_variance_they_say():
 
 
 def test_the_page_begins_with_what_the_command_prints_first(monkeypatch: pytest.MonkeyPatch):
-    """The first row, number for number: seconds, where all of them take minutes."""
+    """The first row, number for number: it is quick, while all of them take minutes."""
     monkeypatch.setattr(simulation, "KINDS", KINDS[:1])
     monkeypatch.setattr(simulation, "WINDOWS", simulation.WINDOWS[:1])
     assert "\n".join(simulation.coverage_table(np.random.default_rng(0))) in DOCS.read_text()

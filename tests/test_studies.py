@@ -1,4 +1,4 @@
-"""Studies as they run: settings chosen on validation, seeds until decided, a factorial, several contexts."""
+"""Running studies: settings tuned on validation, seeds until decided, a factorial, several contexts."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ CONTRASTS = "contrasts:\n  - {cell: large, reference: small, component: rank}\n"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, and an empty folder of experiments in it."""
+    """The working folder, with an empty experiments folder in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hylo.studies.spec, "EXPERIMENTS", tmp_path / "experiments")
     (tmp_path / "experiments" / "mine").mkdir(parents=True)
@@ -87,7 +87,7 @@ def test_published_trials_are_not_run_again_where_they_hold(
     (folder,) = (path.parent for path in Path("outputs").glob("mine*/study.json"))
     (trials,) = Path("outputs").glob("tuning-of-*")
     kept = shutil.copytree(trials, "trials")
-    with mock.patch("hylo.publish._absolute_paths", return_value=[]):  # of the test's own text files
+    with mock.patch("hylo.publish._absolute_paths", return_value=[]):  # those of the test's own text files
         publish(folder, Path("experiments/mine"))
     (first,) = manifest()["tuning"]
     shutil.rmtree("outputs")
@@ -115,7 +115,7 @@ def test_published_trials_are_not_run_again_where_they_hold(
     assert untuned == [["tune=off"]]
 
     notes = json.loads((Path(kept) / "tuning.json").read_text())
-    notes["tuning"][0]["tried"] = notes["tuning"][0]["tried"][:3]  # as when a search was interrupted and committed
+    notes["tuning"][0]["tried"] = notes["tuning"][0]["tried"][:3]  # as if a search had been interrupted and committed
     shutil.rmtree("experiments/other")
     Path("experiments/mine/trials").mkdir()
     Path("experiments/mine/trials/tuning.json").write_text(json.dumps(notes))
@@ -178,7 +178,7 @@ def test_every_arm_gets_the_same_number_of_trials_and_its_own_keys(tiny: tuple[s
 def test_tuning_that_cannot_work_is_refused(
     tuning: str, said: str, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message names the cell and the key, and nothing has run."""
+    """The message names the cell and the key, and nothing runs."""
     write_study(f"{CELLS}{CONTRASTS}tuning:\n  {tuning}\n")
     assert train("study=mine", *tiny, "seeds=[0,1]") == 2
     assert said in capsys.readouterr().err
@@ -186,7 +186,7 @@ def test_tuning_that_cannot_work_is_refused(
 
 
 def test_seeds_are_added_until_the_cap(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    """Each look has a level of its own, and the report has the level of the last one."""
+    """Each look has its own level, and the report uses that of the last one."""
     write_study(CELLS + CONTRASTS)
     assert train("study=mine", *tiny, "seeds=until_decided", "most_seeds=4") == 0
     told = capsys.readouterr().out
@@ -201,6 +201,7 @@ def test_seeds_are_added_until_the_cap(tiny: tuple[str, ...], capsys: pytest.Cap
     assert len(read_study(folder).cells["large"]) == (3 if len(looks) == 1 else 4)
 
 
+@pytest.mark.slow
 def test_it_stops_at_the_cap_undecided(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     write_study(CELLS + CONTRASTS)
     with mock.patch("hylo.stats.decided", return_value=False):
@@ -219,6 +220,7 @@ def test_seeds_that_are_none_are_refused(tiny: tuple[str, ...], value: str, caps
     assert "until_decided with a study" in said
 
 
+@pytest.mark.slow
 def test_a_factorial_reports_shapley_values(tiny: tuple[str, ...]) -> None:
     factors = "{rank_stabilized: [method.low_rank.scaling=standard], bias: [method.position_bias=null]}"
     stack = "[method=hylorada, method.landmark=null]"
@@ -268,8 +270,8 @@ def test_one_failing_cell_costs_no_other(tiny: tuple[str, ...]) -> None:
 
 
 def test_nothing_to_decide_is_refused(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    """Without contrasts every look would be "all decided", after three seeds that decide nothing."""
+    """Without contrasts, every look would count as "all decided" after three seeds that decide nothing."""
     write_study(CELLS)
     assert train("study=mine", *tiny, "seeds=until_decided") == 2
-    assert "names no contrast and no claim" in capsys.readouterr().err
+    assert "no contrast or claim to decide" in capsys.readouterr().err
     assert not Path("outputs").exists()

@@ -1,4 +1,4 @@
-"""What holds of every figure of a study, found as reports find them: a new figure is tested here by itself."""
+"""Properties of every study figure, discovered as in reports: new figures are tested here automatically."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ MANIFEST = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
-    """A study that has something for every shipped figure."""
+    """A study with data for every shipped figure."""
     folder, rng = tmp_path_factory.mktemp("whole") / "demo", np.random.default_rng(3)
     options = {"params": PARAMS, "manifest": MANIFEST, "tuned": list(CELLS)}
     write_recorded_study(folder, CELLS, [0, 1, 2], rng, **options, **SIZE)
@@ -63,6 +63,7 @@ def test_the_order_of_what_is_shipped(whole: StudyRecord, summary: pd.DataFrame)
     assert [name for name in names if name in SHIPPED] == SHIPPED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_same_bytes_twice(name: str, whole: StudyRecord, summary: pd.DataFrame, tmp_path: Path) -> None:
     one, other = (save(_drawn(name, whole, summary), tmp_path / part, name) for part in "ab")
@@ -71,11 +72,11 @@ def test_the_same_bytes_twice(name: str, whole: StudyRecord, summary: pd.DataFra
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_what_a_reader_needs(name: str, whole: StudyRecord, summary: pd.DataFrame) -> None:
-    """A title that names the study, a caption that says what was measured on, values on pointing, nothing cut."""
+    """A title that names the study, a caption that names the evaluation data, tooltips, nothing cut off."""
     figure = _drawn(name, whole, summary)
     assert figure.get_suptitle().startswith("demo: ")
     caption = figure.get_supxlabel().replace("\n", " ")
-    assert "seeds a cell" in caption or "trials a cell" in caption
+    assert "seeds per cell" in caption or "trials per cell" in caption
     assert svg(figure).count("<title>") >= 2
     assert figure.get_figwidth() == WIDTH
     figure.draw_without_rendering()
@@ -86,7 +87,7 @@ def test_what_a_reader_needs(name: str, whole: StudyRecord, summary: pd.DataFram
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_little_to_draw_is_no_error(name: str, tmp_path: Path) -> None:
-    """One cell without a complete run beside the base model."""
+    """The base model and one cell without a complete run."""
     rng = np.random.default_rng(0)
     folder = write_recorded_study(tmp_path / "demo", {"low": 20.0}, [0], rng, failed=[("low", 0)], **SIZE)
     study = read_study(folder)

@@ -1,4 +1,4 @@
-"""Files of studies: what is shipped is right, and what is wrong is refused before anything runs, by name."""
+"""Study files: the shipped ones are valid, and errors are refused by name before anything runs."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ cells:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of experiments with the published claims."""
+    """An experiments folder with only the published claims."""
     monkeypatch.setattr(hylo.studies.spec, "EXPERIMENTS", tmp_path)
     (tmp_path / "claims.csv").write_text((EXPERIMENTS / "claims.csv").read_text())
     (tmp_path / "mine").mkdir()
@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refusal(folder: Path, text: str) -> str:
-    """The message that a study file gets."""
+    """The error message for a study file."""
     (folder / "mine" / "study.yaml").write_text(STUDY + text)
     with pytest.raises(ConfigError) as caught:
         read_study_file("mine")
@@ -45,7 +45,7 @@ def test_every_shipped_study_is_right(name: str) -> None:
 
 
 def test_every_claim_is_tested_by_a_study() -> None:
-    """A claim that no study tests would be missing from the reports without anyone noticing."""
+    """A claim that no study tests would silently be missing from the reports."""
     tested = [claim for name in study_names() for claim in read_study_file(name).claims]
     assert set(tested) == {claim.id for claim in read_claims(EXPERIMENTS)}
     for claim in read_claims(EXPERIMENTS):

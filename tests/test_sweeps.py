@@ -42,6 +42,7 @@ def test_a_sweep_as_written(tiny: tuple[str, ...], capsys: pytest.CaptureFixture
     assert {path.name for path in (sweep_folder() / "figures").iterdir()} >= {"improvement.png", "ppl_by_position.png"}
 
 
+@pytest.mark.slow
 def test_seeds_share_a_row_and_the_base_model_runs_once(tiny: tuple[str, ...]) -> None:
     assert train("-m", *tiny, "method=lora,rslora", "seed=0,1,2") == 0
     study = read_study(sweep_folder())
@@ -52,6 +53,7 @@ def test_seeds_share_a_row_and_the_base_model_runs_once(tiny: tuple[str, ...]) -
     assert set(summary.query("cell != 'none'")["seeds"]) == {3}
 
 
+@pytest.mark.slow
 def test_names_hold_what_is_swept_and_nothing_else(tiny: tuple[str, ...]) -> None:
     arguments = ("method.low_rank.rank=2,4", "trainer.learning_rate=1e-3,1e-4", "method=lora")
     assert train(*arguments, "-m", *tiny) == 0
@@ -60,6 +62,7 @@ def test_names_hold_what_is_swept_and_nothing_else(tiny: tuple[str, ...]) -> Non
     assert names[1:] == [f"lora,low_rank.rank={r},trainer.learning_rate={lr}" for r in (2, 4) for lr in (0.001, 0.0001)]
 
 
+@pytest.mark.slow
 def test_a_sweep_asked_for_again_runs_nothing(tiny: tuple[str, ...]) -> None:
     sweep = ("-m", *tiny, "method=lora,none")
     assert train(*sweep) == 0
@@ -70,7 +73,7 @@ def test_a_sweep_asked_for_again_runs_nothing(tiny: tuple[str, ...]) -> None:
 
 
 def test_a_component_is_switched_off_by_an_override(tiny: tuple[str, ...]) -> None:
-    """Leave-one-out needs no new file, and hylorada without its additions is rslora, found by its fingerprint."""
+    """Leave-one-out needs no new file; hylorada without its additions is rslora and has the same fingerprint."""
     assert train("-m", *tiny, "method=rslora") == 0
     with mock.patch.object(hylo.runs.run, "execute", side_effect=AssertionError("ran again")):
         assert train(*tiny, "method=hylorada", "method.landmark=null", "method.position_bias=null") == 0
@@ -78,7 +81,7 @@ def test_a_component_is_switched_off_by_an_override(tiny: tuple[str, ...]) -> No
 
 @pytest.mark.slow
 def test_every_method_runs(tiny: tuple[str, ...]) -> None:
-    """Found by glob, so a new YAML is tested by being there."""
+    """Found by glob, so a new YAML file is tested automatically."""
     assert train("-m", "method=glob(*)", *tiny, "model=tiny_gpt2", "trainer.steps=2") == 0
     cells = read_study(sweep_folder()).cells
     assert set(cells) == {path.stem for path in (CONF / "method").glob("*.yaml")}
@@ -101,7 +104,7 @@ def test_every_shipped_choice_composes(path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", study_names())
 def test_every_study_runs(name: str, tiny: tuple[str, ...]) -> None:
-    """On a tiny model whose context is long enough for all of them; what a cell sets itself stays as it is."""
+    """On a tiny model with a context long enough for all of them; settings of cells are kept."""
     shipped = read_study_file(name)
     own = {key_of(text) for texts in shipped.all_cells().values() for text in texts}
     shared = [text for text in tiny if key_of(text) not in own and ("data" not in own or not text.startswith("data"))]
@@ -117,6 +120,7 @@ def test_every_study_runs(name: str, tiny: tuple[str, ...]) -> None:
     assert len(contrasts) == len(shipped.contrasts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in study_names() if read_study_file(name).tuning])
 def test_shipped_tuning_names_keys_of_its_cells(name: str) -> None:
     """Every cell that trains is tuned or named as fixed, and its grid starts inside the range of its key."""
@@ -130,6 +134,7 @@ def test_shipped_tuning_names_keys_of_its_cells(name: str) -> None:
     assert set(arms) == (trained if study.tuning.cells == ALL else set(study.tuning.cells)) - {*study.tuning.fixed}
 
 
+@pytest.mark.slow
 def test_a_study_with_other_seeds(tiny: tuple[str, ...]) -> None:
     assert train("study=ablation", *tiny, "seeds=[3,4]") == 0
     (folder,) = (path.parent for path in Path("outputs").glob("*/study.json"))
@@ -137,8 +142,9 @@ def test_a_study_with_other_seeds(tiny: tuple[str, ...]) -> None:
     assert len(read_study(folder).cells["base"]) == 1
 
 
+@pytest.mark.slow
 def test_the_ablation_and_leave_one_out_share_their_finished_runs(tiny: tuple[str, ...]) -> None:
-    """A run is found by what it is, whatever study asks."""
+    """A run is found by its fingerprint, whichever study asks for it."""
     assert train("study=ablation", *tiny) == 0
     with mock.patch.object(hylo.runs.run, "execute", wraps=hylo.runs.run.execute) as execute:
         assert train("study=leave_one_out", *tiny, "workers=1") == 0

@@ -1,4 +1,4 @@
-"""Tokens: the tokenizer's own, with the bytes that each one covers; made once, and never mistaken for others."""
+"""Tokens: as produced by the tokenizer, with the bytes that each covers; cached, and never confused."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ CORPUS = ["To be, or not to be: that is the question. \n\n\tcafé é naïve ﬁ 
 
 
 def byte_level(*, trim: bool, normalizer: Any = None) -> PreTrainedTokenizerBase:
-    """Merges of bytes, as GPT-2, SmolLM2 and (with a normalizer) Qwen2 have them; special tokens at both ends."""
+    """Byte-level BPE, like GPT-2, SmolLM2 and (with a normalizer) Qwen2; special tokens at both ends."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -34,7 +34,7 @@ def byte_level(*, trim: bool, normalizer: Any = None) -> PreTrainedTokenizerBase
 
 
 def sentence_piece() -> PreTrainedTokenizerBase:
-    """A space before the text and bytes for rare characters, as Llama has them."""
+    """A space before the text and byte fallback for rare characters, like Llama."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     special = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -54,7 +54,7 @@ TOKENIZERS = {
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own."""
+    """A cache for this test only."""
     monkeypatch.setenv("HYLO_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -64,7 +64,7 @@ def documents(*texts: str) -> list[Document]:
 
 
 def check(tokens: TokenizedDocument, text: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The tokenizer's ids, and byte ends that rise to the text's length."""
+    """Checks the tokenizer's ids, and that byte ends rise to the text's length."""
     assert tokens.ids.dtype == np.int32
     assert tokens.ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
     assert len(tokens.byte_ends) == len(tokens.ids)
@@ -81,8 +81,8 @@ TEXTS = [
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_ids_and_bytes(name: str):
-    """Characters of several bytes are split over several tokens by most of these; one byte a character, or a byte count
-    from decoding each token alone, would be wrong for them. Documents do not run into each other."""
+    """Most of these split multi-byte characters over several tokens: one byte per character, or byte counts from
+    decoding each token alone, would be wrong. Documents do not run into each other."""
     tokenizer = TOKENIZERS[name]
     for tokens, text in zip(tokenize(documents(*TEXTS), tokenizer), TEXTS, strict=True):
         check(tokens, text, tokenizer)
@@ -126,7 +126,7 @@ def test_a_second_call_reads_the_cache():
     [
         documents("one", "two!"),
         documents("two", "one"),
-        documents("onet", "wo"),  # the same characters in a row, cut elsewhere
+        documents("onet", "wo"),  # the same characters, split elsewhere
         documents("one"),
         [Document("document 0", "one"), Document("renamed", "two")],
     ],
@@ -142,7 +142,7 @@ def test_other_documents_have_another_entry(cache: Path, change: list[Document])
 
 
 def test_another_tokenizer_has_another_entry(cache: Path):
-    """Also one with the same tokens under the same ids, whose merges alone stand in another order."""
+    """Even one with the same tokens and ids that only differs in the order of its merges."""
     vocabulary = {token: index for index, token in enumerate(("a", "b", "c", "ab", "bc"))}
     found = []
     for merges in ([("a", "b"), ("b", "c")], [("b", "c"), ("a", "b")]):

@@ -1,4 +1,4 @@
-"""Every tracker that is registered: one contract, found by discovery, and what TensorBoard and trackio really hold."""
+"""Every registered tracker, discovered automatically: the contract, and what TensorBoard and trackio really store."""
 
 import json
 import sys
@@ -54,12 +54,12 @@ ELSEWHERE = {
     "HF_TOKEN": "hf_login-of-this-user", "TRACKIO_SPACE_ID": "login-of-this-user/place-on-the-network",
     "TRACKIO_WEBHOOK_URL": "https://place-on-the-network.example/hook", "WANDB_MODE": "offline", "WANDB_API_KEY": KEY,
 }  # fmt: skip
-"""What a user may have set for other projects."""
+"""Variables that a user may have set for other projects."""
 
 
 @pytest.fixture(scope="module", params=TRACKERS)
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A tracker, and the folder in which it was sent a whole run and a report."""
+    """A tracker, and the folder after a whole run and a report were sent to it."""
     return request.param, _write(request.param, tmp_path_factory.mktemp(request.param))
 
 
@@ -111,9 +111,10 @@ def test_a_folder_that_is_none_costs_one_line(choice: str, tmp_path: Path):
     assert all("could not start" in line and "tracking=none" in line for line in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", LIBRARIES)
 def test_a_folder_that_is_lost_costs_one_line(choice: str, tmp_path: Path):
-    """The libraries write in threads of their own: they print tracebacks, or warn in words of theirs."""
+    """The libraries write in their own threads, which print tracebacks or warnings."""
     script = """
     import time
     tracker = start()
@@ -132,6 +133,7 @@ def test_a_folder_that_is_lost_costs_one_line(choice: str, tmp_path: Path):
     assert "its record is unaffected" in said
 
 
+@pytest.mark.slow
 def test_no_library_is_imported_before_a_run_is_opened(tmp_path: Path):
     script = f"""
     import hylo.runs.config
@@ -157,7 +159,7 @@ def test_a_missing_library_is_told_before_anything_runs(
 
 @pytest.fixture(scope="module")
 def events(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The event file of a run that was sent everything."""
+    """The event file of a run to which everything was sent."""
     folder = _write("tensorboard", tmp_path_factory.mktemp("events"))
     events = _events(folder / "outputs")
     events.folder = folder
@@ -233,7 +235,7 @@ def test_a_cell_of_a_markdown_table_stays_in_it():
 
 
 def test_tensorboard_shows_a_run_that_goes_on_once(tmp_path: Path):
-    """Without a purge the steps after the checkpoint would be there twice."""
+    """Without a purge, the steps after the checkpoint would appear twice."""
     for first, loss in ((0, 1.0), (5, 2.0)):
         tracker = open_tracker(TensorBoardConfig(), known_run(tmp_path))
         for step in range(first, 10):
@@ -246,7 +248,7 @@ def test_tensorboard_shows_a_run_that_goes_on_once(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What trackio's own reader finds: the runs of the project."""
+    """The runs of the project, read with trackio's own reader."""
     folder = _write("trackio", tmp_path_factory.mktemp("project"))
     script = """
     import json, trackio

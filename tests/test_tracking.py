@@ -1,4 +1,4 @@
-"""W&B: what an offline W&B run holds, read back from its file, and what happens when W&B cannot be used."""
+"""W&B: contents of an offline run, read from its file, and what happens if W&B cannot be used."""
 
 import json
 import math
@@ -127,7 +127,7 @@ def test_reader_joins_chunks_and_refuses_damage(recorded: Recorded):
 
 
 def start_and(script: str, folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """Run a script that begins W&B runs by `start(name)`."""
+    """Runs a script that begins W&B runs with `start(name)`."""
     opening = """
         import sys, time
         from pathlib import Path
@@ -142,7 +142,7 @@ def start_and(script: str, folder: Path, **variables: str) -> "subprocess.Comple
 
 
 def offline_runs(folder: Path) -> dict[str, OfflineRun]:
-    """Those that a script has written, by name."""
+    """The runs written by a script, by name."""
     runs = [read_offline_run(file) for file in folder.glob("outputs/wandb/offline-run-*/run-*.wandb")]
     return {run.identity.display_name: run for run in runs}
 
@@ -164,11 +164,11 @@ def test_disabled_means_that_wandb_is_not_imported(tmp_path: Path):
 
 @pytest.mark.parametrize("login", ["variable", "netrc", "malformed", "none"])
 def test_login_is_found_where_wandb_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, login: str):
-    """A malformed key counts: W&B then says what is wrong with it, instead of the run going offline in silence."""
+    """A malformed key counts as a login: W&B then reports what is wrong, instead of silently running offline."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:8080")
-    wandb.teardown()  # it reads WANDB_BASE_URL once a session
+    wandb.teardown()  # it reads WANDB_BASE_URL once per session
     if login == "netrc":
         (tmp_path / "netrc").write_text(f"machine 127.0.0.1:8080 login user password {KEY}\n")
     elif login != "none":
@@ -179,17 +179,18 @@ def test_login_is_found_where_wandb_looks(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def closed_port():
-    """A loopback port that refuses connections: bound, so nobody else takes it, and not listening."""
+    """A loopback port that refuses connections: bound, so that nothing else takes it, but not listening."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         yield holder.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("login", "reason"), [("variable", "connection refused"), ("none", "no API key")])
 def test_online_out_of_reach_falls_back_to_offline_and_warns_once(
     tmp_path: Path, closed_port: int, login: str, reason: str
 ):
-    """With a login `auto` goes online and finds no server; without one `online` must not wait for a typed key."""
+    """With a login, `auto` goes online and finds no server; without one, `online` must not prompt for a key."""
     variables = {"WANDB_BASE_URL": f"http://127.0.0.1:{closed_port}"}
     if login == "variable":
         variables["WANDB_API_KEY"] = KEY

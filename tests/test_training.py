@@ -20,7 +20,7 @@ from hylo.data.base import Split
 from hylo.data.windows import Windows, batches
 from hylo.runs.config import Config
 from hylo.training.config import LRScheduler, TrainerConfig, learning_rate_factor
-from hylo.training.step import accumulate, make_optimizer
+from hylo.training.step import StepBatches, accumulate, make_optimizer
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("lr_scheduler", LRScheduler)
 def test_learning_rate(lr_scheduler: LRScheduler) -> None:
-    """Rises in a straight line, reaches the peak once, decays, and no step has a rate of zero."""
+    """Rises linearly, reaches the peak once, decays, and is never zero."""
     config = TrainerConfig(steps=10, warmup_steps=3, lr_scheduler=lr_scheduler)
     factors = [learning_rate_factor(step, config) for step in range(10)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
@@ -59,7 +59,7 @@ def test_the_loss_falls(config: Config, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_ends_bit_equal(config: Config, tmp_path: Path) -> None:
-    """Optimizer state, order of windows and dropout all continue. Restoring weights alone would pass a loose check."""
+    """Optimizer state, window order and dropout all resume. Restoring only weights would pass a loose check."""
     whole, expected = train_once(config, tmp_path / "whole")
     config.trainer = replace(config.trainer, checkpoint_seconds=1e-9)
 
@@ -98,7 +98,7 @@ def test_accumulated_gradients_are_those_of_one_batch(config: Config) -> None:
         tensors = [tensor for tensors in model.tensors().values() for tensor in tensors.values()]
         gradients = []
         for parts in ([windows], [windows.take(np.array(rows)) for rows in ([0, 1], [2, 3])]):
-            loss = accumulate(model, parts, accelerator)
+            loss = accumulate(model, StepBatches(parts), accelerator)
             gradients.append([tensor.grad.clone() for tensor in tensors if tensor.grad is not None])
             model.zero_grad(set_to_none=True)
             expected = causal_loss(model(input_ids=ids).logits, ids)
@@ -115,7 +115,7 @@ def test_gradient_checkpointing_changes_no_loss(config: Config, tmp_path: Path) 
 
 
 def test_gradients_are_clipped(config: Config, tmp_path: Path) -> None:
-    """After one step of AdamW only the moments tell how large the gradient was."""
+    """After one step of AdamW, only the moments show how large the gradient was."""
     norms: list[float] = []
     config.trainer = replace(config.trainer, steps=2, max_grad_norm=1e-3)
     _, clipped = train_once(config, tmp_path / "a", on_step=lambda line: norms.append(line["grad_norm"]))
@@ -141,9 +141,9 @@ def test_vectors_have_no_weight_decay_and_components_their_own_rate(config: Conf
 
 
 def test_losses_that_are_not_finite_are_counted_and_stopped_on(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    """The first step moves B, and from the second on 1e19 B A x overflows in attention."""
+    """The first step moves B, and from the second on, 1e19 B A x overflows in attention."""
     config = composed(*tiny, "method=lora", "method.low_rank.alpha=1e19", "trainer.learning_rate=10")
-    with pytest.raises(TrainingDiverged, match=r"loss nan.*3 steps .*allowed are 2 .*trainer\.learning_rate"):
+    with pytest.raises(TrainingDiverged, match=r"loss nan.*3 steps .*at most 2 are allowed .*trainer\.learning_rate"):
         train_once(config, tmp_path)
     curve = losses(tmp_path)
     assert curve[0] is not None

@@ -1,4 +1,4 @@
-"""What components let be followed over training: the file, its reader, resuming, the recorded loss, the figure."""
+"""Vectors tracked over training: the file, its reader, resuming, the recorded loss, the figure."""
 
 import json
 import shutil
@@ -63,9 +63,9 @@ def test_no_file_where_nothing_is_followed(tiny: tuple[str, ...], tmp_path: Path
 def test_an_interrupted_run_has_the_trajectory_of_an_undisturbed_one(
     stop: int, tiny: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Stopped during warm-up, when the optimizer has no state of the boundaries yet, and after it.
+    """Interrupted during warm-up, when the optimizer has no state for the boundaries yet, and afterwards.
 
-    A temperature counted up by each step would start again from its first value.
+    A temperature incremented at each step would restart from its first value.
     """
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     overrides = (*tiny, *LEARNABLE, *TERMS, *COURSE, "method.landmark.boundary_learning_rate_multiplier=3")
@@ -108,7 +108,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_its_trajectory_anew(
 
 @pytest.mark.parametrize(("steps", "lines"), [(1, 2), (200, 201), (201, 102), (1_000, 201), (9_999, 201)])
 def test_long_trainings_are_thinned(steps: int, lines: int, tmp_path: Path) -> None:
-    """First and last state included; continued anywhere, also between two lines, the file is the same."""
+    """First and last state included; resuming anywhere, even between two lines, gives the same file."""
 
     def state(step: int) -> dict[str, dict[str, torch.Tensor]]:
         return {"slot": {"length (m)": torch.tensor([float(step), float("nan")])}}
@@ -149,7 +149,7 @@ def test_the_recorded_loss_is_that_of_the_language_model_alone(tiny: tuple[str, 
 
 
 def test_accumulated_passes_add_the_term_once(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    """Added to every pass without dividing, it would count as often as there are passes."""
+    """Added to every pass without dividing, it would count once per pass."""
     norms = []
     always = (*tiny, *LEARNABLE, "method.landmark.spread_weight=1e6", "method.landmark.start=log")
     for passes in (1, 3):
@@ -160,7 +160,7 @@ def test_accumulated_passes_add_the_term_once(tiny: tuple[str, ...], tmp_path: P
 
 
 class Points(Tracker):
-    """Keeps what is logged: a service would only store it."""
+    """Keeps logged values in memory, where a service would store them."""
 
     def __init__(self) -> None:
         self.by_step: dict[int, dict[str, float]] = {}
@@ -187,7 +187,7 @@ CELLS = {"still": 10.0, "moving": 20.0}
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    """Two cells and two seeds; of one cell no entry ever moves."""
+    """Two cells and two seeds; in one cell no entry ever moves."""
     folder = write_recorded_study(tmp_path / "demo", CELLS, [0, 1], np.random.default_rng(0), **SIZE)
     for cell in CELLS:
         for seed, run in enumerate(sorted(folder.glob(f"{cell}-seed*"))):
@@ -220,7 +220,7 @@ def test_the_figure_shows_every_entry_with_its_unit(study: Path) -> None:
 
 
 def test_vectors_that_never_move_are_called_that(study: Path) -> None:
-    """Drawn on the axis of their values, small changes and none look the same."""
+    """On the scale of their values, small changes would look the same as none."""
     still, moving = (_figure(study).get_axes()[place].get_title(loc="left") for place in (1, 3))
     assert still == "0 of 6 moved"
     assert moving == "2 of 6 moved, the furthest by 4"
@@ -248,9 +248,9 @@ def test_a_run_records_and_draws_it(tiny: tuple[str, ...], tmp_path: Path, monke
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    """A term of parameters alone, and a gradient dropped after it was averaged, both with gradients that are synced.
+    """A regularization term of parameters only, and a gradient dropped after averaging, both with synced gradients.
 
-    Parameters left out of the forward pass, the other way to hold them, make averaging over processes fail.
+    The alternative, leaving parameters out of the forward pass, makes averaging over processes fail.
     """
     cell = [*tiny, *LEARNABLE, *TERMS, *COURSE, "trainer.device=cpu", "cell=both"]
     done = train_process(*cell, "outputs=two", cwd=tmp_path, processes=2)

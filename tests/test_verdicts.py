@@ -1,4 +1,4 @@
-"""Verdicts from intervals: known cases, and properties that hold for all of them."""
+"""Verdicts from intervals: known cases, and properties that hold for all intervals."""
 
 import math
 
@@ -19,7 +19,7 @@ from hylo.evaluation.metrics import all_metrics
 
 numbers = st.floats(-60, 60, allow_nan=False)
 FAIR = Basis(tuned=True, tokens=61_440)
-"""Each arm at its own rate, for the published budget."""
+"""Each arm with its own learning rate, trained for the published budget."""
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ FAIR = Basis(tuned=True, tokens=61_440)
     [
         (9.19, 8.0, 10.0, "reproduced"),
         (9.19, 5.0, 6.0, "reproduced"),  # smaller than published, but more than half of it
-        (9.19, 0.01, 0.03, "contradicted"),  # a significant improvement, and no trace of the claim
+        (9.19, 0.01, 0.03, "contradicted"),  # a significant improvement, but far from the claim
         (9.19, -3.0, -1.0, "contradicted"),
         (9.19, -1.0, 12.0, "inconclusive"),
         (-5.62, -7.0, -3.0, "reproduced"),
@@ -53,7 +53,7 @@ def test_a_claim_needs_a_direction(published: float) -> None:
 
 
 def test_an_interval_without_ends_is_refused() -> None:
-    """NaN compares as false, so a naive test of `low <= threshold <= high` would call it decided."""
+    """NaN compares as false, so a naive `low <= threshold <= high` would call it decided."""
     with pytest.raises(ValueError, match="no interval"):
         claim_verdict(5.0, math.nan, 3.0, FAIR)
     with pytest.raises(ValueError, match="no interval"):

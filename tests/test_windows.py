@@ -1,4 +1,4 @@
-"""Windows: cut one after the other from each document's first token, sampled, given out fairly; kept by the session."""
+"""Windows: cut consecutively from each document, sampled, batched evenly, and kept by the session."""
 
 import dataclasses
 import weakref
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def tokenized(lengths: list[int], seed: int = 0) -> list[TokenizedDocument]:
-    """Documents in which every token has an id of its own, and 0 to 4 bytes."""
+    """Documents in which every token has a unique id, and 0 to 4 bytes."""
     rng, ids = np.random.default_rng(seed), iter(range(10**6))
     return [
         TokenizedDocument(
@@ -40,7 +40,7 @@ def tokenized(lengths: list[int], seed: int = 0) -> list[TokenizedDocument]:
 
 
 def numbered(count: int) -> Windows:
-    """Windows whose ids are their number."""
+    """Windows whose ids are the window's number."""
     number = np.arange(count, dtype=np.int32)
     return Windows(
         np.stack([number] * 3, axis=1), np.ones((count, 2), np.int64), number.astype(object), number, np.full(count, 3)
@@ -50,8 +50,8 @@ def numbered(count: int) -> Windows:
 @anything
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=6), length=st.integers(2, 12))
 def test_windows_are_the_cuts_of_a_loop(lengths: list[int], length: int):
-    """Consecutive from token 0, none across documents, the remainder dropped; cutting all documents in one row would
-    pass with a single document."""
+    """Consecutive from token 0, never across documents, the remainder dropped; cutting the concatenation would pass
+    with a single document."""
     documents = tokenized(lengths)
     expected = [
         (document.name, first, document.ids[first : first + length].tolist(), document)
@@ -75,7 +75,7 @@ def test_windows_are_the_cuts_of_a_loop(lengths: list[int], length: int):
 @anything
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=6), count=st.integers(1, 9), seed=st.integers(0, 99))
 def test_document_and_first_token_find_a_window_again(lengths: list[int], count: int, seed: int):
-    """From the table of the record, after any choice and reordering."""
+    """From the record's table, after any selection and reordering."""
     documents = tokenized([*lengths, 20])
     windows = sample(cut_windows(documents, 5), count)
     windows = windows.take(np.random.default_rng(seed).permutation(len(windows)))
@@ -88,7 +88,7 @@ def test_document_and_first_token_find_a_window_again(lengths: list[int], count:
 
 
 def test_bytes_add_up():
-    """Each window predicts all of its text but its first token's bytes."""
+    """Each window predicts all bytes of its text except those of its first token."""
     (document,) = tokenized([64])
     windows = cut_windows([document], 16)
     firsts = np.diff(document.byte_ends, prepend=0)[::16]
@@ -108,14 +108,14 @@ def test_a_sample_is_in_order_and_part_of_every_larger_one(data: st.DataObject, 
 
 
 def test_the_sample_is_always_the_same_and_no_grid():
-    """Recorded numbers rest on these very windows: another draw, by a new NumPy for example, would move them all."""
+    """Recorded numbers depend on these windows: another draw, say with a new NumPy, would change all of them."""
     chosen = sample(numbered(724), 8).first_token.tolist()
     assert chosen == [2, 165, 209, 389, 405, 482, 580, 635]
     assert len(set(np.diff(chosen))) > 2
 
 
 def test_every_part_of_the_text_is_sampled():
-    """Each tenth of the text gets its share, within four standard deviations; the first windows, say, would not."""
+    """Each tenth of the text gets its share, within four standard deviations, unlike taking the first windows, say."""
     tenths = np.bincount(sample(numbered(2000), 400).first_token // 200, minlength=10)
     assert (abs(tenths - 40) < 22).all()
 
@@ -137,8 +137,8 @@ def test_a_choice_of_windows_takes_every_field():
 @anything
 @given(count=st.integers(1, 20), size=st.integers(1, 30), seed=st.integers(0, 99))
 def test_every_window_once_an_epoch(count: int, size: int, seed: int):
-    """Across the borders of batches too: dropping an epoch's last incomplete batch would leave windows out, and drawing
-    each batch on its own would repeat some."""
+    """Also across batch boundaries: dropping an epoch's last incomplete batch would skip windows, and drawing each
+    batch independently would repeat some."""
     epochs = 3
     taken = list(islice(batches(numbered(count), size, np.random.default_rng(seed)), -(-epochs * count // size)))
     assert all(batch.ids.shape == (size, 3) for batch in taken)
@@ -199,7 +199,7 @@ def test_the_base_is_loaded_once():
 
 
 def test_what_the_audit_compares_with_is_computed_once_for_each_model_and_data(tiny: tuple[str, ...]):
-    """The base model's logits are the same for all cells, and are let go of with the model."""
+    """The base model's logits are the same for all cells, and are released with the model."""
     session, config = Session(), composed(*tiny)
     data, model = config.data, config.model
     ids, logits = session.audit_sample(data, model, CPU)
@@ -214,7 +214,7 @@ def test_what_the_audit_compares_with_is_computed_once_for_each_model_and_data(t
 
 
 def test_another_model_is_loaded_after_the_first_is_let_go(monkeypatch: pytest.MonkeyPatch):
-    """Not after the other is there: memory would have to hold both."""
+    """Not afterwards, or memory would have to hold both."""
     session, alive = Session(), []
     load = TinyModelConfig.load
 
@@ -230,7 +230,7 @@ def test_another_model_is_loaded_after_the_first_is_let_go(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_checksum_sees_every_bit_of_a_weight(dtype: torch.dtype):
-    """The sign of a zero and the payload of a NaN included, which a comparison of values does not see."""
+    """Including the sign of zero and the payload of NaN, which comparing values would miss."""
     model: Any = TinyModelConfig(name="tiny").load()
     model.to(dtype)
     before = weights_checksum(model)
@@ -252,7 +252,7 @@ def test_the_checksum_sees_every_bit_of_a_weight(dtype: torch.dtype):
 
 
 def test_the_checksum_is_that_of_the_content():
-    """Not of the memory: a mapped file's tensors start anywhere. A scalar counts whole, and so does an odd last one."""
+    """Not of the memory layout: tensors of a mapped file start anywhere. Scalars and odd trailing bytes count fully."""
     values = torch.arange(1.0, 36.0)
     for tensor in (values[1:], values[3], values.view(5, 7).T, values[:0], values.bfloat16()[1:]):
         assert checksum(tensor) == checksum(tensor.clone(memory_format=torch.contiguous_format))

@@ -1,4 +1,4 @@
-"""A run and a report to track, and scripts in processes of their own: trackers keep state in theirs."""
+"""A run and a report to track, and scripts in separate processes, since trackers keep per-process state."""
 
 import math
 import os
@@ -16,8 +16,8 @@ from PIL import Image
 from hylo.tracking.base import TrackedRun, Tracker, log_report, log_run, log_step
 
 ROOT = Path(__file__).parents[1]
-KEY = "0123456789abcdef" * 2 + "01234567"  # well-formed, of no account
-STEPS, DIVERGED = 150, 7  # enough steps to fill more than one block of a W&B file; the step with a NaN loss
+KEY = "0123456789abcdef" * 2 + "01234567"  # well-formed, but belongs to no account
+STEPS, DIVERGED = 150, 7  # enough steps for several blocks of a W&B file; the step with a NaN loss
 RESULT: dict[str, Any] = {
     "status": "complete",
     "fingerprint": "f00d",
@@ -30,7 +30,7 @@ NUMBERS = {
     "eval/ppl": 27.7, "eval/lim_ppl": 26.5, "eval/probe/ends": 0.9, "params/trainable": 811008,
     "training/seconds": 12.5, "training/nonfinite_steps": 1,
 }  # fmt: skip
-"""What of RESULT is a finite number, by the names of a summary."""
+"""The finite numbers of RESULT, by their names in a summary."""
 SUMMARY = pd.DataFrame(
     {"cell": ["untuned", "lora"], "ppl": [38.8, 30.0], "gain": [math.nan, 22.7], "params": ["none", 811008]}
 )
@@ -45,7 +45,7 @@ class Tracked:
 
 
 def known_run(folder: Path, name: str = "lora-seed0", job_type: str = "cell") -> TrackedRun:
-    """A run with a list, nothing and a path of the home folder in its configuration."""
+    """A run with a list, a null and a path in the home folder in its configuration."""
     resolved = {"method": {"rank": 8, "targets": ["q", "v"], "bias": None}, "model": {"path": str(Path.home() / "m")}}
     return TrackedRun(
         folder=folder, group="study", name=name, resolved=resolved, job_type=job_type, tags=("gpt2", "plays")
@@ -53,7 +53,7 @@ def known_run(folder: Path, name: str = "lora-seed0", job_type: str = "cell") ->
 
 
 def send_everything(tracker: Tracker, folder: Path) -> Tracked:
-    """A curve, a result, two tables, a PNG and an SVG; the figures are written to the folder."""
+    """Sends a curve, a result, two tables, a PNG and an SVG; the figures are written to the folder."""
     step = np.arange(STEPS)
     loss = np.where(step == DIVERGED, math.nan, 4.0 - step / STEPS)
     curve = pd.DataFrame(
@@ -73,7 +73,7 @@ def send_everything(tracker: Tracker, folder: Path) -> Tracked:
 
 
 def run_script(script: str, folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """Run a script in a fresh process, whose trackers know only these variables and an empty home folder."""
+    """Runs a script in a fresh process, whose trackers see only these variables and an empty home folder."""
     prefixes = ("WANDB_", "TRACKIO_", "HF_", "NETRC")
     clean = {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
     (folder / "home").mkdir(exist_ok=True)

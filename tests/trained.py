@@ -1,4 +1,4 @@
-"""Trains a tiny composed cell in a folder, without evaluation: what tests of the training loop share."""
+"""Trains a tiny composed cell in a folder, without evaluation; shared by tests of the training loop."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ SESSION = Session()
 
 
 def train_once(config: Config, folder: Path, **named: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The record's training section and the trained tensors; continues where the folder has a checkpoint."""
+    """Returns the record's training section and the trained tensors; resumes if the folder has a checkpoint."""
     folder.mkdir(exist_ok=True)
     accelerator = accelerator_for(config.trainer.device, config.trainer.precision)
     base = SESSION.base(config.model, accelerator.device)

@@ -1,1 +1,1 @@
-"""What the intervals and rules of hylo.stats cover, by simulation: docs/statistics.md holds the tables."""
+"""Simulated coverage of the intervals and rules of hylo.stats; docs/statistics.md holds the tables."""

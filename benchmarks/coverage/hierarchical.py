@@ -1,4 +1,4 @@
-"""The bootstrap that is usual for several seeds, to compare with. Reports do not use it."""
+"""The usual bootstrap for several seeds, for comparison. Reports do not use it."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,12 +9,11 @@ from hylo.stats.arrays import LEVEL, RESAMPLES, Array, Interval, checked, checke
 def hierarchical_bootstrap(
     sums: ArrayLike, tokens: ArrayLike, rng: np.random.Generator, *, level: float = LEVEL, resamples: int = RESAMPLES
 ) -> Interval:
-    """Percentile interval over resampled seeds and, within, resampled windows: the same windows for all of them.
+    """Percentile interval over resampled seeds and, within them, resampled windows: the same windows for all seeds.
 
-    Plainly: a nominal 95 % covers as little as 75 % at 3 seeds, 82 % at 5 and 89 % at 10 where seeds differ, and up to
-    100 % where their interaction with the windows is most of the noise (simulated, docs/statistics.md). A resample of
-    few seeds varies too little, and the interaction is counted by seeds, by windows and by both. Reports therefore use
-    `hylo.stats.effect`.
+    In simulation (docs/statistics.md) it covers far less than its nominal level with few seeds that differ, and too
+    much if their interaction with the windows is most of the noise. A resample of few seeds varies too little, and the
+    interaction is counted by seeds, by windows and by both. Reports therefore use `hylo.stats.effect`.
 
     The pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1(2), which shows the latter.
 
@@ -23,7 +22,7 @@ def hierarchical_bootstrap(
         tokens: [windows].
 
     Raises:
-        ValueError: as `hylo.stats.effect`, and one seed: nothing would be resampled.
+        ValueError: as `hylo.stats.effect`, and for one seed or window: nothing would be resampled.
     """
     sums, tokens = checked("sums", sums, tokens)
     checked_level(level)

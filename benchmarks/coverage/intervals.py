@@ -1,10 +1,10 @@
-"""Studies with a known truth: what intervals cover, and how often the sequential rule is wrong.
+"""Simulated studies with a known truth: what intervals cover, and how often the sequential rule is wrong.
 
     python -m benchmarks.coverage.intervals
 
-prints the tables of docs/statistics.md, always the same ones. What is simulated are paired differences with a true
-value of 0 (or of `effect`), in units in which the mean over all seeds and windows has a standard error of 1: intervals
-scale with the noise, so only the shares of its sources matter.
+prints the tables of docs/statistics.md, always the same ones. It simulates paired differences with a true value of 0
+(or of `effect`), in units in which the mean over all seeds and windows has a standard error of 1: intervals scale with
+the noise, so only the shares of its sources matter.
 """
 
 import math
@@ -21,8 +21,8 @@ from hylo.stats.sequential import LOOKS, levels
 
 SEEDS, WINDOWS = (3, 5, 10), (16, 32, 128)
 STUDIES, BOOTSTRAPPED, RESAMPLES = 4_000, 500, 1_000
-"""Studies a setting, studies that are bootstrapped, and resamples (drawn once for all studies of a setting)."""
-_CELLS = 4_000_000  # numbers held at once
+"""Studies per setting, studies that are bootstrapped, and resamples (drawn once for all studies of a setting)."""
+_CELLS = 4_000_000  # numbers held in memory at once
 
 
 class Noise(NamedTuple):
@@ -39,17 +39,17 @@ NOISES = (
     *(Noise(0, 0.1, 0.9), Noise(0.5, 0.5, 0), Noise(0.5, 0, 0.5), Noise(0, 0.5, 0.5)),
     *(Noise(0.34, 0.33, 0.33), Noise(0.8, 0.1, 0.1), Noise(0.1, 0.8, 0.1), Noise(0.1, 0.1, 0.8)),
 )
-"""From none of a source to nothing else."""
+"""Each source from absent to the only one."""
 
 
 class Windows(NamedTuple):
-    """Kinds of windows."""
+    """A kind of window."""
 
     name: str
     tokens: Callable[[int], Array]
-    """Token counts of so many windows."""
+    """Token counts of the given number of windows."""
     draw: Callable[[np.random.Generator, tuple[int, ...]], Array]
-    """Noise of windows and interaction, of variance 1."""
+    """Noise of windows and interaction, with variance 1."""
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
@@ -65,7 +65,7 @@ def _equal(windows: int) -> Array:
 
 
 def _unequal(windows: int) -> Array:
-    """From 16 to 255 tokens, evenly in logarithm: the longest counts 16 times as much as the shortest."""
+    """From 16 to 255 tokens, evenly in the logarithm: the longest counts 16 times as much as the shortest."""
     return np.geomspace(16, 255, windows).round()
 
 
@@ -79,7 +79,7 @@ KINDS = (
 def studies(
     noise: Noise, kind: Windows, seeds: int, windows: int, rng: np.random.Generator, *, repeats: int, effect: float = 0
 ) -> Array:
-    """Sums [repeats, seeds, windows] of studies in which the true value is `effect` standard errors."""
+    """Sums [repeats, seeds, windows] of studies whose true value is `effect` standard errors."""
     tokens = kind.tokens(windows)
     effective = tokens.sum() ** 2 / (tokens**2).sum()
     sums = np.full((repeats, seeds, windows), float(effect))
@@ -93,7 +93,7 @@ def studies(
 
 
 class Coverage(NamedTuple):
-    """How often each interval holds the truth."""
+    """How often each interval contains the truth."""
 
     effect: float
     hierarchical: float
@@ -111,7 +111,7 @@ def coverage(
     bootstrapped: int = BOOTSTRAPPED,
     resamples: int = RESAMPLES,
 ) -> Coverage:
-    """Coverage of nominal 95 % intervals: the one that `effect` uses and two percentile bootstraps."""
+    """Coverage of nominal 95 % intervals: the one that `effect` uses, and two percentile bootstraps."""
     tokens, held = kind.tokens(windows), 0
     for size in _batches(repeats, seeds * windows):
         sums = studies(noise, kind, seeds, windows, rng, repeats=size)
@@ -136,13 +136,13 @@ def _batches(repeats: int, cells: int) -> Iterator[int]:
 
 
 class Outcome(NamedTuple):
-    """What studies with looks end with."""
+    """The outcome of studies with looks."""
 
     excluded: float
-    """Share of studies in which the interval of some look excluded 0. Where 0 is true, that is the error rate; as
+    """Share of studies in which the interval of some look excluded 0. If 0 is true, that is the error rate; as
     intervals move with the truth, it is also how often any truth, "too small to matter" or not, is excluded."""
     seeds: float
-    """Mean number used."""
+    """Mean number of seeds used."""
 
 
 def sequential(
@@ -201,7 +201,7 @@ SPLITS: dict[str, Callable[[int], float]] = {
     "(seeds - 1)^2": lambda seeds: (seeds - 1) ** 2,
     "last look only": lambda seeds: 1e-9 if seeds < LOOKS[-1] else 1,
 }
-"""Ways to divide 0.05 among looks, by what the spends are proportional to. The first is in use."""
+"""Ways to divide 0.05 among the looks, by what the spends are proportional to. The first is in use."""
 _SEQUENTIAL = {
     "seeds only": Noise(1, 0, 0),
     "windows mostly": Noise(0.1, 0.8, 0.1),
@@ -211,7 +211,7 @@ _SEQUENTIAL = {
 
 
 def sequential_table(rng: np.random.Generator) -> list[str]:
-    """Error rate, power and mean number of seeds, by noise and by the split of the 0.05."""
+    """Error rate, power and mean number of seeds, by noise and by split of the 0.05."""
     effects = (3, 5)
     heads = [f"truth {effect}: decided, seeds" for effect in effects]
     lines = [f"| noise | split | wrong | {' | '.join(heads)} |", "|---" * (3 + len(effects)) + "|"]

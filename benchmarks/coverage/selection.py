@@ -1,10 +1,10 @@
-"""Studies whose arms were tuned: what their intervals cover, with the choice left out and with it counted.
+"""Simulated studies with tuned arms: what their intervals cover, with the choice left out and with it counted.
 
     python -m benchmarks.coverage.selection
 
 prints the tables of docs/statistics.md, always the same ones. The unit is the standard error of the contrast by itself,
 without the choice. The truth is 0: the difference of both arms' expected log PPL, each at its best candidate. So the
-error of a study is the noise of its reported runs plus the regret of its cell less that of its reference.
+error of a study is the noise of its reported runs plus the regret of its cell minus that of its reference.
 """
 
 import itertools
@@ -22,14 +22,14 @@ from hylo.stats.intervals import crossed_components, crossed_error, half_width
 from hylo.stats.selection import regret_square
 
 STUDIES, POOL = 2_000, 20_000
-"""Studies a setting; simulated reported runs that all settings draw from."""
+"""Studies per setting; simulated reported runs that all settings draw from."""
 CANDIDATES, TUNING_SEEDS, SEEDS, WINDOWS = (4, 6, 8), (2, 3), (3, 5), 32
 RATIOS = (0.1, 0.3, 1.0, 1.5, 3.0)
-"""Standard deviation of one trial's log PPL, less what all candidates share, in standard errors of the contrast."""
+"""Standard deviation of one trial's log PPL, without what all candidates share, in standard errors of the contrast."""
 CURVES = {"flat": (0.0, 0.05), "between": (0.2, 0.8, 1.5), "sharp": (3.0, 6.0, 100.0)}
 """What one step from the optimum costs, in standard deviations of the mean of a candidate's trials."""
 TRIALS = (Noise(1, 0, 0), Noise(0.4, 0.5, 0.1))
-"""Noise of a candidate's mean: another seed, and another document."""
+"""Noise of a candidate's mean: from seeds alone, and from documents as well."""
 REPORTED = {
     "seeds": Noise(1, 0, 0),
     "seeds, windows": Noise(0.5, 0.5, 0),
@@ -45,24 +45,24 @@ class Tuned(NamedTuple):
     regret: Array
     """How much worse the chosen candidate truly is than the best one."""
     variance: Array
-    """What `hylo.stats.choice_variance` says of it."""
+    """Its estimate by `hylo.stats.choice_variance`."""
 
 
 class World(NamedTuple):
     """How an arm depends on the candidates, and what disturbs its trials; steps are counted from the optimum."""
 
     curve: Callable[[Array], Array] = np.square
-    """The cost of so many steps, in units of the cost of one."""
+    """The cost of a number of steps, in units of the cost of one."""
     spread: Callable[[Array], Array] = np.ones_like
-    """Noise of candidates so many steps away, as a factor."""
+    """Noise of candidates a number of steps away, as a factor."""
     neighbours: float = 0.0
     """Correlation of the noise of two neighbours."""
     refined: bool = False
-    """Whether every second candidate is tried first, and then the two beside the best of them."""
+    """Whether every second candidate is tried first, then the two beside the best of them."""
 
 
 def _skewed(steps: Array) -> Array:
-    """Slow below the optimum and fast above it, as a loss against the learning rate is."""
+    """Flat below the optimum and steep above it, like a loss against the learning rate."""
     return 2 * (np.exp(steps) - 1 - steps)
 
 
@@ -89,7 +89,7 @@ class Tuning(NamedTuple):
 
 
 def tuned(tuning: Tuning, rng: np.random.Generator, repeats: int = STUDIES) -> Tuned:
-    """Arms that are tuned by trials with lucky seeds and hard windows, which all candidates share."""
+    """Arms tuned by trials with lucky seeds and hard windows, which all candidates share."""
     tokens = KINDS[0].tokens(WINDOWS)
     truth = tuning.cost * tuning.world.curve(np.arange(tuning.candidates, dtype=float) - tuning.optimum)
     trials = _noise(tuning, rng, repeats) + truth[:, None, None] * tokens
@@ -117,7 +117,7 @@ def _noise(tuning: Tuning, rng: np.random.Generator, repeats: int) -> Array:
 
 
 def _refined(trials: Array) -> NDArray[np.int64]:
-    """Which candidates were tried [studies, tried]: every second one, and then the two beside the best of them."""
+    """The candidates tried [studies, tried]: every second one, then the two beside the best of them."""
     repeats, candidates = trials.shape[:2]
     best = 2 * trials[:, ::2].sum((-2, -1)).argmin(-1)[:, None]
     beside = np.clip(best, 2, candidates - 3) + np.array([-1, 1])
@@ -126,7 +126,7 @@ def _refined(trials: Array) -> NDArray[np.int64]:
 
 _INVERSE_DOF = np.linspace(0, 0.5, 5_001)
 _CRITICAL = half_width(1.0, 1 / np.maximum(_INVERSE_DOF, 1e-9), LEVEL)
-"""Student's quantile, to be read off: there are some 30 million, and each takes microseconds otherwise."""
+"""Student's quantile, tabulated: computing each of the many millions needed would be slow."""
 
 
 class Reported:
@@ -138,12 +138,12 @@ class Reported:
         self.alone = self._held(self.pool, 0.0, 0.0).mean()
 
     def coverage(self, regret: Array, variance: Array) -> tuple[float, float]:
-        """How often the interval holds 0, with the choice left out and with it counted.
+        """How often the interval contains 0, with the choice left out and with it counted.
 
-        The same runs without any choice are a control variate: what they cover is known from the whole pool.
+        The same runs without any choice are a control variate: their coverage is known from the whole pool.
 
         Args:
-            regret: [studies], the cell's less its reference's.
+            regret: [studies], the cell's minus its reference's.
             variance: [studies], of both.
         """
         start = self.rng.integers(POOL - regret.size + 1)
@@ -158,7 +158,7 @@ class Reported:
         return estimate(self._held(drawn, regret, 0.0)), estimate(self._held(drawn, regret, variance))
 
     def _held(self, drawn: Array, regret: ArrayLike, choice: ArrayLike) -> Array:
-        """By the interval of `hylo.stats.effect`: the wider one of those with and without the choice."""
+        """Whether the interval of `hylo.stats.effect` contains 0: the wider of those with and without the choice."""
         value, seed_variance, window_variance = drawn
         halves = []
         for each in (0.0, choice) if np.any(choice) else (0.0,):
@@ -170,11 +170,11 @@ class Reported:
 def coverages(
     arms: Sequence[Tuned], reported: Iterable[Reported], ratio: float, *, both: bool
 ) -> list[tuple[float, float]]:
-    """Coverage, left out and counted, in each setting: the last of `arms` is one with a flat optimum.
+    """Coverage, left out and counted, in each setting; the last of `arms` is one with a flat optimum.
 
     Args:
         ratio: standard deviation of a trial, in standard errors of the contrast.
-        both: whether the reference is tuned too: over the same curve, or over a flat one.
+        both: whether the reference is tuned too, over the same curve or a flat one.
     """
     found, flat = [], arms[-1]
     for arm in arms[:-1]:
@@ -188,7 +188,7 @@ def coverages(
 def tunings(
     costs: Iterable[float], candidates: int, seeds: int, world: World = WORLDS["as modelled"]
 ) -> Iterable[Tuning]:
-    """Optima on a candidate, between two, and at both ends, with the two kinds of noise in turn; then a flat one."""
+    """Optima on a candidate, between two, and at both ends, alternating the two kinds of noise; then a flat one."""
     count = 2 * candidates - 1 if world.refined else candidates
     middle = (count - 1) // 2
     optima = itertools.product(costs, (middle, middle + 0.5, 0, count - 1))
@@ -219,7 +219,7 @@ def table(rng: np.random.Generator, repeats: int = STUDIES) -> list[str]:
 
 
 def worlds_table(rng: np.random.Generator, repeats: int = STUDIES, ratio: float = 1.0) -> list[str]:
-    """The same where the model of the trials is wrong: all curves, and one arm or both."""
+    """The same if the model of the trials is wrong: all curves, and one arm or both."""
     lines = ["| trials | left out | counted | outside 93-97 |", "|---" * 4 + "|"]
     reported = [Reported(noise, seeds, rng) for noise in REPORTED.values() for seeds in SEEDS]
     for name, world in WORLDS.items():

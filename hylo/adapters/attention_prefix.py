@@ -1,14 +1,14 @@
-"""Keys and values before or beside those of the text, in every attention: how learned ones enter a model.
+"""Injects learned keys and values into every attention module, before or beside those of the text.
 
     before (joint)    out = softmax(q [K_P; k]^T / sqrt(D) + mask) [V_P; v]
     beside            out = softmax(q k^T / sqrt(D) + mask) v + softmax(q K_P^T / sqrt(D)) V_P
 
-Each attention module gets a copy of its config that selects a function registered here. It extends the keys, values and
-mask and calls the one selected before, or calls that one twice and adds. So one implementation serves every
-architecture that takes an attention function of transformers, with its scaling of scores and its dropout. No mask hides
-the prefix, and it is no part of the cache: masks, positions and cached decoding of the text stay as they are.
+Each attention module gets a copy of its config that selects a function registered here. That function extends the keys,
+values and mask and calls the originally selected one, or calls it twice and adds the results. One implementation thus
+serves every architecture that uses transformers' attention functions, with its own score scaling and dropout. The
+prefix is never masked and is not part of the cache: masks, positions and cached decoding of the text are unaffected.
 
-Shapes: B batch, H key/value heads, P tokens of the prefix, T queries, S keys of the text, D width of a head.
+Shapes: B batch, H key/value heads, P prefix tokens, T queries, S keys of the text, D head width.
 """
 
 import copy
@@ -27,19 +27,19 @@ from hylo.core.errors import problem
 from hylo.models.architecture import attention_modules
 
 Prefix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From a layer's keys and values, [B, H, S, D] each, to those of the prefix and the text, [B, H, P + S, D]; beside the
-text to those of the prefix alone, [B, H, P, D]."""
+"""Maps a layer's keys and values, [B, H, S, D] each, to those of prefix and text, [B, H, P + S, D], if joint; otherwise
+to those of the prefix alone, [B, H, P, D]."""
 
 _PREFIXES: WeakKeyDictionary[nn.Module, tuple[Prefix, bool]] = WeakKeyDictionary()
-"""The prefix of each attention module that has one, and whether its softmax is a joint one: an attention function is
-told the module and nothing more."""
+"""The prefix of each attention module that has one, and whether its softmax is joint. Attention functions only get the
+module, so this is looked up by module."""
 
 
 class AttentionPrefixes:
-    """One prefix a layer, to be put into a model and taken out again.
+    """One prefix per layer, attachable to a model.
 
-    Arguments:
-        joint: prefix and text share one softmax; else each has its own, and the results are added.
+    Args:
+        joint: prefix and text share one softmax; otherwise each has its own, and the results are added.
     """
 
     def __init__(self, prefixes: Iterable[Prefix], *, joint: bool = True) -> None:
@@ -48,7 +48,7 @@ class AttentionPrefixes:
         self._configs: list[Any] = []
 
     def attach(self, model: PreTrainedModel) -> None:
-        """Let every attention see its prefix."""
+        """Add its prefix to every attention module."""
         modules = attention_modules(model)
         self._configs = [module.config for module in modules]
         for prefix, module in zip(self._prefixes, modules, strict=True):
@@ -58,14 +58,14 @@ class AttentionPrefixes:
             module.config = config
 
     def detach(self, model: PreTrainedModel) -> None:
-        """Leave the attentions as they were."""
+        """Restore the attention modules."""
         for module, config in zip(attention_modules(model), self._configs, strict=True):
             module.config = config
             del _PREFIXES[module]
 
 
 def prefix_problems(key: str, value: str, model: PreTrainedModel) -> Iterator[str]:
-    """Why the attentions of this model can take no prefix, as text; nothing where they can."""
+    """Yields why this model's attention modules cannot take a prefix; nothing if they can."""
     try:
         modules = attention_modules(model)
     except ValueError as error:
@@ -77,12 +77,12 @@ def prefix_problems(key: str, value: str, model: PreTrainedModel) -> Iterator[st
 
 
 def prepend(prefix_HPD: Tensor, text_BHSD: Tensor) -> Tensor:
-    """One prefix before every text of a batch."""
+    """The prefix, repeated over the batch, followed by the text: [B, H, P + S, D]."""
     return torch.cat([beside(prefix_HPD, text_BHSD), text_BHSD], dim=2)
 
 
 def beside(prefix_HPD: Tensor, text_BHSD: Tensor) -> Tensor:
-    """One prefix for every text of a batch, in the type of the texts: [B, H, P, D]."""
+    """The prefix, repeated over the batch, in the text's dtype: [B, H, P, D]."""
     return prefix_HPD.to(text_BHSD.dtype).expand(text_BHSD.shape[0], -1, -1, -1)
 
 
@@ -92,17 +92,17 @@ def _implementation(attention: nn.Module) -> str:
 
 
 def _extended_mask(mask: Tensor | None, P: int, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
-    """The mask with P columns more, which hide nothing, before those of the text. None: all is visible."""
+    """The mask with P unmasked columns in front of the text's. None: nothing is masked."""
     if mask is None:
         queries, keys = query.shape[2], key.shape[2]
         if queries == 1 or not causal:
             return None
-        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()  # torch's meaning of is_causal
-    return F.pad(mask, (P, 0), value=mask.dtype == torch.bool)  # True shows in a bool mask, 0 in one that is added
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()  # torch's is_causal convention
+    return F.pad(mask, (P, 0), value=mask.dtype == torch.bool)  # visible: True in a bool mask, 0 in an additive one
 
 
 def _added(mask: Tensor | None, query: Tensor) -> Tensor | None:
-    """The mask as eager attention reads it: added to the scores."""
+    """The mask in the additive form that eager attention expects."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
@@ -121,12 +121,12 @@ def _extend(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         mask = attention_mask
         if joint or implementation == "eager":
             mask = _extended_mask(mask, P, query, key, causal)
-        # The model makes its masks for the attention that its own config names, which may have changed since.
+        # The model builds masks for the attention that its own config names, which may have changed since.
         mask = _added(mask, query) if implementation == "eager" else mask
         attention = _original(implementation, module)
         if joint:
             output, weights = attention(module, query, keys, values, mask, **kwargs)
-            return output, None if weights is None else weights[..., P:]  # as many columns as the text has tokens
+            return output, None if weights is None else weights[..., P:]  # one column per key of the text
         output, weights = attention(module, query, key, value, mask, **kwargs)
         added, _ = attention(module, query, keys, values, None, **kwargs | {"is_causal": False})
         return output + added, weights
@@ -135,14 +135,14 @@ def _extend(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
 
 
 def _original(implementation: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The function that the module would call: eager attention is not registered but lives beside the module."""
+    """The function that the module would call: eager attention is not registered but defined in the module's file."""
     eager = getattr(inspect.getmodule(type(module)), "eager_attention_forward", None)
     assert eager is not None or implementation != "eager", f"{type(module).__name__} has no eager attention function"
     return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)  # pyright: ignore[reportArgumentType]
 
 
 _EXTENDED = {name: f"prefixed_{name}" for name in ("sdpa", "eager")}
-"""The registered name of an attention function with a prefix, by that of the function alone."""
+"""Registered name of the prefixed attention function, by the name of the plain one."""
 
 for _name, _registered in _EXTENDED.items():
     AttentionInterface.register(_registered, _extend(_name))

@@ -2,14 +2,14 @@
 
     y = W x + b_0 + b
 
-b_0 [out]: the layer's own bias, frozen, where it has one; b [out]: trained, zero at step 0, so the model is exactly the
-base model there. Where a layer has a bias, training b is training that bias (arXiv 2106.10199, section 3); a layer
-without one, as all of Llama's, is given one, as is usual where BitFit is used on such models. Sum of the targets'
-output widths parameters. The paper trains the biases of every layer and of the norms; here it is the targets' alone,
-which are those of the low-rank update by default: query, key, value and output of attention. A key bias without rotary
-positions after it (GPT-2, OPT) adds the same to all scores of a query and so changes nothing.
+b_0 [out]: the layer's own bias, if any, frozen; b [out]: trained and zero at step 0, so the model starts exactly at the
+base model. If a layer has a bias, training b is equivalent to training that bias (arXiv 2106.10199, section 3); layers
+without one, such as all of Llama's, get one, which is common practice for BitFit on such models. The parameter count is
+the sum of the targets' output widths. The paper trains the biases of all layers and norms; here only those of the
+targets, by default the same as for the low-rank update: query, key, value and output projections of attention. A key
+bias that is not followed by rotary embeddings (GPT-2, OPT) shifts all scores of a query equally and has no effect.
 
-Merged: b_0' = b_0 + b, where there is a b_0.
+Merged: b_0' = b_0 + b, if the layer has a b_0.
 """
 
 from collections.abc import Iterator
@@ -33,8 +33,8 @@ class BiasConfig(ComponentConfig):
     """Which layers get a trained bias."""
 
     target_modules: list[str] | None = None
-    """Names (or path endings) of the layers; [all-linear]: every linear layer but the output head; None: those that
-    low-rank updates have by default: q, k, v, o; on GPT-2 c_attn and both c_proj."""
+    """Names (or path suffixes) of the layers; [all-linear]: every linear layer except the output head; None: the
+    default targets of low-rank updates: q, k, v, o; on GPT-2 c_attn and both c_proj."""
 
     def layers(self, context: BuildContext) -> dict[str, nn.Module]:
         """The target layers by path."""
@@ -56,8 +56,10 @@ class BiasConfig(ComponentConfig):
 
 
 class Bias(Component):
-    """The biases of all target layers. Each is added by a hook, so that it also follows a layer which another component
-    has put in the place of the base model's."""
+    """The biases of all target layers.
+
+    Each is added by a hook, so it also applies when another component has replaced the base model's layer.
+    """
 
     def __init__(self, config: BiasConfig, context: BuildContext) -> None:
         super().__init__()

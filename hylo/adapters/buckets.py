@@ -3,10 +3,10 @@
     boundaries: N - 1 increasing integers; bucket(p) = number of boundaries <= p
 
 Logarithmic boundaries are P_max^(i/N), but no bucket is narrower than one token: the first buckets hold one position
-each, later ones grow geometrically up to P_max. Uniform boundaries are i * P_max / N; with P_max = 32,768 they are the
-published behaviour, which put every position of a short context into bucket 0. Positions from P_max on fall into the
-last bucket, where there are at least as many positions as buckets. Own design; the idea of exact then logarithmic
-buckets is that of T5 (arXiv 1910.10683, section 2.1).
+each, later ones grow geometrically up to P_max. Uniform boundaries are i * P_max / N; with P_max = 32,768 they
+reproduce the published behaviour, which put every position of a short context into bucket 0. If there are at least as
+many positions as buckets, positions from P_max on fall into the last bucket. Own design; the idea of exact, then
+logarithmic buckets comes from T5 (arXiv 1910.10683, section 2.1).
 """
 
 from enum import Enum
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Bucketing(Enum):
-    """How positions are grouped. Member names are what users type."""
+    """How positions are grouped. Users type the member names."""
 
     logarithmic = "logarithmic"
     uniform = "uniform"
@@ -33,15 +33,15 @@ def bucket_boundaries(bucketing: Bucketing, num_buckets: int, max_position: int)
     if bucketing is Bucketing.uniform:
         return (index * max_position / num_buckets).ceil().long()
     logarithmic = (max_position ** (index / num_buckets)).round()
-    # Each boundary at least one after the last: where rounding makes two equal, all that follow move up.
+    # Keep boundaries at least one token apart: if rounding makes two equal, all later ones shift up.
     return (index + (logarithmic - index).clamp(min=0).cummax(dim=0).values).long()
 
 
 def one_hot_buckets(positions: Tensor, boundaries: Tensor) -> Tensor:
-    """Weight of each bucket for positions of shape [...]: [..., N] float32, one 1 a row."""
+    """One-hot bucket weights for positions of shape [...]: [..., N] float32."""
     return F.one_hot(assign_buckets(positions, boundaries), len(boundaries) + 1).float()
 
 
 def assign_buckets(positions: Tensor, boundaries: Tensor) -> Tensor:
-    """Bucket of each position: int64 of the shape of `positions`, in [0, len(boundaries)]."""
+    """Bucket of each position: int64 in [0, len(boundaries)], with the shape of `positions`."""
     return torch.bucketize(positions.contiguous(), boundaries, right=True)

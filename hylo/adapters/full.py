@@ -1,7 +1,7 @@
-"""Full fine-tuning: every parameter of the base model is trained. The upper arm of a comparison, not an adapter.
+"""Full fine-tuning: every parameter of the base model is trained. An upper reference for comparisons, not an adapter.
 
-The weights are copied when it attaches and copied back when it detaches, so the base model is shared by a sweep's
-cells like under any other method.
+The weights are copied on attach and restored on detach, so the cells of a sweep can share the base model as with any
+other method.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from hylo.core.registry import register
 @register("component", "full")
 @dataclass(kw_only=True, slots=True)
 class FullConfig(ComponentConfig):
-    """Nothing to choose but the learning-rate multiplier."""
+    """No settings except the learning-rate multiplier."""
 
     exclusive: ClassVar[bool] = True
     trains_base: ClassVar[bool] = True
@@ -34,7 +34,7 @@ class FullConfig(ComponentConfig):
 
 
 class Full(Component):
-    """The base model's own parameters, tied ones once."""
+    """The base model's own parameters; tied ones are counted once."""
 
     def __init__(self, context: BuildContext) -> None:
         super().__init__()

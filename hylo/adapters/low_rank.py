@@ -5,10 +5,10 @@
     DoRA             y = m (W + s B A) x / n      n = row norms of W + s B A, a constant in backward
                                                                          arXiv 2402.09353, equation 5 and section 4.3
 
-A [r, in] starts Kaiming-uniform (as PEFT) or orthogonal, B [out, r] at zero, m [out] at the row norms of W: at step 0
-the layer is exactly the base layer. (`magnitude_start: ones` is the published start, which is another function.) A
-position gate g(p), where one is set, multiplies the update (B A x) and leaves the norm n as it is, so that n stays one
-number a row. A bias of the base layer is neither scaled nor normalised.
+A [r, in] is initialized Kaiming-uniform (as in PEFT) or orthogonal, B [out, r] to zero, m [out] to the row norms of W:
+at step 0 the layer is exactly the base layer. (`magnitude_start: ones` is the published initialization, which starts at
+a different function.) A position gate g(p), if set, multiplies the update (B A x) but not the norm n, so n remains one
+number per row. The base layer's bias is neither scaled nor normalized.
 
 Shapes: B batch, T tokens, I in features, O out features, R rank.
 """
@@ -40,14 +40,14 @@ class Scaling(Enum):
 
 
 class InitA(Enum):
-    """How the matrix A starts."""
+    """Initialization of the matrix A."""
 
     kaiming = "Kaiming-uniform"
     orthogonal = "orthogonal rows"
 
 
 class MagnitudeStart(Enum):
-    """Where DoRA's magnitude m starts."""
+    """Initialization of DoRA's magnitude m."""
 
     row_norms = "at the row norms of W"
     ones = "at one: the layer starts as another function"
@@ -56,7 +56,7 @@ class MagnitudeStart(Enum):
 @register("component", "low_rank")
 @dataclass(kw_only=True, slots=True)
 class LowRankConfig(ComponentConfig):
-    """Which layers get a low-rank update, and of what form."""
+    """Which layers get a low-rank update, and its form."""
 
     rank: int = bounded(8, ge=1)
     """Rank r of the update; at most min(in, out) of every target layer."""
@@ -65,16 +65,16 @@ class LowRankConfig(ComponentConfig):
     scaling: Scaling = Scaling.standard
     """standard: s = alpha / r; rank_stabilized: s = alpha / sqrt(r)."""
     magnitude: bool = False
-    """Train DoRA's magnitude m, one number an output feature."""
+    """Train DoRA's magnitude m, one number per output feature."""
     magnitude_start: MagnitudeStart = MagnitudeStart.row_norms
     """row_norms, or ones as published, which throws away what the base model has learned."""
     dropout: float = bounded(0.0, ge=0, lt=1)
-    """Probability with which an input of A is zeroed in training."""
+    """Dropout probability on the input of A during training."""
     init_a: InitA = InitA.kaiming
-    """kaiming (as PEFT) or orthogonal (as published)."""
+    """kaiming (as in PEFT) or orthogonal (as published)."""
     target_modules: list[str] | None = None
-    """Names (or path endings) of the layers to adapt; [all-linear]: every linear layer but the output head; None: the
-    published choice for the architecture: q, k, v, o; on GPT-2 c_attn and both c_proj."""
+    """Names (or path suffixes) of the layers to adapt; [all-linear]: every linear layer except the output head; None:
+    the published choice for the architecture: q, k, v, o; on GPT-2 c_attn and both c_proj."""
 
     @property
     def breaks(self) -> frozenset[str]:
@@ -134,7 +134,7 @@ class LowRankLayer(nn.Module):
         self.A = A
         self.B = B
         self.gate: Callable[[], Tensor] | None = None
-        """Gives g(p), [B, T] or [1, T]; set by a component that scales the update by position."""
+        """Returns g(p), [B, T] or [1, T]; set by a component that scales the update by position."""
         self.magnitude: nn.Parameter | None = None
         if config.magnitude:
             W_OI = weight_OI(base).detach().float()
@@ -157,7 +157,7 @@ class LowRankLayer(nn.Module):
         return (ratio_O * (y_BTO - self.base.bias + update_BTO) + self.base.bias).to(y_BTO.dtype)
 
     def projection(self) -> Projection | None:
-        """The layer as the fused functions read it; None where dropout gives A another input than W."""
+        """The layer as input to the fused kernels; None if dropout makes the input of A differ from that of W."""
         if self.dropout and self.training:
             return None
         gate = None if self.gate is None else self.gate()
@@ -176,14 +176,16 @@ class LowRankLayer(nn.Module):
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
-        """The weight of a plain layer with the same output, [O, I]; without gate and dropout."""
+        """The weight of a plain layer with the same output, [O, I], ignoring gate and dropout."""
         W_OI = weight_OI(self.base) + self.scale * (self.B @ self.A)
         return W_OI if self.magnitude is None else (self.magnitude / self.row_norms()).unsqueeze(-1) * W_OI
 
 
 class LowRank(Component):
-    """Low-rank updates of all target layers of a model. Merged: W' = m / n (W + s B A), without m and n where there
-    is no magnitude; a position gate refuses for itself."""
+    """Low-rank updates of all target layers of a model.
+
+    Merged: W' = m / n (W + s B A), or W + s B A without a magnitude; a position gate refuses merging on its own.
+    """
 
     replaces_modules: ClassVar[bool] = True
 

@@ -21,14 +21,17 @@ from hylo.kernels.head import OutputHead, token_losses
 import_all(hylo.adapters)
 
 _MARK = "_hylo_adapted"
-"""Attribute of a base model that carries components. A copy of such a model carries it, too."""
+"""Attribute that marks a base model with components attached. Copies of the model carry it too."""
 
 Method = Mapping[str, ComponentConfig]
-"""The components of a method by slot (low_rank, position_bias, landmark, ...). Empty: the base model."""
+"""A method's components by slot (low_rank, position_bias, landmark, ...). Empty: the base model."""
 
 
 def method_problems(method: Method, context: BuildContext, key: str = "method") -> Iterator[str]:
-    """Everything about a method that cannot work on this model, as text. The model may be on the meta device."""
+    """Yields a message for every setting of a method that cannot work on this model.
+
+    The model may be on the meta device.
+    """
     for slot, config in method.items():
         for needed in config.requires:
             if needed not in method:
@@ -41,8 +44,8 @@ def method_problems(method: Method, context: BuildContext, key: str = "method") 
 
 
 def base_problems(base: PreTrainedModel) -> Iterator[str]:
-    """Why nothing can be attached to this model: two adapters would train on top of each other unnoticed."""
-    name, fix = type(base).__name__, "take the adapter off (detach, merge), or load the model again"
+    """Yields why nothing can be attached to this model: two adapters would silently train on top of each other."""
+    name, fix = type(base).__name__, "detach or merge the adapter, or reload the model"
     if _MARK in vars(base):
         yield problem("base_model", name, "a model that carries no adapter; this one does", fix)
     elif any(type(module).__module__.startswith("peft.") for module in base.modules()):
@@ -50,18 +53,18 @@ def base_problems(base: PreTrainedModel) -> Iterator[str]:
 
 
 class AdaptedModel(nn.Module):
-    """A base model with components attached, and nothing else trainable.
+    """A base model with components attached; only the components are trainable.
 
-    Arguments:
-        base: a causal language model of transformers. Its weights are frozen until the components are taken off.
+    Args:
+        base: a causal language model from transformers. Its weights are frozen until the components are removed.
         method: the components by slot. A component is built after those it requires.
-        context_length: tokens a window; the default end of position buckets.
-        seed: of the components' random starts.
-        fused: compute by the functions in hylo/fused where they serve; else by the formulas as they are written.
-        first_batches: makes the model's inputs in the first steps of training, for components that start from data.
+        context_length: tokens per window; the default end of the position buckets.
+        seed: seed for the components' random initialization.
+        fused: use the fused kernels in hylo/kernels where they apply; otherwise the reference kernels.
+        first_batches: returns the model inputs of the first training steps, for components initialized from data.
 
     Raises:
-        ConfigError: a setting is out of range or cannot work on this model, or the model carries an adapter already.
+        ConfigError: a setting is out of range or cannot work on this model, or the model already carries an adapter.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class AdaptedModel(nn.Module):
         self.method = dict(sorted(method.items(), key=lambda item: len(item[1].requires)))
         self.context_length = context_length
         self.expected_counts = {slot: config.parameter_count(context) for slot, config in self.method.items()}
-        """Trainable scalars of each slot by its component's closed formula."""
+        """Number of trainable scalars per slot, from each component's closed formula."""
         self.seed = seed
         for slot, config in self.method.items():
             context.components[slot] = config.build(context)
@@ -102,12 +105,12 @@ class AdaptedModel(nn.Module):
             self._fused.attach()
         vars(base)[_MARK] = True
         self.attached = True
-        """Whether the base model carries the components."""
+        """Whether the components are attached to the base model."""
 
     def forward(self, *args: Any, targets: Tensor | None = None, **kwargs: Any) -> Any:
-        """What the base model returns; with targets [B, T] the loss of each instead, in nats, [B, T].
+        """Returns the base model's output or, given targets [B, T], the loss of each target in nats, [B, T].
 
-        A target is the token that the position has to predict. Where it is -100 the loss is 0.
+        A target is the token to predict at its position. Where it is -100, the loss is 0.
         """
         if targets is None:
             return self.base(*args, **kwargs)
@@ -117,12 +120,12 @@ class AdaptedModel(nn.Module):
 
     @property
     def losses_without_logits(self) -> bool:
-        """Whether losses of targets need no logits of the whole vocabulary."""
+        """Whether target losses are computed without materializing logits over the whole vocabulary."""
         return self._head is not None and self._head.declined is None
 
     @property
     def declined(self) -> str | None:
-        """Why losses come from logits although fused functions were asked for; None: they do not."""
+        """Why losses are computed from logits although fused kernels were requested; None: they are not."""
         return None if self._head is None else self._head.declined
 
     def tensors(self) -> dict[str, dict[str, nn.Parameter]]:
@@ -130,32 +133,32 @@ class AdaptedModel(nn.Module):
         return {slot: component.tensors() for slot, component in self.slots()}
 
     def adapter_state_dict(self) -> dict[str, nn.Parameter]:
-        """Trainable tensors by `slot.name`, as in a saved adapter."""
+        """Trainable tensors by `slot.name`, the keys used in saved adapters."""
         return {f"{slot}.{name}": tensor for slot, named in self.tensors().items() for name, tensor in named.items()}
 
     def parameter_counts(self) -> dict[str, Any]:
-        """Numbers of scalars: `trainable`, `total` (trainable and frozen), and trainable `by_component`."""
+        """Scalar counts: `trainable`, `total` (trainable and frozen), and trainable `by_component`."""
         counts = {slot: sum(t.numel() for t in tensors.values()) for slot, tensors in self.tensors().items()}
         total = sum(parameter.numel() for parameter in self.parameters())
         return {"trainable": sum(counts.values()), "total": total, "by_component": counts}
 
     def on_step_start(self, step: int, steps: int) -> None:
-        """Tell every component which step of training comes."""
+        """Notify every component that training step `step` is about to start."""
         for _, component in self.slots():
             component.on_step_start(step, steps)
 
     def regularization(self) -> torch.Tensor | None:
-        """Sum of what components add to the training loss, a scalar; None where none adds anything."""
+        """Sum of the components' regularization terms, a scalar; None if there are none."""
         terms = [term for _, component in self.slots() if (term := component.regularization()) is not None]
         return torch.stack(terms).sum() if terms else None
 
     def on_before_optimizer_step(self) -> None:
-        """Let every component see its gradients before they are clipped."""
+        """Let every component inspect its gradients before clipping."""
         for _, component in self.slots():
             component.on_before_optimizer_step()
 
     def learning_rate_multipliers(self) -> dict[str, dict[str, float]]:
-        """Multiplier of each trainable tensor's learning rate by slot, then by name."""
+        """Learning-rate multiplier of each trainable tensor, by slot, then by name."""
         return {
             slot: {
                 name: self.method[slot].learning_rate_multiplier * component.learning_rate_multipliers().get(name, 1.0)
@@ -165,24 +168,27 @@ class AdaptedModel(nn.Module):
         }
 
     def observed(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Vectors to follow over training by slot, then by name; slots without any are left out."""
+        """Vectors to track over training, by slot, then by name; slots without any are omitted."""
         found = {slot: component.observed() for slot, component in self.slots()}
         return {slot: vectors for slot, vectors in found.items() if vectors}
 
     def detach(self) -> PreTrainedModel:
-        """Take every component off and return the base model as it was: weights, modules, hooks, modes and what is
-        trainable. Nothing happens where they are off already."""
+        """Remove every component and return the base model in its original state.
+
+        Weights, modules, hooks, training modes and requires_grad flags are restored. Does nothing if already detached.
+        """
         self._leave(merging=False)
         return self.base
 
     def merge(self) -> PreTrainedModel:
-        """Write every component into the base model's weights and return it, a plain model of transformers.
+        """Merge every component into the base model's weights and return it, a plain transformers model.
 
         Raises:
-            MergeRefused: a component is no change of weights, or the components are off already; nothing was changed.
+            MergeRefused: a component cannot be expressed as a change of weights, or the components are no longer
+                attached; nothing was changed.
         """
         if not self.attached:
-            raise MergeRefused("the adapter was merged or detached before\n    fix:     attach it to a model again")
+            raise MergeRefused("the adapter is already merged or detached\n    fix:     attach it to a model again")
         reasons = {slot: component.merge_refusal() for slot, component in self.slots()}
         if refused := [f"{slot}: {reason}" for slot, reason in reasons.items() if reason]:
             raise MergeRefused("not every component can be merged\n    " + "\n    ".join(refused))
@@ -205,18 +211,18 @@ class AdaptedModel(nn.Module):
         self.attached = False
 
     def save(self, folder: Path) -> None:
-        """Write the trained tensors (safetensors) and the method that they belong to (JSON)."""
+        """Write the trained tensors (safetensors) and the method they belong to (JSON)."""
         write_adapter(
             folder, self.adapter_state_dict(), self.method, context_length=self.context_length, seed=self.seed
         )
 
     @classmethod
     def restore(cls, base: PreTrainedModel, folder: Path) -> "AdaptedModel":
-        """The adapter that `save` wrote, on a base model like the one it was trained on.
+        """Load an adapter written by `save` onto a base model like the one it was trained on.
 
         Raises:
-            RecordError: a file is missing or damaged, or the adapter does not fit the model, which stays as it was.
-            ConfigError: the model carries an adapter already.
+            RecordError: a file is missing or damaged, or the adapter does not fit the model, which is left unchanged.
+            ConfigError: the model already carries an adapter.
         """
         method, context_length, seed = read_settings(folder)
         if problems := [*base_problems(base)]:
@@ -233,19 +239,23 @@ class AdaptedModel(nn.Module):
         return model
 
     def load(self, folder: Path) -> None:
-        """Read trained tensors written by `save` into this model.
+        """Load the trained tensors written by `save` into this model.
 
         Raises:
-            RecordError: the file is missing or damaged, or a tensor in it is missing, unknown, or of another shape.
+            RecordError: the file is missing or damaged, or a tensor is missing, unknown, or has the wrong shape.
         """
         self.load_adapter_state_dict(read_tensors(folder), folder / WEIGHTS)
 
     @torch.no_grad()
     def load_adapter_state_dict(self, saved: Mapping[str, Tensor], source: Path | str) -> None:
-        """Take the values of all trained tensors, by `slot.name`, that were read from a source.
+        """Copy saved values, by `slot.name`, into the trained tensors.
+
+        Args:
+            saved: values of all trained tensors.
+            source: where they were read from, for error messages.
 
         Raises:
-            RecordError: a tensor is missing, unknown, or of another shape; the model is as before.
+            RecordError: a tensor is missing, unknown, or has the wrong shape; the model is unchanged.
         """
         own = self.adapter_state_dict()
         wrong = [name for name in own.keys() | saved.keys() if name not in own or name not in saved]
@@ -256,7 +266,7 @@ class AdaptedModel(nn.Module):
             tensor.copy_(saved[name])
 
     def slots(self) -> Iterator[tuple[str, Component]]:
-        """The components by slot, in the order in which they were attached."""
+        """The components by slot, in the order in which they were built."""
         for slot, component in self.components.items():
             assert isinstance(component, Component)
             yield slot, component
@@ -264,10 +274,10 @@ class AdaptedModel(nn.Module):
 
 @contextmanager
 def adapted(base: PreTrainedModel, method: Method, **settings: Any) -> Iterator[AdaptedModel]:
-    """An `AdaptedModel` for the length of a block; the base model leaves it as it came.
+    """Context manager that yields an `AdaptedModel` and restores the base model on exit.
 
-    Arguments:
-        settings: as of `AdaptedModel`.
+    Args:
+        settings: keyword arguments of `AdaptedModel`.
     """
     model = AdaptedModel(base, method, **settings)
     try:

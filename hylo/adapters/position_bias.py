@@ -1,10 +1,10 @@
-"""Position bias: the low-rank update counts more or less depending on where the token stands.
+"""Position bias: scales the low-rank update by a factor that depends on the token's position.
 
     y = W x + g(p) s B A x        g(p) = 1 + tanh(b[bucket(p)])
 
-One vector b [num_buckets] is shared by all adapted layers and starts at zero, so g = 1 at step 0. Own design after the
-published HyLoRADA, whose implementation never received positions (`receives_positions: false`); here p is the token's
-true position.
+One vector b [num_buckets] is shared by all adapted layers and initialized to zero, so g = 1 at step 0. Own design after
+the published HyLoRADA, whose implementation never received positions (`receives_positions: false`); here p is the
+token's true position.
 """
 
 from collections.abc import Iterator
@@ -28,18 +28,18 @@ from hylo.core.schema import bounded
 @register("component", "position_bias")
 @dataclass(kw_only=True, slots=True)
 class PositionBiasConfig(ComponentConfig):
-    """Buckets of the position bias."""
+    """Settings of the position bias."""
 
     requires: ClassVar[tuple[str, ...]] = ("low_rank",)
 
     num_buckets: int = bounded(64, ge=2)
-    """Number of position buckets, one trained scalar each."""
+    """Number of position buckets; one trained scalar per bucket."""
     bucketing: Bucketing = Bucketing.logarithmic
     """logarithmic, or uniform as published."""
     max_position: int | None = bounded(None, ge=2)
     """P_max in tokens, the end of the buckets; None: the run's context length."""
     receives_positions: bool = True
-    """False as published: the gate never learns where a token stands and stays 1, so b is dead."""
+    """False, as published: the gate never receives positions and stays at 1, so b is dead."""
 
     @property
     def breaks(self) -> frozenset[str]:
@@ -57,7 +57,7 @@ class PositionBiasConfig(ComponentConfig):
 
 
 class PositionBias(Component):
-    """The shared vector b and the gate it makes."""
+    """The shared vector b and the gate computed from it."""
 
     boundaries: Tensor
 
@@ -77,12 +77,12 @@ class PositionBias(Component):
         self._hook: RemovableHandle | None = None
 
     def gate(self) -> Tensor:
-        """g(p) for the positions of the pass under way: [B, T] or [1, T]. One tensor for all layers."""
+        """g(p) for the positions of the current pass: [B, T] or [1, T]. One tensor for all layers."""
         assert self._gate.value is not None, "the gate is known only inside a forward pass of the adapted model"
         return self._gate.value
 
     def make_gate(self) -> Tensor:
-        """g(p), made anew."""
+        """Compute g(p) for the current positions."""
         buckets = assign_buckets(self._positions.current, self.boundaries)
         return 1 + torch.tanh(F.embedding(buckets, self.b.unsqueeze(-1)).squeeze(-1))
 
@@ -90,10 +90,10 @@ class PositionBias(Component):
         return one_hot_buckets(positions, self.boundaries) if self._layers else None
 
     def merge_refusal(self) -> str:
-        return "its gate depends on the token's position, and a weight does not"
+        return "its gate depends on the token's position, which no weight can express"
 
     def attach(self, model: PreTrainedModel) -> None:
-        # Before the first layer, not in it: gradient checkpointing runs layers again, and the gate must not be in them.
+        # Computed before the first layer: gradient checkpointing reruns layers, and must not recompute the gate.
         self._hook = model.register_forward_pre_hook(self._before_forward)
         for layer in self._layers:
             layer.gate = self.gate

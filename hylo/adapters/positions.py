@@ -1,9 +1,9 @@
-"""What is known of the pass under way: the true position of every token, which are padding, and the cache.
+"""State of the current forward pass: each token's true position, the padding, and the cache.
 
-A hook on the base model's forward works out the positions once a pass: `position_ids` where they are given, else the
-running count of real tokens in the attention mask (left padding does not count), else the cache offset plus 0, 1, ...
-Where positions had to be read from the mask they are also handed to the model itself, which would otherwise count the
-padding: single left-padded batches would then give other logits than the same text alone.
+A hook on the base model's forward computes the positions once per pass: `position_ids` if given, else the running count
+of real tokens in the attention mask (left padding does not count), else the cache offset plus 0, 1, ... Positions
+derived from the mask are also passed to the model itself, which would otherwise count the padding and return different
+logits for a left-padded text than for the same text alone.
 
 Shapes: B batch, T tokens of this pass.
 """
@@ -17,12 +17,12 @@ from transformers import Cache, PreTrainedModel
 
 
 class Positions:
-    """Positions of the pass under way. One instance is shared by all components of a model."""
+    """Positions of the current pass. All components of a model share one instance."""
 
     real: Tensor | None = None
-    """[B, T] bool, False for padding; None: no mask was given, every token counts."""
+    """[B, T] bool, False for padding; None: no mask was given and every token counts."""
     cache: Cache | None = None
-    """The cache that the pass was given. One that the model makes for itself is known only from its output."""
+    """The cache passed to the model. A cache that the model creates itself appears only in its output."""
 
     def __init__(self) -> None:
         self._current: Tensor | None = None
@@ -36,12 +36,12 @@ class Positions:
     def follow(self, model: PreTrainedModel) -> RemovableHandle:
         """Keep `current` up to date with the model's forward passes until the handle is removed."""
 
-        # A bound method, here and in components: the hook of a copied model then reaches the copy.
+        # A bound method, here and in components, so that the hook of a copied model refers to the copy.
         return model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
     def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if len(args) > 1:
-            raise TypeError(f"pass everything but input_ids by name, got {len(args)} positional arguments")
+            raise TypeError(f"pass everything except input_ids by keyword; got {len(args)} positional arguments")
         self.cache = kwargs.get("past_key_values")
         seen = 0 if self.cache is None else int(self.cache.get_seq_length())
         self._current, kwargs = _positions_of(args, kwargs)
@@ -50,7 +50,7 @@ class Positions:
 
 
 class OfThePass:
-    """A tensor made once for the pass under way and its backward pass. A copy of the model starts without it."""
+    """A tensor computed once for the current forward pass and its backward pass. Copies of the model start without."""
 
     value: Tensor | None = None
 
@@ -66,7 +66,7 @@ def _positions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor
     if kwargs.get("position_ids") is not None:
         return kwargs["position_ids"], kwargs
     mask = kwargs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 2:  # masks of four dimensions, one or several: as the model counts
+    if isinstance(mask, Tensor) and mask.dim() == 2:  # with 4-D masks, positions are counted as the model does
         positions = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -time:]
         return positions, kwargs | {"position_ids": positions}
     cache = kwargs.get("past_key_values")
@@ -75,10 +75,10 @@ def _positions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor
 
 
 def _real_tokens(mask: Any, seen: int, time: int) -> Tensor | None:
-    """Which tokens of the pass are no padding, [B, T] bool; None where the mask does not say.
+    """Which tokens of the pass are not padding, [B, T] bool; None if the mask does not say.
 
-    A mask of [B, 1, T, keys], boolean or added, is one that `generate` makes for caches of fixed size, and hides from a
-    token of padding even itself. Hybrid models get one such mask for each kind of layer.
+    `generate` builds masks of [B, 1, T, keys], boolean or additive, for caches of fixed size; in them a padding token
+    does not even see itself. Hybrid models get one such mask per kind of layer.
     """
     if isinstance(mask, dict):
         mask = next((one for one in mask.values() if one is not None), None)

@@ -1,4 +1,4 @@
-"""The folder of a saved adapter: trained tensors (safetensors) and the method that they belong to (JSON)."""
+"""The folder of a saved adapter: trained tensors (safetensors) and the method they belong to (JSON)."""
 
 import json
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def write_adapter(
     context_length: int,
     seed: int,
 ) -> None:
-    """Write both files; `tensors` by `slot.name`."""
+    """Write both files; `tensors` is keyed by `slot.name`."""
     folder.mkdir(parents=True, exist_ok=True)
     flat = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     save_file(flat, folder / WEIGHTS, metadata={"format": "pt"})
@@ -53,7 +53,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def read_settings(folder: Path) -> tuple[dict[str, ComponentConfig], int, int]:
-    """The method, context length and seed. Adapters written before the seed was kept have 0.
+    """The method, context length and seed. The seed is 0 for adapters saved before it was recorded.
 
     Raises:
         RecordError: the file is missing, damaged, or names an unknown component.

@@ -1,9 +1,9 @@
-"""What an adapter's function depends on besides its trained tensors: frozen ones that training does not move.
+"""Frozen tensors, besides the trained ones, that an adapter's function depends on.
 
-Most components have none: their start is the base model, whatever the trained tensors were. One that begins with a part
-of the base model's weights (PiSSA) computes that part again when it is built, to the same bits on one machine. Another
-machine's libraries may round a decomposition otherwise, so a run keeps what it began with in a file of its own, beside
-the trained tensors: it continues from it, and an adapter's folder with it gives the same function anywhere.
+Most components have none. A component that takes over part of the base model's weights (PiSSA) recomputes that part
+when it is built, bit-identically on the same machine. Another machine's libraries may round the decomposition
+differently, so a run stores its starting tensors in a separate file next to the trained tensors: the run resumes from
+it, and an adapter folder that contains it computes the same function on any machine.
 """
 
 from abc import ABC, abstractmethod
@@ -20,29 +20,31 @@ from hylo.core.errors import RecordError
 from hylo.core.files import replacing
 
 if TYPE_CHECKING:
-    from hylo.adapters.model import AdaptedModel  # which imports every module beside it, this one too
+    from hylo.adapters.model import AdaptedModel  # circular: it imports every module of this package
 
 START = "start.safetensors"
-"""Beside the trained tensors in the folder of an adapter."""
+"""File name, next to the trained tensors in an adapter's folder."""
 
 
 class KeepsStart(Component, ABC):
-    """A component with frozen tensors that its function depends on."""
+    """A component whose function also depends on frozen tensors of its own."""
 
     @abstractmethod
     def start(self) -> dict[str, Tensor]:
-        """These tensors by name; empty where the settings make none."""
+        """The frozen tensors by name; empty if the settings need none."""
 
     @abstractmethod
     def take_start(self, start: Mapping[str, Tensor], *, untrained: bool) -> None:
-        """Depend on these tensors instead; `untrained`: the trained tensors begin anew with them.
+        """Replace the frozen tensors with these. Called while attached.
 
-        Called while attached; names and shapes are those of `start`.
+        Args:
+            start: tensors with the names and shapes of `start()`.
+            untrained: also reset the trained tensors to their initial values.
         """
 
 
 def save_start(model: "AdaptedModel", folder: Path) -> None:
-    """Write what the components began with; no file where there is nothing."""
+    """Write the components' frozen starting tensors; no file is written if there are none."""
     if start := _start(model):
         flat = {name: tensor.detach().contiguous().cpu() for name, tensor in start.items()}
         with replacing(folder / START) as draft:
@@ -50,13 +52,17 @@ def save_start(model: "AdaptedModel", folder: Path) -> None:
 
 
 def load_start(model: "AdaptedModel", folder: Path, *, untrained: bool) -> bool:
-    """Let the components depend on what `save_start` wrote, and tell whether there was anything to take.
+    """Load the tensors written by `save_start` into the components.
 
-    Arguments:
-        untrained: the trained tensors begin anew with it; else they stay as they are, for example as loaded.
+    Args:
+        untrained: also reset the trained tensors to their initial values; otherwise they are left as they are, for
+            example as loaded.
+
+    Returns:
+        Whether there was anything to load.
 
     Raises:
-        RecordError: the file is damaged or does not fit; the model is as before.
+        RecordError: the file is damaged or does not fit; the model is unchanged.
     """
     own, path = _start(model), folder / START
     if not own or not path.exists():

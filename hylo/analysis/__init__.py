@@ -1,1 +1,1 @@
-"""Numbers from records: paired differences, contrasts, verdicts. Neither torch nor matplotlib."""
+"""Numbers from records: paired differences, contrasts, verdicts. Needs neither torch nor matplotlib."""

@@ -1,5 +1,5 @@
-"""What a contrast rests on: whether its arms had learning rates of their own, how long they trained, and what shows
-that one of them could go further. From the manifest and the records alone.
+"""What a contrast rests on: whether its arms had tuned learning rates, how long they trained, and signs that one of
+them could go further. From the manifest and the records alone.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,13 @@ from hylo.runs.store import RunRecord, StudyRecord
 def basis_of(study: StudyRecord, cell: str, reference: str, *, direction: float, metric: Metric | None = None) -> Basis:
     """What the contrast of a cell with its reference rests on.
 
-    Arguments:
-        direction: 1 where an improvement by the cell is looked for, -1 for a loss: a contrast that moves the other way
-            will not become what is looked for by more training.
+    Args:
+        study: the recorded study.
+        cell: its cell.
+        reference: the cell it is compared with.
+        direction: 1 to look for an improvement by the cell, -1 for a loss. A contrast that moves the other way will not
+            get there with more training.
+        metric: of the contrast; perplexity by default.
     """
     arms = [arm for arm in (cell, reference) if any(map(_trained, complete_runs(study, arm)))]
     chosen = choices(study)
@@ -32,8 +36,10 @@ def basis_of(study: StudyRecord, cell: str, reference: str, *, direction: float,
 
 
 def still_moving(pairs: list[Pair], direction: float) -> str:
-    """What the second half of the steps added to a contrast, where that is more than its noise (of seeds and windows,
-    95 %) and in the direction that is looked for; else nothing."""
+    """What the second half of the steps added to a contrast, as text.
+
+    Empty unless it exceeds the noise of seeds and windows (95 %) and moves in the given direction.
+    """
     halves = [_half_sums(run, other) for run, other in pairs]
     found = [half for half in halves if half is not None]
     if not pairs or len(found) < len(pairs):
@@ -49,7 +55,7 @@ def still_moving(pairs: list[Pair], direction: float) -> str:
 
 
 def _half_sums(run: RunRecord, other: RunRecord) -> np.ndarray | None:
-    """NLL of a cell less that of its reference by window, half-way; None where a record does not have it."""
+    """NLL of a cell minus that of its reference by window, half-way; None where a record lacks it."""
     tables = [run.half if _trained(run) else run.eval, other.half if _trained(other) else other.eval]
     if any(table is None for table in tables):
         return None
@@ -63,13 +69,14 @@ def _at_an_end(study: StudyRecord, arms: list[str]) -> Iterator[str]:
     chosen = choices(study)
     for arm in arms:
         for key in chosen.get(arm, {}).get("at_an_end", []):
-            yield f"{arm}: best {key} at an end of its grid"
+            yield f"{arm}: best {key} at the edge of its grid"
 
 
 def _hardly_moved(study: StudyRecord, cell: str, reference: str) -> Iterator[str]:
-    """Components of the cell alone that hardly moved although moving further would pay, in any of its runs.
+    """Components only the cell has that, in any of its runs, hardly moved although moving further would pay off.
 
-    Not those whose own rate was searched: trials at larger ones have shown on validation text that they do not pay.
+    Components whose own rate was tuned are exempt: trials at larger rates have shown on validation text that they do
+    not pay off.
     """
     runs, others = complete_runs(study, cell), complete_runs(study, reference)
     known = {slot for other in others for slot in other.result.get("contribution", {}).get("slots", {})}
@@ -78,11 +85,11 @@ def _hardly_moved(study: StudyRecord, cell: str, reference: str) -> Iterator[str
     small -= _searched(study, cell, {slot for section in found for slot in section.get("slots", {})})
     for slot in sorted(small):
         change = max(section["slots"][slot]["change"] or 0.0 for section in found if slot in section.get("slots", {}))
-        yield f"{slot} changed the hidden state by {100 * change:.2g} % only"
+        yield f"{slot} changed the hidden state by only {100 * change:.2g} %"
 
 
 def _searched(study: StudyRecord, cell: str, slots: set[str]) -> set[str]:
-    """Components whose rate was chosen for themselves: by their multiplier, or where they are the whole method."""
+    """Components whose own rate was tuned: by their multiplier, or because they are the whole method."""
     keys = choices(study).get(cell, {}).get("keys", [])
     own = {slot for slot in slots if f"method.{slot}.{MULTIPLIER}" in keys}
     return own | (slots if len(slots) == 1 and LEARNING_RATE in keys else set())

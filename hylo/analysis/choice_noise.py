@@ -1,4 +1,4 @@
-"""What the choice of a cell's settings adds to the variance of its contrasts, from a study's trials alone."""
+"""Variance that choosing a cell's settings adds to its contrasts, from a study's trials alone."""
 
 from typing import Any
 
@@ -10,10 +10,11 @@ from hylo.runs.store import StudyRecord
 
 
 def choice_variance(study: StudyRecord, *cells: str) -> float:
-    """Sum over the tuned ones among some cells of `hylo.stats.choice_variance`, (nats per token)^2.
+    """Sum of `hylo.stats.choice_variance` over the tuned cells among `cells`, (nats per token)^2.
 
-    Of several chosen keys each adds what the trials say that share the chosen values of all others. The middle third of
-    positions is taken to be as uncertain as all of them: trials are chosen by PPL, and keep nothing else.
+    With several tuned keys, each adds the variance from the trials that share the chosen values of all other keys. The
+    middle third of positions is taken to be as uncertain as the whole window: trials are chosen by PPL and record
+    nothing else.
     """
     chosen = choices(study)
     return sum(_of_cell(study, chosen[cell]) for cell in cells if cell in chosen)
@@ -22,7 +23,7 @@ def choice_variance(study: StudyRecord, *cells: str) -> float:
 def _of_cell(study: StudyRecord, choice: dict[str, Any]) -> float:
     table: Any = study.trials
     mine = table[table["cell"] == choice["cell"]]
-    if mine.empty:  # studies of before there were trials with several seeds
+    if mine.empty:  # studies older than trials with several seeds
         return 0.0
     tokens = mine.drop_duplicates("window").sort_values("window")["tokens"].to_numpy(dtype=float)
     seeds, windows = len(choice["seeds"]), len(tokens)

@@ -1,8 +1,8 @@
-"""Published claims that studies put to the test: experiments/claims.csv, one row a published number.
+"""Published claims that studies test: experiments/claims.csv, one row per published number.
 
     id, study, source, cell, reference, metric, value, unit, note
 
-`value` is the improvement of `cell` over `reference` in percent, positive where perplexity is lower. A claim about an
+`value` is the improvement of `cell` over `reference` in percent, positive for lower perplexity. A claim about an
 absolute value (metric ppl) names a model and a text, and can only be tested with those.
 """
 
@@ -37,13 +37,13 @@ def read_claims(experiments: Path) -> list[Claim]:
     """All published claims.
 
     Raises:
-        ConfigError: a row has no number, an unknown metric, or the id of another.
+        ConfigError: an id is duplicated or a metric unknown.
     """
     path = experiments / FILE
     table = pd.read_csv(path, keep_default_na=False, dtype={"value": float})
     claims = [Claim(**row) for row in table.to_dict("records")]  # pyright: ignore[reportCallIssue]
     if repeated := sorted({claim.id for claim in claims if sum(other.id == claim.id for other in claims) > 1}):
-        raise ConfigError(f"{path}: the ids {', '.join(repeated)} are there more than once")
+        raise ConfigError(f"{path}: duplicate ids {', '.join(repeated)}")
     allowed = [*(f"{metric.name}_improvement" for metric in all_metrics()), *(metric.name for metric in all_metrics())]
     for claim in claims:
         if claim.metric not in allowed:
@@ -54,7 +54,7 @@ def read_claims(experiments: Path) -> list[Claim]:
 
 
 def claim_problems(ids: Collection[str], cells: Collection[str], experiments: Path) -> Iterator[str]:
-    """Ids of claims that nobody made, and claims about cells that a study does not have, as text."""
+    """Messages about unknown claim ids and claims about cells that a study lacks."""
     if not ids:
         return
     claims = {claim.id: claim for claim in read_claims(experiments)}

@@ -1,8 +1,8 @@
-"""What a study's contrasts say: of published claims, of components, and of who earned the gain of the whole stack.
+"""What a study's contrasts say about published claims, components, and attribution of the whole stack's gain.
 
-From the manifest and the records alone. Effects are improvements of perplexity in percent, 100 (1 - PPL_X / PPL_R), by
-`hylo.stats.effect` over paired seeds and windows; p values are of no effect at all (contrasts) or of half the published
-effect (claims), corrected by Holm over the rows of a table with the same measure.
+From the manifest and the records alone. Effects are improvements in perplexity in percent, 100 (1 - PPL_X / PPL_R), by
+`hylo.stats.effect` over paired seeds and windows. p-values test for no effect (contrasts) or half the published effect
+(claims), Holm-corrected over the rows of a table with the same measure.
 """
 
 import math
@@ -39,14 +39,14 @@ CLAIMS = [
 ATTRIBUTION = ["component", "comparison", "cell", "reference", "seeds", "effect_pct", "low", "high", "added_params"]
 SHAPLEY = "Shapley"
 ONE_SEED = "undecided: one seed"
-"""Whatever its interval: it covers evaluation noise only, and another run may say something else."""
+"""Regardless of the interval, which covers evaluation noise only: another run may disagree."""
 
 
 def contrast_table(study: StudyRecord) -> pd.DataFrame:
     """One row per named contrast and metric, in the order of the study; columns CONTRASTS.
 
-    - `detectable_pct`: the smallest true improvement that this many seeds would show in four of five studies.
-    - `verdict`: of the component, where the contrast has one; from the main metric alone.
+    - `detectable_pct`: the smallest true improvement that this many seeds would detect in four of five studies.
+    - `verdict`: on the component, where the contrast has one; from the main metric alone.
     """
     rows = []
     for metric in all_metrics():
@@ -56,15 +56,15 @@ def contrast_table(study: StudyRecord) -> pd.DataFrame:
 
 
 def contrasts_of(study: StudyRecord) -> list[dict[str, Any]]:
-    """The contrasts that the manifest names; older manifests have none."""
+    """Contrasts named in the manifest; older manifests have none."""
     return study.manifest.get("contrasts", [])
 
 
 def claim_table(study: StudyRecord) -> pd.DataFrame:
-    """One row a published claim; columns CLAIMS.
+    """One row per published claim; columns CLAIMS.
 
-    - `seeds_to_decide`: the seeds with which an effect of the measured size would be told from half the published one;
-      missing where the seeds' spread is not known, or no number of seeds is enough for this many windows.
+    - `seeds_to_decide`: seeds needed to distinguish an effect of the measured size from half the published one;
+      missing where the spread between seeds is unknown, or no number of seeds is enough for this many windows.
     """
     rows = []
     claims = study.manifest.get("claims", [])
@@ -82,7 +82,7 @@ def claim_table(study: StudyRecord) -> pd.DataFrame:
 
 
 def attribution_table(study: StudyRecord) -> pd.DataFrame:
-    """What each component earned, by every comparison that the study makes; columns ATTRIBUTION."""
+    """What each component contributes, under every comparison the study makes; columns ATTRIBUTION."""
     rows = []
     for contrast in contrasts_of(study):
         if contrast["component"] and (row := _contrast_row(study, contrast, main_metric())):
@@ -91,8 +91,8 @@ def attribution_table(study: StudyRecord) -> pd.DataFrame:
 
 
 def criteria_table(study: StudyRecord) -> pd.DataFrame:
-    """Success criteria and red flags of each contrast of a component: columns cell, reference, component, then one
-    yes or no a criterion."""
+    """Success criteria and red flags of each component contrast: columns cell, reference, component, then yes or no
+    per criterion."""
     rows = []
     for contrast in contrasts_of(study):
         asked = [metric for metric in all_metrics() if metric.success is not None]
@@ -107,13 +107,15 @@ def criteria_table(study: StudyRecord) -> pd.DataFrame:
 
 
 def level(study: StudyRecord) -> float:
-    """Coverage of a study's intervals: 0.95 unless a rule of stopping needed more."""
+    """Coverage of a study's intervals: 0.95 unless a stopping rule requires more."""
     return study.manifest.get("level", stats.LEVEL)
 
 
 def effect_of(study: StudyRecord, cell: str, reference: str, metric: Metric | None = None) -> stats.Effect | None:
-    """Mean NLL of a cell less that of its reference, nats per weight of the metric (log PPL, unless another is named);
-    None without a pair of complete runs, or where no window has a token of the metric."""
+    """Mean NLL of a cell minus that of its reference, in nats per weight of the metric (log PPL by default).
+
+    None without a pair of complete runs, or with fewer than two windows that have a token of the metric.
+    """
     found = _difference(study, cell, reference, metric or main_metric())
     if found is None:
         return None
@@ -123,11 +125,16 @@ def effect_of(study: StudyRecord, cell: str, reference: str, metric: Metric | No
 def p_value(
     study: StudyRecord, sums: np.ndarray, tokens: np.ndarray, threshold: float = 0.0, chosen: float = 0.0
 ) -> float:
-    """Of "the effect in these paired differences is the threshold"; where seeds were added until the study was decided,
-    one p-value for all its looks.
+    """p-value for "the effect in these paired differences equals the threshold".
 
-    Arguments:
-        chosen: the variance that the choice of settings adds.
+    If seeds were added until the study was decided, one p-value for all its looks.
+
+    Args:
+        study: names the planned looks, if any.
+        sums: [seeds, windows], paired differences of NLL in nats.
+        tokens: [windows], what the sums are divided by.
+        threshold: nats per token.
+        chosen: variance added by the choice of settings.
     """
     planned = study.manifest.get("looks", [])
     taken = [look for look in planned if look <= len(sums)]
@@ -143,12 +150,12 @@ def _difference(study: StudyRecord, cell: str, reference: str, metric: Metric) -
 
 
 def improvement_of(name: str) -> Metric | None:
-    """The metric whose improvement a claim is about (`ppl_improvement`); None where it is about none."""
+    """The metric whose improvement a claim is about (`ppl_improvement`); None for other claims."""
     return next((metric for metric in all_metrics() if name == f"{metric.name}_improvement"), None)
 
 
 def threshold_of(study: StudyRecord, claim: dict[str, Any], metric: Metric) -> float:
-    """The difference of mean NLL beyond which an effect confirms a claim, nats per weight of the metric."""
+    """Difference in mean NLL beyond which an effect confirms a claim, in nats per weight of the metric."""
     reference = mean_nll(complete_runs(study, claim["reference"]), metric)
     return metric.difference(claim_threshold(claim["value"]), reference)
 
@@ -198,7 +205,7 @@ def _claim_row(study: StudyRecord, claim: dict[str, Any], metric: Metric | None)
 
 
 def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with p_holm beside p. A contrast that is asked for in two ways is one hypothesis."""
+    """The rows with p_holm added. A contrast named in two ways counts as one hypothesis."""
     known = {_hypothesis(row): row["p"] for row in rows if math.isfinite(row["p"])}
     adjusted = dict(zip(known, stats.holm(list(known.values())) if known else [], strict=True))
     return [row | {"p_holm": float(adjusted.get(_hypothesis(row), math.nan))} for row in rows]
@@ -209,7 +216,7 @@ def _hypothesis(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _shapley_rows(study: StudyRecord) -> Iterable[dict[str, Any]]:
-    """Shapley values of a factorial's components; none where a cell of it has no complete run for every seed."""
+    """Shapley values of a factorial's components over the seeds that all its cells share; none without such a seed."""
     cells = {frozenset(entry["on"]): entry["cell"] for entry in study.manifest.get("factorial", [])}
     runs = {on: {run.seed: run for run in complete_runs(study, cell)} for on, cell in cells.items()}
     seeds = sorted(set.intersection(*(set(of_cell) for of_cell in runs.values()))) if runs else []

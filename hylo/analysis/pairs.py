@@ -1,4 +1,4 @@
-"""Runs of a study, paired by seed and window, and their sums as arrays: what every estimate of a report rests on."""
+"""Runs of a study, paired by seed and window, and their sums as arrays: the basis of every estimate in a report."""
 
 import hashlib
 import math
@@ -15,7 +15,7 @@ Pair = tuple[RunRecord, RunRecord]
 
 
 def complete_runs(study: StudyRecord, cell: str) -> list[RunRecord]:
-    """A cell's complete runs by seed.
+    """A cell's complete runs, ordered by seed.
 
     Raises:
         RecordError: two of them have the same seed.
@@ -33,7 +33,7 @@ def value_of(run: RunRecord, section: str, key: str) -> Any:
     """An entry of result.json; null reads as None.
 
     Raises:
-        RecordError: the entry is missing; names the file.
+        RecordError: the entry is missing; the message names the file.
     """
     try:
         return run.result[section][key]
@@ -44,8 +44,10 @@ def value_of(run: RunRecord, section: str, key: str) -> Any:
 
 
 def paired_runs(study: StudyRecord, cell: str, reference: str) -> list[Pair]:
-    """The complete runs of a cell, each with the reference's run of the same seed. The one run of a base model
-    pairs with every seed. Seeds that only one side has are left out."""
+    """The complete runs of a cell, each with the reference's run of the same seed.
+
+    The single run of a base model pairs with every seed. Seeds that only one side has are left out.
+    """
     runs, others = complete_runs(study, cell), complete_runs(study, reference)
     if study.is_base(reference):
         return [(run, others[0]) for run in runs] if others else []
@@ -54,8 +56,8 @@ def paired_runs(study: StudyRecord, cell: str, reference: str) -> list[Pair]:
 
 
 def paired_sums(pairs: list[Pair], metric: Metric | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """NLL sums of the cell less those of the reference, [seeds, windows] in nats, and the metric's weights [windows]
-    (token counts for perplexity, which it is unless another is named).
+    """NLL sums of the cell minus those of the reference, [seeds, windows] in nats, and the metric's weights [windows]
+    (token counts for perplexity, the default).
 
     Raises:
         RecordError: the two sides were evaluated on different windows, or a sum is missing.
@@ -66,7 +68,7 @@ def paired_sums(pairs: list[Pair], metric: Metric | None = None) -> tuple[np.nda
     reference, reference_tokens = window_sums(others, metric)
     if not np.array_equal(tokens, reference_tokens):
         raise RecordError(
-            f"{runs[0].folder} and {others[0].folder} count other tokens in the same windows; run them again"
+            f"{runs[0].folder} and {others[0].folder} count different tokens in the same windows; run them again"
         )
     return nll - reference, tokens
 
@@ -74,7 +76,7 @@ def paired_sums(pairs: list[Pair], metric: Metric | None = None) -> tuple[np.nda
 def window_sums(runs: list[RunRecord], metric: Metric | None = None) -> tuple[np.ndarray, np.ndarray]:
     """NLL sums [seeds, windows] in nats and the metric's weights [windows] of runs over the same windows.
 
-    Windows in which the metric has no token are left out: one may be too short to have a middle third.
+    Windows without a token of the metric are left out: one may be too short to have a middle third.
 
     Raises:
         RecordError: the runs were evaluated on different windows, or a sum is missing.
@@ -89,22 +91,22 @@ def window_sums(runs: list[RunRecord], metric: Metric | None = None) -> tuple[np
             )
         if not np.array_equal(table["weight"], tables[0]["weight"]):
             raise RecordError(
-                f"{run.folder} and {runs[0].folder} count other tokens in the same windows; run them again"
+                f"{run.folder} and {runs[0].folder} count different tokens in the same windows; run them again"
             )
     tokens = tables[0]["weight"].to_numpy()
     return np.stack([table["nll_sum"].to_numpy()[tokens > 0] for table in tables]), tokens[tokens > 0]
 
 
 def _measured(run: RunRecord, metric: Metric) -> Any:
-    """Sums by window of a metric."""
+    """A metric's sums by window."""
     return metric.window_sums(complete_sums(run, EVAL), complete_sums(run, THIRDS))
 
 
 def same_windows(run: RunRecord, other: RunRecord) -> None:
-    """Refuse two runs that were evaluated on different windows.
+    """Check that two runs were evaluated on the same windows.
 
     Raises:
-        RecordError: they were.
+        RecordError: they were not.
     """
     where = ["window", "document", "first_token", "length"]
     if run.windows[where].to_numpy().tolist() != other.windows[where].to_numpy().tolist():
@@ -115,9 +117,9 @@ def same_windows(run: RunRecord, other: RunRecord) -> None:
 
 
 def sums(run: RunRecord, name: str, by: str | list[str]) -> Any:
-    """NLL sums and token counts of a run's table, added up by columns of it, which are the index of the result.
+    """NLL sums and token counts of a run's table, grouped by `by`, which becomes the index.
 
-    Any, because pandas types the columns of a table as everything a table can hold.
+    Typed Any because pandas types a table's columns as everything a table can hold.
     """
     return complete_sums(run, name).groupby(by)[["nll_sum", "tokens"]].sum()
 
@@ -126,11 +128,11 @@ def complete_sums(run: RunRecord, name: str) -> Any:
     """A run's table of sums.
 
     Raises:
-        RecordError: a sum or count is missing or not finite; names the file and the window.
+        RecordError: a sum or count is missing or not finite; the message names the file and the window.
     """
     table: Any = run.eval if name == EVAL else run.thirds
     for column in ("nll_sum", "tokens", "bytes"):
-        # A missing sum must not be added up as 0, as pandas would.
+        # pandas would add up a missing sum as 0.
         if len(bad := table[~np.isfinite(table[column].to_numpy(dtype=float, na_value=np.nan))]):
             raise RecordError(
                 f"{run.folder / name} has {column} = {bad[column].iloc[0]} in window {bad['window'].iloc[0]}; "
@@ -142,10 +144,13 @@ def complete_sums(run: RunRecord, name: str) -> Any:
 def percent(
     effect: stats.Effect | stats.Interval, metric: Metric | None = None, reference: float = math.nan
 ) -> dict[str, float]:
-    """effect_pct, low and high: the improvement in percent that a difference of mean NLL is.
+    """A difference in mean NLL as an improvement in percent: effect_pct, low and high.
 
-    Arguments:
-        reference: mean NLL of the reference, nats per weight, where the metric's percent are of it (`mean_nll`).
+    Args:
+        effect: the difference, in nats per weight of the metric.
+        metric: perplexity by default.
+        reference: mean NLL of the reference in nats per weight (`mean_nll`), for metrics whose percentages are relative
+            to it.
     """
     metric = metric or main_metric()
     value, low, high = (metric.percent(end, reference) for end in (effect.value, effect.high, effect.low))
@@ -153,12 +158,12 @@ def percent(
 
 
 def mean_nll(runs: list[RunRecord], metric: Metric) -> float:
-    """Mean over seeds of the NLL per weight of a metric; NaN where no window has any."""
+    """Mean over seeds of a metric's NLL per weight; NaN where no window has any."""
     nll, weight = window_sums(runs, metric)
     return float((nll.sum(axis=1) / weight.sum()).mean()) if weight.size else math.nan
 
 
 def generator(*names: str) -> np.random.Generator:
-    """The generator of an estimate, seeded by what it is about: a row does not depend on other rows."""
+    """Random generator for an estimate, seeded by its names, so a row does not depend on other rows."""
     digest = hashlib.sha256("\0".join(names).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))

@@ -1,4 +1,4 @@
-"""Perplexity by the position in the window, with intervals, and its improvement over the base model."""
+"""Perplexity by position in the window, with intervals, and its improvement over the base model."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ from hylo.runs.store import EVAL, RunRecord, StudyRecord
 COLUMNS = [
     "cell", "bin", "seeds", "ppl", "ppl_low", "ppl_high", "improvement_pct", "improvement_low", "improvement_high",
 ]  # fmt: skip
-# For the ends of a band of a figure; the table's 10,000 for every cell, bin and measure would be most of a report.
+# Only for bands in figures: the tables' number, for every cell, bin and measure, would dominate report time.
 _RESAMPLES = 2_000
 _MISSING = stats.Interval(np.nan, np.nan, np.nan)
 
 
 def ppl_by_bin(study: StudyRecord) -> pd.DataFrame:
-    """One row a cell and position bin: perplexity, and its improvement over the base model in percent.
+    """One row per cell and position bin: perplexity, and its improvement over the base model in percent.
 
     Estimates and intervals (95 %) are those of `hylo.stats` over the windows that reach into the bin: exp of the mean
-    over seeds of log PPL, and paired by window and seed. An interval is missing where only one window does, and so is
-    the improvement of the base model itself, or where it has no complete run.
+    over seeds of log PPL, improvements paired by window and seed. Intervals are missing where only one window reaches
+    the bin. Improvements are missing for the base model itself, and where it has no complete run.
 
     Raises:
         RecordError: a record is damaged, or two cells were evaluated on different windows.
@@ -44,7 +44,7 @@ def _rows(cell: str, runs: list[RunRecord], others: list[RunRecord]) -> list[dic
     reference, reference_tokens = _by_bin(others) if others else (nll, tokens)
     if not np.array_equal(tokens, reference_tokens):
         raise RecordError(
-            f"{runs[0].folder} and {others[0].folder} count other tokens in the same bins; run them again"
+            f"{runs[0].folder} and {others[0].folder} count different tokens in the same bins; run them again"
         )
     rows = []
     for place, counts in enumerate(tokens):
@@ -60,12 +60,14 @@ def _rows(cell: str, runs: list[RunRecord], others: list[RunRecord]) -> list[dic
 
 
 def _by_bin(runs: list[RunRecord]) -> tuple[np.ndarray, np.ndarray]:
-    """NLL sums [seeds, bins, windows] and token counts [bins, windows], both 0 where a window does not reach."""
+    """NLL sums [seeds, bins, windows] and token counts [bins, windows]; 0 where a window does not reach the bin."""
     tables = [sums(run, EVAL, ["bin", "window"]) for run in runs]
     counts = [table["tokens"].unstack(fill_value=0) for table in tables]
     for run, table in zip(runs, counts, strict=True):
         if not table.equals(counts[0]):
-            raise RecordError(f"{run.folder} and {runs[0].folder} count other tokens in the same bins; run them again")
+            raise RecordError(
+                f"{run.folder} and {runs[0].folder} count different tokens in the same bins; run them again"
+            )
     bins = range(int(counts[0].index.max()) + 1)
     nll = [table["nll_sum"].unstack(fill_value=0.0).reindex(bins, fill_value=0.0) for table in tables]
     return np.stack([table.to_numpy() for table in nll]), counts[0].reindex(bins, fill_value=0).to_numpy()

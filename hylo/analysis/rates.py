@@ -1,4 +1,4 @@
-"""At which settings cells were run: learning rates and other chosen keys, from a study's records alone."""
+"""Settings that cells were run at: learning rates and other tuned keys, from a study's records alone."""
 
 import math
 from typing import Any
@@ -13,15 +13,15 @@ MULTIPLIER = "learning_rate_multiplier"
 
 
 def choices(study: StudyRecord) -> dict[str, dict[str, Any]]:
-    """What was chosen by cell: keys, chosen, at_an_end, trials, seeds, and tried: values and ppl by seed.
+    """Tuning results by cell: keys, chosen, at_an_end, trials, seeds, and tried (values and ppl by seed).
 
-    Manifests of before there was a search hold a grid of one key and one seed.
+    Manifests older than the grid search over several keys hold a grid of one key and one seed.
     """
     return {note["cell"]: note if "keys" in note else _of_a_grid(note) for note in study.manifest.get("tuning", [])}
 
 
 def choice_table(study: StudyRecord) -> pd.DataFrame:
-    """One row a tuned cell: cell, chosen, trials, tried, end (as text)."""
+    """One row per tuned cell: cell, chosen, trials, tried, end (as text)."""
     rows = []
     for cell, choice in choices(study).items():
         tried = sorted((tuple(each["values"]), mean_ppl(each["ppl"])) for each in choice["tried"])
@@ -43,14 +43,16 @@ def choice_table(study: StudyRecord) -> pd.DataFrame:
 
 
 def mean_ppl(found: list[float | None]) -> float:
-    """Geometric mean over seeds; infinite where one of them failed."""
+    """Geometric mean over seeds; infinite if one of them failed."""
     values = [value for value in found if value is not None]
     return math.exp(sum(map(math.log, values)) / len(values)) if len(values) == len(found) > 0 else math.inf
 
 
 def rate_of(run: RunRecord) -> str:
-    """The learning rate of a run, and the multipliers of components that have another one, for example
-    `0.004, landmark x8`; empty where nothing was trained or the record has no configuration."""
+    """The learning rate of a run, with the multipliers of components that deviate from it: `0.004, landmark x8`.
+
+    Empty where nothing was trained or the record has no configuration.
+    """
     path = run.folder / CONFIG
     if not path.exists():
         return ""
@@ -64,14 +66,14 @@ def rate_of(run: RunRecord) -> str:
 
 
 def rate_in_words(study: StudyRecord, cell: str) -> str:
-    """`rate_of` a cell's runs, with `own` behind it where it was chosen for the cell; empty for a base model."""
+    """`rate_of` a cell's runs, with ` (own)` appended if it was tuned for the cell; empty for a base model."""
     runs = [run for run in study.cells.get(cell, []) if run.complete]
     rate = rate_of(runs[0]) if runs else ""
     return f"{rate} (own)" if rate and cell in choices(study) else rate
 
 
 def rates_in_words(study: StudyRecord) -> str:
-    """How the learning rates of a study's cells came about, and on how many useful tokens they were trained."""
+    """Where the learning rates of a study's cells come from, and how many useful tokens they were trained on."""
     trained = [run for runs in study.cells.values() for run in runs if run.complete and run.result["training"]["steps"]]
     if not trained:
         return ""
@@ -79,7 +81,7 @@ def rates_in_words(study: StudyRecord) -> str:
     tokens = sorted({run.result["training"]["tokens"] for run in trained})
     budget = " to ".join(f"{count:,}" for count in dict.fromkeys([tokens[0], tokens[-1]]))
     if not chosen:
-        return f"learning rates: those of the files, chosen for no cell; trained on {budget} useful tokens"
+        return f"learning rates: defaults, not tuned for any cell; trained on {budget} useful tokens"
     trials = sorted({choice["trials"] for choice in chosen.values()})
     own = "every cell" if {run.cell for run in trained} <= chosen.keys() else ", ".join(chosen)
     counts = " to ".join(str(count) for count in dict.fromkeys([trials[0], trials[-1]]))

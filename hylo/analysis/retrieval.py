@@ -1,10 +1,10 @@
-"""Retrieval by depth, from the records of a study whose runs were probed (probe=kv). Pure: no files but the records.
-Answers to other probes are passed over.
+"""Retrieval by depth, from the records of a study whose runs were probed (probe=kv).
 
-Unit: a list within a seed. All runs are asked the same questions on the same lists, so a contrast is paired by seed
-and list; the one run of the base model pairs with every seed. Intervals are those of `hylo.stats`, with lists in the
-place of windows: one seed covers other lists only, several cover new seeds and new lists. Where every answer is right,
-or every one wrong, nothing varies and an interval has no width: that is no proof that other lists are answered so.
+Reads no files but the records, and ignores answers to other probes. The unit is a list within a seed. All runs are
+asked the same questions on the same lists, so a contrast is paired by seed and list; the single run of the base model
+pairs with every seed. Intervals are those of `hylo.stats`, with lists in place of windows: one seed covers new lists
+only, several cover new seeds and new lists. If all answers are right, or all wrong, nothing varies and the interval has
+zero width, which does not prove that other lists would be answered the same way.
 
 Shapes: S seeds, N lists, D depths.
 """
@@ -32,12 +32,12 @@ DIFFERENCE = ["cell", "facts", "seeds", "value", "low", "high"]
 
 
 def retrieval_table(study: StudyRecord) -> pd.DataFrame:
-    """A row a cell, number of facts and depth; cells in the order of the study, those without a probe left out.
+    """One row per cell, number of facts and depth; cells in study order, those without a probe left out.
 
-    - `depth`: 0 is the first fact; `place`: the index in the list of the fact asked for.
-    - `accuracy`: share of lists and seeds whose answer greedy decoding gives, from 0 to 1.
-    - `logprob`: mean log-probability of the answer, nats, the sum over its tokens.
-    - `seeds`: that all of it is over.
+    - `depth`: 0 is the first fact; `place`: index in the list of the fact asked for.
+    - `accuracy`: share of lists and seeds for which greedy decoding gives the answer, 0 to 1.
+    - `logprob`: mean log-probability of the answer in nats, summed over its tokens.
+    - `seeds`: number of seeds behind the row.
 
     Raises:
         RecordError: a record is damaged, or two runs were asked different probes.
@@ -55,10 +55,10 @@ def retrieval_table(study: StudyRecord) -> pd.DataFrame:
 
 
 def ends_minus_middle(study: StudyRecord) -> pd.DataFrame:
-    """A row a cell and number of facts: accuracy at the first and last depth minus that of those between, -1 to 1.
+    """One row per cell and number of facts: accuracy at the first and last depth minus that in between, -1 to 1.
 
     Raises:
-        RecordError: as `retrieval_table`.
+        RecordError: as in `retrieval_table`.
     """
     rows = []
     for cell, facts, runs in _probed(study):
@@ -68,14 +68,14 @@ def ends_minus_middle(study: StudyRecord) -> pd.DataFrame:
 
 
 def retrieval_contrast(study: StudyRecord, cell: str, reference: str, facts: int) -> tuple[np.ndarray, np.ndarray]:
-    """A cell minus a reference, paired by seed and list: what `interval` takes.
+    """A cell minus a reference, paired by seed and list, as input to `interval`.
 
     Returns:
-        Differences of (accuracy at the ends minus accuracy in the middle), and of the mean accuracy over depths, [S, N]
-        each; S are the seeds that both have, in order.
+        Differences in (accuracy at the ends minus accuracy in the middle), and in the mean accuracy over depths, [S, N]
+        each; S are the shared seeds, in order.
 
     Raises:
-        RecordError: a cell has no probe with so many facts, no seed is common, or as `retrieval_table`.
+        RecordError: a cell has no probe with this many facts, the cells share no seed, or as in `retrieval_table`.
     """
     found = {name: runs for name, count, runs in _probed(study) if count == facts}
     for name in (cell, reference):
@@ -93,10 +93,12 @@ def retrieval_contrast(study: StudyRecord, cell: str, reference: str, facts: int
 
 
 def interval(values_SN: np.ndarray, *names: str, low: float = -np.inf, high: float = np.inf) -> stats.Interval:
-    """The mean over seeds and lists with its 95 % interval, cut off at the ends of what is possible.
+    """Mean over seeds and lists with its 95 % interval, clipped to [low, high].
 
-    Arguments:
-        names: of what is measured; they seed the bootstrap of one seed, so a row does not depend on other rows.
+    Args:
+        values_SN: [S, N], the values to average.
+        names: identify what is measured; they seed the one-seed bootstrap, so a row does not depend on other rows.
+        low, high: smallest and largest possible value.
     """
     ones = np.ones(values_SN.shape[1])
     if len(values_SN) == 1:
@@ -107,7 +109,7 @@ def interval(values_SN: np.ndarray, *names: str, low: float = -np.inf, high: flo
 
 
 def _probed(study: StudyRecord) -> Iterator[tuple[str, int, list[RunRecord]]]:
-    """Cells, numbers of facts, and the cell's complete runs by seed that were asked of so many."""
+    """Yield each probed cell and number of facts with the cell's complete probed runs by seed."""
     first: RunRecord | None = None
     for cell in study.cells:
         runs = [run for run in complete_runs(study, cell) if run.probe_name == KV]
@@ -123,7 +125,7 @@ def _probed(study: StudyRecord) -> Iterator[tuple[str, int, list[RunRecord]]]:
 
 
 def _answers(runs: list[RunRecord], facts: int, column: str) -> np.ndarray:
-    """A column of the answers on lists of so many facts, [S, N, D].
+    """One column of the answers on lists of this many facts, [S, N, D].
 
     Raises:
         RecordError: a run lacks an answer that another has.
@@ -141,6 +143,6 @@ def _places(run: RunRecord, facts: int) -> list[float]:
 
 
 def _of(run: RunRecord, facts: int) -> Any:
-    """The answers on lists of so many facts. Any, because pandas types a selection as everything a table can hold."""
+    """Answers on lists of this many facts. Any, because pandas types a selection as everything a table can hold."""
     table = run.probe_table(COLUMNS)
     return table[table["facts"] == facts]

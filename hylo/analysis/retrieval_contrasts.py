@@ -1,8 +1,9 @@
 """Which component flattens the U of retrieval, and whether LIM-PPL agrees: contrasts of probed cells.
 
-Flattening is the reference's accuracy at the ends less that in the middle, minus the cell's: positive where the cell
-depends less on the depth. A cell that forgets everything is flat, too, so the difference of accuracy stands beside it.
-Both in percentage points, paired by seed and list, by `hylo.stats.effect`; p by Holm over the rows with as many facts.
+Flattening is accuracy at the ends minus accuracy in the middle, for the reference minus the cell: positive where the
+cell depends less on depth. A cell that forgets everything is flat too, so the difference in accuracy is reported with
+it. Both in percentage points, paired by seed and list, by `hylo.stats.effect`; p-values Holm-corrected over the rows
+with the same number of facts.
 """
 
 import math
@@ -26,9 +27,9 @@ CELLS = ["cell", "facts", "seeds", "accuracy", "ends_minus_middle", "low", "high
 
 
 def retrieval_contrasts(study: StudyRecord) -> pd.DataFrame:
-    """One row a named contrast of two probed cells and number of facts; columns CONTRASTS.
+    """One row per named contrast of two probed cells and number of facts; columns CONTRASTS.
 
-    - `agrees`: yes or no where both intervals exclude 0, whether they have the same sign; else open.
+    - `agrees`: whether both effects have the same sign, yes or no; open unless both intervals exclude 0.
     """
     rows: list[dict[str, Any]] = []
     counts = sorted(set(retrieval_table(study)["facts"]))
@@ -42,9 +43,9 @@ def retrieval_contrasts(study: StudyRecord) -> pd.DataFrame:
 
 
 def retrieval_cells(study: StudyRecord) -> pd.DataFrame:
-    """One row a probed cell and number of facts: mean accuracy over depths, and the depth of the U; columns CELLS.
+    """One row per probed cell and number of facts: mean accuracy over depths, and the depth of the U; columns CELLS.
 
-    All in percent and percentage points.
+    In percent and percentage points.
     """
     by_depth: Any = retrieval_table(study).groupby(["cell", "facts"], sort=False)["accuracy"]
     accuracy = (100 * by_depth.mean()).rename("accuracy").reset_index()

@@ -1,4 +1,4 @@
-"""The numbers of a study, from its records alone: one row a cell and reference."""
+"""The numbers of a study, from its records alone: one row per cell and reference."""
 
 import itertools
 from collections.abc import Iterator
@@ -40,32 +40,32 @@ _ENDS = {"effect_pct": "pct", "low": "low", "high": "high"}
 
 
 def summarize(study: StudyRecord) -> pd.DataFrame:
-    """Every cell against the base model on the same windows, then the contrasts that the study names, or, where it
-    names none, every cell against the previous row.
+    """Every cell against the base model on the same windows, then the study's named contrasts or, if it names none,
+    every cell against the previous row.
 
-    A cell without a complete run has no row (see `incomplete`). Runs are paired by seed and window; the one run of the
-    base model pairs with every seed. What the columns mean:
+    A cell without a complete run has no row (see `incomplete`). Runs are paired by seed and window; the single run of
+    the base model pairs with every seed. Columns:
 
-    - `seeds`: the seeds that both sides have, and all measures of the row are over these. Where none is common it is 0,
-      the improvement is missing, and the other measures are over all of the cell's seeds.
-    - `ppl`, `lim_ppl`, ...: the metrics, of the mean over seeds of mean NLL.
-    - `mean_window_ppl`: arithmetic mean over windows and seeds of each window's own perplexity, as published.
-    - `improvement_pct`, `lim_improvement_pct`, ...: 100 (1 - PPL / PPL of the reference), and so for the other metrics;
-      intervals as in `hylo.stats`, 95 %.
-    - `added_params`: trainable parameters beyond the same reference's; `params_per_pct`: divided by the improvement.
-    - `train_seconds`, `tokens_per_second`: means over seeds; `peak_memory_bytes`: the largest.
-    - `rate`: learning rate, and multipliers of components that have another one; `own`: chosen for the cell.
+    - `seeds`: the seeds both sides share; all measures of the row are over these. If they share none it is 0, the
+      improvement is missing, and the other measures are over all of the cell's seeds.
+    - `ppl`, `lim_ppl`, ...: the metrics, from the mean over seeds of mean NLL.
+    - `mean_window_ppl`: arithmetic mean over windows and seeds of per-window perplexity, as published.
+    - `improvement_pct`, `lim_improvement_pct`, ...: 100 (1 - PPL / PPL of the reference), likewise for the other
+      metrics; 95 % intervals as in `hylo.stats`.
+    - `added_params`: trainable parameters beyond the reference's; `params_per_pct`: divided by the improvement.
+    - `train_seconds`, `tokens_per_second`: means over seeds; `peak_memory_bytes`: the maximum.
+    - `rate`: learning rate, with the multipliers of components that deviate from it; `own`: tuned for the cell.
     - `audit`: passed, or the checks that failed in any run of the cell.
 
-    A perplexity too large for a number (a mean NLL above 709 nats) is missing, and so is what rests on it.
+    A perplexity that overflows (a mean NLL above 709 nats) is missing, and so is everything derived from it.
 
-    The bootstrap's generator is seeded by the names of cell and reference, so a row does not depend on other rows.
+    The bootstrap generator is seeded by the names of cell and reference, so a row does not depend on other rows.
 
     Raises:
         RecordError: a record is damaged, or two cells were evaluated on different windows.
     """
     if not isinstance(study.manifest.get("base"), str):
-        raise RecordError(f"{study.folder / STUDY} does not name the base cell; run the study again to write it anew")
+        raise RecordError(f"{study.folder / STUDY} does not name the base cell; run the study again to rewrite it")
     rows = [_row(study, cell, reference) for cell, reference in _contrasts(study)]
     table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     kinds = {column: "Int64" if column in _COUNTS else "float64" for column in COLUMNS if column not in _TEXTS}
@@ -73,7 +73,7 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
 
 
 def incomplete(study: StudyRecord) -> list[str]:
-    """One line a run that failed or was interrupted: status, cell and seed, the error's first line, the folder."""
+    """One line per run that failed or was interrupted: status, cell and seed, first line of the error, folder."""
     lines = []
     for cell, runs in study.cells.items():
         for run in (run for run in runs if not run.complete):
@@ -100,7 +100,7 @@ def _contrasts(study: StudyRecord) -> Iterator[tuple[str, str]]:
 
 
 def named_contrasts(study: StudyRecord) -> list[tuple[str, str]]:
-    """Reference and cell of each contrast that the study names between trained cells, once each."""
+    """Reference and cell of each named contrast between trained cells, without duplicates."""
     named = [(contrast["reference"], contrast["cell"]) for contrast in study.manifest.get("contrasts", [])]
     return [pair for pair in dict.fromkeys(named) if not any(study.is_base(cell) for cell in pair)]
 
@@ -139,7 +139,7 @@ def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
 
 
 def _improvement(pairs: list[Pair], rng: np.random.Generator, chosen: float) -> dict[str, float]:
-    """Of every metric with its interval; `chosen` is the variance that the choice of settings adds."""
+    """Improvement in every metric with its interval; `chosen` is the variance added by the choice of settings."""
     row = {}
     for metric in all_metrics():
         difference, weights = paired_sums(pairs, metric)
@@ -169,7 +169,7 @@ def _cost(runs: list[RunRecord]) -> dict[str, Any]:
 
 
 def _first_line(run: RunRecord) -> str:
-    """The first line of the error a traceback ends with: the line that says what went wrong."""
+    """First line of the error that a traceback ends with: the one that says what went wrong."""
     path = run.folder / TRACEBACK
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     start = max((i for i, line in enumerate(lines) if line.startswith("Traceback (")), default=-1)

@@ -1,20 +1,20 @@
-"""What an interval says of a published claim and of a component. Pure functions; all effects in percent of perplexity.
+"""What an interval says about a published claim or a component. Pure functions; effects in percent of perplexity.
 
-A claim of an improvement of v percent asks whether an effect of at least half that size, in the claimed direction, is
-there: published and measured model, text and budget differ, so the exact number cannot be expected, and a hundredth of
-it confirms nothing. With the threshold v / 2
+A claim of an improvement of v percent is tested at half that size, in the claimed direction: the published model, text
+and budget differ from the measured ones, so the exact number cannot be expected, and a hundredth of it confirms
+nothing. With the threshold v / 2:
 
     reproduced      the whole interval lies beyond it, towards v
-    contradicted    the whole interval lies short of it: no effect, one of another sign, or a much smaller one
-    inconclusive    the interval holds it
+    contradicted    the whole interval lies short of it: no effect, one of the other sign, or a much smaller one
+    inconclusive    the interval contains it
 
-An interval that lies short contradicts the claim only where both arms were given their chance: a learning rate of their
-own, and the published budget. Else it is contradicted at the published rate only, or the arms are undertrained.
+An interval that lies short contradicts the claim only if both arms got a fair chance: a tuned learning rate and the
+published budget. Otherwise it is contradicted at the published rate only, or undertrained.
 
-A component's effect is core above 5 %, optional from 2 to 5 %, drop below 2 %; where its interval reaches into several
-of these it is undecided between them. Where an arm did not get its chance that is said before it (`untuned: drop`,
-`undertrained: drop`): a lead, no verdict. Two findings come before any size: leaking (the audit found that logits
-depend on later tokens) and unstable (a loss that was not finite, or a jump of the training loss). Own design.
+A component's effect is core above 5 %, optional from 2 to 5 %, drop below 2 %, and undecided if its interval spans
+several of these. If an arm did not get a fair chance, a prefix says so (`untuned: drop`, `undertrained: drop`): a lead,
+not a verdict. Two findings override any size: leaking (the audit found that logits depend on later tokens) and unstable
+(a non-finite loss, or a jump of the training loss). Own design.
 """
 
 import math
@@ -25,26 +25,26 @@ from enum import Enum
 from hylo.evaluation.metrics import Metric
 
 DROP, CORE = 2.0, 5.0
-"""Percent of perplexity: below the first a component is not worth having, above the second a method rests on it."""
+"""Percent of perplexity: below the first a component is not worth keeping, above the second it is essential."""
 MOST_PARAMS_PER_PCT = 50_000
-"""Parameters paid for one percent of improvement beyond which a component is too dear."""
+"""Added parameters per percent of improvement above which a component is too expensive."""
 PUBLISHED_TOKENS = 55_000
 """Useful tokens of the published budget: 500 samples, one epoch."""
 OWN_RATES = "own rates"
-"""What a basis says of arms that were tuned."""
+"""How a basis describes tuned arms."""
 LOSS_JUMP = 1.0
-"""Nats a token by which the training loss may rise from one step to the next."""
+"""Largest allowed rise of the training loss from one step to the next, nats per token."""
 
 
 class ClaimVerdict(Enum):
-    """What a study says of a published number."""
+    """What a study says about a published number."""
 
-    reproduced = "an effect of at least half the published size is there"
+    reproduced = "the effect is at least half the published size"
     contradicted = (
-        "an effect of half the published size is ruled out, each arm at its own rate and the published budget"
+        "half the published effect is ruled out, with each arm at its own learning rate and the published budget"
     )
-    contradicted_at_the_published_rate_only = "ruled out where both arms kept the rates of their files"
-    undertrained = "ruled out, but an arm was not trained far enough to show itself"
+    contradicted_at_the_published_rate_only = "ruled out, but an arm kept its default learning rate"
+    undertrained = "ruled out, but an arm was not trained far enough"
     inconclusive = "both remain possible"
 
 
@@ -54,9 +54,9 @@ class RedFlags:
 
     nonfinite_steps: int = 0
     largest_loss_jump: float | None = None
-    """Nats a token; None: nothing was trained."""
+    """Nats per token; None: nothing was trained."""
     leaks: bool = False
-    """The audit's check of causality failed."""
+    """The audit's causality check failed."""
 
     @property
     def unstable(self) -> bool:
@@ -68,11 +68,11 @@ class Basis:
     """What a contrast of two arms rests on. An arm that trains nothing needs no rate and no budget."""
 
     tuned: bool
-    """Whether each arm has settings that were chosen for it on validation documents."""
+    """Whether each arm's settings were tuned for it on validation documents."""
     tokens: int | None = None
-    """Useful tokens that the arm with fewer was trained on; None: neither is trained."""
+    """Useful training tokens of the arm with fewer; None: neither is trained."""
     shortfalls: tuple[str, ...] = ()
-    """What shows that an arm could go further: a best rate at an end of its grid, a contrast that still moves, a
+    """Signs that an arm could go further: a best rate at the edge of its grid, a contrast that is still moving, a
     component that hardly moved."""
 
     @property
@@ -80,13 +80,13 @@ class Basis:
         return bool(self.shortfalls) or (self.tokens is not None and self.tokens < PUBLISHED_TOKENS)
 
     def __str__(self) -> str:
-        rates = OWN_RATES if self.tuned else "rates of the files"
+        rates = OWN_RATES if self.tuned else "default rates"
         budget = "" if self.tokens is None else f", {self.tokens:,} tokens"
         return f"{rates}{budget}" + "".join(f"; {each}" for each in self.shortfalls)
 
 
 def claim_threshold(published: float) -> float:
-    """The effect that separates reproduced from contradicted.
+    """Effect that separates reproduced from contradicted.
 
     Raises:
         ValueError: the published effect is 0 or not finite, so it has no direction.
@@ -97,13 +97,16 @@ def claim_threshold(published: float) -> float:
 
 
 def claim_verdict(published: float, low: float, high: float, basis: Basis, *, decided: bool = True) -> ClaimVerdict:
-    """The verdict on a claim from the interval of the measured effect and what it rests on.
+    """Verdict on a claim from the interval of the measured effect and what it rests on.
 
-    Arguments:
-        decided: whether the threshold is excluded also after the correction for the number of claims.
+    Args:
+        published: the claimed effect, percent.
+        low, high: interval of the measured effect, percent.
+        basis: what the contrast rests on.
+        decided: whether the threshold remains excluded after correcting for the number of claims.
 
     Raises:
-        ValueError: the published effect has no direction, or the interval is none.
+        ValueError: the published effect has no direction, or the interval is invalid.
     """
     threshold = claim_threshold(published)
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
@@ -119,11 +122,14 @@ def claim_verdict(published: float, low: float, high: float, basis: Basis, *, de
 
 
 def component_verdict(low: float, high: float, basis: Basis, flags: RedFlags = RedFlags()) -> str:
-    """core, optional, drop, unstable, leaking, or `undecided: ...` with what the interval leaves open; `untuned: ` or
-    `undertrained: ` before it where an arm did not get its chance.
+    """Verdict on a component: core, optional, drop, unstable, leaking, or `undecided: ...` with the remaining options.
 
-    Arguments:
-        low, high: interval of the improvement that the component brings, percent.
+    Prefixed with `untuned: ` or `undertrained: ` if an arm did not get a fair chance.
+
+    Args:
+        low, high: interval of the improvement from the component, percent.
+        basis: what the contrast rests on.
+        flags: what went wrong in runs of the cell.
 
     Raises:
         ValueError: low > high, or an end is missing.
@@ -146,11 +152,12 @@ def component_verdict(low: float, high: float, basis: Basis, flags: RedFlags = R
 
 
 def success(lows: Mapping[Metric, float], params_per_pct: float | None, flags: RedFlags) -> dict[str, bool]:
-    """Whether each of the success criteria holds, by name; those on effects need the whole interval beyond them.
+    """Whether each success criterion holds, by name; effects must meet theirs with the whole interval.
 
-    Arguments:
-        lows: lower end of the interval of the improvement, percent, of each metric that is a criterion; NaN fails.
-        params_per_pct: as `hylo.stats.params_per_pct`; None fails.
+    Args:
+        lows: lower bound of the improvement's interval in percent, for each metric that is a criterion; NaN fails.
+        params_per_pct: as returned by `hylo.stats.params_per_pct`; None fails.
+        flags: what went wrong in runs of the cell.
     """
     return {f"{metric.label} > {metric.success:g} %": low > (metric.success or 0) for metric, low in lows.items()} | {
         f"< {MOST_PARAMS_PER_PCT // 1000} K params per 1 %": params_per_pct is not None

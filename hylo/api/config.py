@@ -1,7 +1,7 @@
-"""The settings of HyLoRADA by the names of its published quick start.
+"""HyLoRADA's settings, under the names of its published quick start.
 
-Each setting stands for one of a component in hylo/adapters, which also knows its range: a message of a component is
-told here in the names of this file.
+Each setting maps to a setting of a component in hylo/adapters, which defines its range; error messages of components
+are translated to the names used here.
 """
 
 import dataclasses
@@ -45,11 +45,11 @@ _TERMS = {
     "method.landmark=null": "landmark_enabled=False",
     "method.landmark": "landmark_design",
 } | {f"'{name_of('component', schema)}'": f"'{design}'" for design, schema in _DESIGNS.items()}
-"""How the names of components and their settings are called here."""
+"""Names used here for components and their settings."""
 
 
 def in_terms_of_config(problems: Iterable[str]) -> list[str]:
-    """The same problems in the names of `HyLoRADAConfig`."""
+    """The same problems, in terms of `HyLoRADAConfig`'s names."""
     for term in sorted(_TERMS, key=len, reverse=True):
         problems = [text.replace(term, _TERMS[term]) for text in problems]
     return list(problems)
@@ -63,11 +63,11 @@ def _choice(default: str, *names: str) -> Any:
 class HyLoRADAConfig:
     """HyLoRADA: rank-stabilized LoRA, position bias and position-adaptive landmarks; DoRA off, as published.
 
-    The settings of a part that is switched off are checked and rest. What depends on the model (the largest rank, the
-    layers there are, the longest context) is checked by `HyLoRADAModel`.
+    Settings of a part that is switched off are validated but unused. Whatever depends on the model (largest rank,
+    layer names, longest context) is checked by `HyLoRADAModel`.
 
     Raises:
-        ConfigError (a ValueError): with every setting that is of the wrong type, out of range, or without effect.
+        ConfigError (a ValueError): lists every setting that has the wrong type, is out of range, or has no effect.
     """
 
     lora_enabled: bool = True
@@ -77,37 +77,37 @@ class HyLoRADAConfig:
     lora_alpha: float = 16.0
     """Numerator of the scaling, above 0."""
     lora_dropout: float = 0.0
-    """Probability, from 0 to below 1, with which an input of an update is zeroed in training."""
+    """Dropout probability on the input of the updates during training, from 0 to below 1."""
     use_rslora: bool = True
     """Scaling alpha / sqrt(r), rank-stabilized; False: alpha / r."""
     use_dora_magnitude: bool = False
-    """Train DoRA's magnitude, one number an output feature."""
+    """Train DoRA's magnitude, one number per output feature."""
     init_a: str = _choice("kaiming", *InitA.__members__)
-    """How the matrix A starts: kaiming (as PEFT) or orthogonal (as published)."""
+    """Initialization of the matrix A: kaiming (as in PEFT) or orthogonal (as published)."""
     target_modules: list[str] | None = None
-    """Names (or path endings) of the layers to update; ["all-linear"]: all but the output head; None: the attention's
+    """Names (or path suffixes) of the layers to update; ["all-linear"]: all except the output head; None: attention's
     q, k, v and o projections, on GPT-2 c_attn and both c_proj."""
     position_bias_enabled: bool = True
-    """Scale the updates by the position of the token. Needs `lora_enabled`."""
+    """Scale the updates by a learned function of the token's position. Requires `lora_enabled`."""
     position_bias_buckets: int = 64
-    """Buckets of the position bias, at least 2."""
+    """Number of position-bias buckets, at least 2."""
     landmark_enabled: bool = True
     """Learned vectors in one of five designs."""
     landmark_design: str = _choice("position_adaptive", *_DESIGNS)
     """position_adaptive, original, per_layer or attention; learnable: position_adaptive with learnable buckets."""
     landmark_bucketing: str = _choice("fixed", "fixed", "learnable")
-    """Buckets of the position_adaptive design: fixed, or learnable, which is the fifth design."""
+    """Buckets of the position_adaptive design: fixed, or learnable (the fifth design)."""
     num_landmarks: int | None = None
     """K, the number of learned vectors, at least 1; None: 8 for position-adaptive landmarks, 4 for the others."""
     num_position_buckets: int | None = None
-    """N, the landmarks' position buckets, at least 2; None: 32. Only position-adaptive landmarks have some."""
+    """N, the landmarks' position buckets, at least 2; None: 32. Only position-adaptive landmarks have buckets."""
     bucket_scale: str = _choice("logarithmic", *Bucketing.__members__)
-    """logarithmic or uniform: all fixed buckets, and where learnable ones start."""
+    """logarithmic or uniform: scale of all fixed buckets, and initialization of learnable ones."""
     max_sequence_length: int | None = bounded(None, ge=2)
-    """Tokens of the longest texts to come, where the position buckets end; None: the longest context of the model. Give
-    the length that you train at: buckets beyond it learn nothing."""
+    """Length in tokens of the longest texts, where the position buckets end; None: the model's longest context. Set it
+    to the training length: buckets beyond it learn nothing."""
     seed: int = bounded(0, ge=0)
-    """Of the random starts of A and the landmarks."""
+    """Seed for the random initialization of A and the landmarks."""
 
     def __post_init__(self) -> None:
         if isinstance(self.target_modules, tuple):
@@ -118,7 +118,7 @@ class HyLoRADAConfig:
         if problems := self._conflicts():
             raise ConfigError(*problems)
         problems = [*bound_problems(self), *in_terms_of_config([*bound_problems({"method": self._components()})])]
-        if problems:  # a NaN is found twice: the component, which comes last, knows the range
+        if problems:  # a NaN is reported twice: keep the component's report, the last, which knows the range
             raise ConfigError(*{text.partition(" = ")[0]: text for text in problems}.values())
 
     def method(self) -> dict[str, ComponentConfig]:
@@ -159,7 +159,7 @@ class HyLoRADAConfig:
         return _DESIGNS["learnable" if learnable else self.landmark_design]
 
     def _conflicts(self) -> list[str]:
-        """Settings that are right by themselves and mean nothing together."""
+        """Combinations of individually valid settings that make no sense together."""
         found = []
         if not (self.lora_enabled or self.landmark_enabled):
             found.append(problem("lora_enabled", False, "True where landmark_enabled=False", "lora_enabled=True"))
@@ -177,7 +177,7 @@ class HyLoRADAConfig:
         return found
 
 
-_WORDS = {bool: "True or False", int: "a whole number", float: "a number", list[str]: "a list of names"}
+_WORDS = {bool: "True or False", int: "an integer", float: "a number", list[str]: "a list of names"}
 
 
 def _type_problems(field: dataclasses.Field[Any], config: HyLoRADAConfig) -> list[str]:
@@ -194,6 +194,6 @@ def _type_problems(field: dataclasses.Field[Any], config: HyLoRADAConfig) -> lis
 def _is_a(value: object, kind: Any) -> bool:
     if kind == list[str]:
         return isinstance(value, list) and all(isinstance(name, str) for name in value)
-    if isinstance(value, bool):  # which Python counts among the whole numbers
+    if isinstance(value, bool):  # bool is a subclass of int
         return kind is bool
     return isinstance(value, int | float if kind is float else kind)

@@ -1,10 +1,10 @@
-"""The Python API: HyLoRADA on a model of transformers, trained by any loop or by transformers' Trainer.
+"""The Python API: HyLoRADA on a transformers model, trained by any loop or by transformers' Trainer.
 
     from hylo import HyLoRADAConfig, HyLoRADAModel
 
     model = HyLoRADAModel(base_model, HyLoRADAConfig(lora_rank=8))
 
-Everything is done by `AdaptedModel` and the components in hylo/adapters; here are the names that users know.
+A thin wrapper under the published names; the work is done by `AdaptedModel` and the components in hylo/adapters.
 """
 
 import dataclasses
@@ -27,16 +27,16 @@ __all__ = ["HyLoRADAConfig", "HyLoRADAModel"]
 
 
 class HyLoRADAModel(nn.Module):
-    """A causal language model of transformers with HyLoRADA attached; only the adapter is trained.
+    """A transformers causal language model with HyLoRADA attached; only the adapter is trained.
 
-    The base model itself carries the adapter until `merge` or `detach` takes it off.
+    The adapter is attached to the base model itself until `merge` or `detach` is called.
 
-    Arguments:
-        base_model: the model, with its weights. They are frozen.
-        config: which parts, and their settings.
+    Args:
+        base_model: the model, with its weights, which are frozen.
+        config: which parts to use, and their settings.
 
     Raises:
-        ConfigError (a ValueError): the model is not one that takes this adapter, or carries one already.
+        ConfigError (a ValueError): the model cannot take this adapter, or already carries one.
     """
 
     def __init__(self, base_model: PreTrainedModel, config: HyLoRADAConfig) -> None:
@@ -59,7 +59,7 @@ class HyLoRADAModel(nn.Module):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The base model's output; with `labels` [B, T] also its loss. The arguments are those of the base model."""
+        """The base model's output, with its loss if `labels` [B, T] are given. Takes the base model's arguments."""
         named = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -70,13 +70,13 @@ class HyLoRADAModel(nn.Module):
         return self.adapter(**{name: value for name, value in named.items() if value is not None}, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The base model's `generate`, with the adapter. Call `eval()` first, or dropout stays on."""
+        """Calls the base model's `generate`, with the adapter. Call `eval()` first, or dropout stays on."""
         generate: Any = self.base_model.generate
         return generate(*args, **kwargs)
 
     @property
     def base_model(self) -> PreTrainedModel:
-        """The base model, which carries the adapter."""
+        """The base model, with the adapter attached."""
         return self.adapter.base
 
     @property
@@ -86,7 +86,7 @@ class HyLoRADAModel(nn.Module):
 
     @property
     def seed(self) -> int:
-        """Seed of the adapter's random start."""
+        """Seed of the adapter's random initialization."""
         return self.adapter.seed
 
     @property
@@ -94,18 +94,18 @@ class HyLoRADAModel(nn.Module):
         """Where the position buckets end, in tokens."""
         return self.adapter.context_length
 
-    # What is known of an adapter
+    # Inspection
 
     def count_trainable_params(self) -> int:
         """Number of trained scalars."""
         return self.adapter.parameter_counts()["trainable"]
 
     def count_landmark_params(self) -> int:
-        """Number of trained scalars of the landmarks; 0 without."""
+        """Number of trained scalars of the landmarks; 0 without landmarks."""
         return self.adapter.parameter_counts()["by_component"].get("landmark", 0)
 
     def print_trainable_parameters(self) -> None:
-        """One line a component, then a total as PEFT prints it."""
+        """Print one line per component, then the total in PEFT's format."""
         counts = self.adapter.parameter_counts()
         trainable, total = counts["trainable"], counts["total"]
         for slot, count in counts["by_component"].items():
@@ -129,7 +129,7 @@ class HyLoRADAModel(nn.Module):
             raise ConfigError(problem("landmark", design, allowed, "landmark_bucketing='learnable'"))
         return boundaries()
 
-    # Saving, and leaving the base model
+    # Saving, merging and detaching
 
     def save_adapter(self, folder: str | Path) -> None:
         """Write the trained tensors (safetensors) and their settings (JSON)."""
@@ -139,56 +139,60 @@ class HyLoRADAModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, base_model: PreTrainedModel, folder: str | Path) -> "HyLoRADAModel":
-        """An adapter that `save_adapter` wrote, or a run of train.py, on the model it was trained on.
+        """Load an adapter written by `save_adapter` or a run of train.py onto the model it was trained on.
 
         Raises:
             RecordError (a ValueError): a file is missing or damaged, or the adapter does not fit the model.
-            ConfigError (a ValueError): the model carries an adapter already, or is no causal language model.
+            ConfigError (a ValueError): the model already carries an adapter, or is not a causal language model.
         """
         _check_base(base_model)
         return cls._of(AdaptedModel.restore(base_model, Path(folder)))
 
     def merge(self) -> PreTrainedModel:
-        """Write the adapter into the base model's weights and return it, a plain model of transformers.
+        """Merge the adapter into the base model's weights and return it, a plain transformers model.
 
         Raises:
-            MergeRefused (a ValueError): a part is no change of weights: position bias and landmarks depend on the text;
-                or it was done before. Nothing was changed.
+            MergeRefused (a ValueError): a part cannot be expressed as a change of weights (position bias and landmarks
+                depend on positions or on the text), or the adapter is no longer attached. Nothing was changed.
         """
         return self.adapter.merge()
 
     def detach(self) -> PreTrainedModel:
-        """Take the adapter off and return the base model as it was."""
+        """Remove the adapter and return the base model in its original state."""
         return self.adapter.detach()
 
     def export_peft(self, folder: str | Path) -> None:
-        """Write the adapter in PEFT's format, where that format can hold it."""
+        """Write the adapter in PEFT's format.
+
+        Raises:
+            ConfigError (a ValueError): the format cannot represent the adapter.
+        """
         from hylo.adapters.peft.format import export_peft
 
         export_peft(self.adapter, Path(folder))
 
     @classmethod
     def import_peft(cls, base_model: PreTrainedModel, folder: str | Path) -> "HyLoRADAModel":
-        """An adapter in PEFT's format on the model it was trained on."""
+        """Load an adapter in PEFT's format onto the model it was trained on."""
         _check_base(base_model)
         from hylo.adapters.peft.format import import_peft
 
         return cls._of(import_peft(base_model, Path(folder)))
 
-    # What training loops ask a model for
+    # Interface used by training loops
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        """The trained tensors, by the names of a saved adapter. The base model has a state of its own."""
+        """The trained tensors, by their names in a saved adapter. The base model has its own state_dict."""
         destination = {} if destination is None else destination
         for name, tensor in self.adapter.adapter_state_dict().items():
             destination[prefix + name] = tensor if keep_vars else tensor.detach()
         return destination
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take the trained tensors from a state. It must hold all of them and no others, `strict` or not.
+        """Load the trained tensors from a state_dict, which must hold exactly these, whatever `strict` is.
 
         Raises:
-            RecordError: it does not.
+            RecordError: a tensor is missing, unknown, or has the wrong shape.
         """
         self.adapter.load_adapter_state_dict(state_dict, "the state")
         return _IncompatibleKeys([], [])
@@ -210,17 +214,17 @@ class HyLoRADAModel(nn.Module):
 
     @property
     def accepts_loss_kwargs(self) -> bool:
-        """Whether the base model's loss takes the number of targets in a batch, as Trainer asks."""
+        """Whether the base model's loss takes the number of targets in a batch; read by Trainer."""
         parameters = inspect.signature(self.base_model.forward).parameters.values()
         takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
         return getattr(self.base_model, "accepts_loss_kwargs", takes_any)
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
-        """Recompute activations in the backward pass, as the base model does it."""
+        """Recompute activations in the backward pass, using the base model's implementation."""
         self.base_model.activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 
     def activation_checkpointing_disable(self) -> None:
-        """Keep activations."""
+        """Keep activations for the backward pass."""
         self.base_model.activation_checkpointing_disable()
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
@@ -247,7 +251,7 @@ def _attach(base_model: PreTrainedModel, config: HyLoRADAConfig) -> AdaptedModel
     _check_base(base_model)
     if not isinstance(config, HyLoRADAConfig):
         raise ConfigError(problem("config", type(config).__name__, "a HyLoRADAConfig", "HyLoRADAConfig(lora_rank=8)"))
-    config = dataclasses.replace(config)  # checks it again: it may have been changed since
+    config = dataclasses.replace(config)  # validates it again: it may have been changed since
     length = _context_length(base_model, config)
     try:
         return AdaptedModel(base_model, config.method(), context_length=length, seed=config.seed)
@@ -259,10 +263,10 @@ def _context_length(base_model: PreTrainedModel, config: HyLoRADAConfig) -> int:
     length = config.max_sequence_length
     try:
         limit = model_context_length(base_model)
-    except AttributeError:  # nothing in the model ends
+    except AttributeError:  # the model has no maximum length
         limit = length
     if limit is None:
-        allowed = f"a number of tokens: {type(base_model).__name__} names no longest context"
+        allowed = f"a number of tokens: {type(base_model).__name__} has no maximum context length"
         raise ConfigError(problem("max_sequence_length", None, allowed, "max_sequence_length=1024"))
     if length is not None and length > limit:
         allowed = f"2 to {limit}, the longest context of {type(base_model).__name__}"

@@ -1,9 +1,10 @@
-"""The audit: properties without which a run's numbers mean something else than they say.
+"""The audit: properties that a run must have for its numbers to mean what they say.
 
 Before the first step: identity at start, causality, cached decoding, padding, dead and frozen tensors, parameter count,
-bucket occupancy. After training: tensors that never moved, deterministic evaluation, contributions. It takes a few
-short windows and no training. A failed check does not stop a run: it is recorded (audit.json) and marks the run's row
-in every table.
+bucket occupancy. After training: unmoved tensors, deterministic evaluation, contributions. The checks read a few short
+windows and train nothing. A failed check does not stop a run: it is recorded (audit.json) and marks the run's row in
+every table.
+
 The properties are the specification of an adapter for causal language models; the checks are own design.
 """
 
@@ -34,19 +35,19 @@ from hylo.data.windows import Windows
 __all__ = ["Audit", "Contributions", "Finding", "Status", "print_findings", "probe_ids", "untouched_logits"]
 
 WINDOWS, LENGTH = 2, 16
-"""Windows of the probe and tokens of each, at most: more would check the same again, in every run."""
+"""Maximum number of probe windows and of tokens per window: more would only repeat the same checks in every run."""
 SHORTEST = 4
-"""Tokens that the checks need: some before and some after the middle."""
+"""Minimum tokens per window: the checks need some before and some after the middle."""
 
 
 class Audit:
     """The checks of one run.
 
-    Arguments:
-        model: the adapted model at its start.
-        ids: what `probe_ids` took of the evaluation windows, [B, T].
-        base_logits: of the base model alone on the same tokens, see `untouched_logits`.
-        seed: of the noise that moves tensors off their start.
+    Args:
+        model: the adapted model before training.
+        ids: tokens that `probe_ids` took from the evaluation windows, [B, T].
+        base_logits: logits of the base model alone on the same tokens, see `untouched_logits`.
+        seed: seed of the noise that moves tensors off their start.
     """
 
     def __init__(self, model: AdaptedModel, ids: Tensor, base_logits: Tensor, *, seed: int) -> None:
@@ -56,7 +57,7 @@ class Audit:
         self._start = checksums(self._probe)
 
     def before_training(self) -> list[Finding]:
-        """The checks of the model as it was built. Leaves it, its gradients and all random state as they were."""
+        """Check the model as built. Leaves the model, its gradients and all random state as they were."""
         probe = self._probe
         with probe.evaluating():
             found = [identity_at_start(probe, self._base_logits)]
@@ -71,7 +72,7 @@ class Audit:
         return found
 
     def after_training(self, contributions: Contributions | None = None) -> list[Finding]:
-        """The checks of the trained model; what its components contribute where that was measured at its start, too."""
+        """Check the trained model, and what its components contribute if that was also measured at the start."""
         with self._probe.evaluating():
             found = [unmoved_tensors(self._probe, self._start), deterministic_evaluation(self._probe)]
         if contributions is not None:
@@ -81,7 +82,7 @@ class Audit:
 
     @property
     def failed(self) -> list[str]:
-        """Names of the checks that failed so far."""
+        """Names of the checks that have failed so far."""
         return failed_checks(self.findings)
 
     def record(self) -> list[dict[str, Any]]:
@@ -96,7 +97,7 @@ def untouched_logits(base: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def probe_ids(windows: Windows, device: torch.device) -> Tensor:
-    """The tokens that the audit reads: the first of the longest windows, [B, T]. No padding where it can be avoided."""
+    """The tokens that the audit reads: the start of the longest windows, [B, T], to avoid padding where possible."""
     longest = np.sort(np.argsort(-windows.lengths, kind="stable")[:WINDOWS])
     length = max(int(windows.lengths[longest].min()), SHORTEST)
     return torch.from_numpy(windows.ids[longest, : min(LENGTH, length)].astype(np.int64)).to(device)

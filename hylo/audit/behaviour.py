@@ -1,4 +1,4 @@
-"""Checks of what the model computes: the start, the future, the cache, padding, repetition."""
+"""Checks of what the model computes: identity at start, causality, cache, padding, determinism."""
 
 import math
 
@@ -11,17 +11,18 @@ from hylo.audit.finding import Finding, Status, verdict
 from hylo.audit.sample import ROUNDING, Probe, distance
 
 START_KL = {AtStart.same: 1e-6, AtStart.near: 1e-3}
-"""Largest mean KL to the base model at step 0, in nats a token, by what the components declare."""
+"""Largest mean KL to the base model at step 0, in nats per token, by what the components declare."""
 CAUSAL = 1e-6
-"""Passes of one shape do the same arithmetic for earlier tokens whatever the later ones are: nothing to round."""
+"""Passes of the same shape do the same arithmetic for earlier tokens whatever the later ones are, without rounding
+differences."""
 
 
 def identity_at_start(probe: Probe, base_logits: Tensor) -> Finding:
-    """The untrained adapter leaves the base model as it is, as far as its components declare."""
+    """The untrained adapter leaves the base model unchanged, as far as its components declare."""
     p, q = (logits.double().log_softmax(-1) for logits in (base_logits, probe.logits()))
     kl = F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
     mean, largest = float(kl.mean()), float(kl.max())
-    detail = f"KL to the base model {mean:.2g} nats a token, {largest:.2g} at most"
+    detail = f"KL to the base model {mean:.2g} nats per token, {largest:.2g} at most"
     declared = {config.at_start for config in probe.model.method.values()}
     if AtStart.apart in declared and math.isfinite(mean):
         return Finding(check="identity_at_start", status=Status.noted, value=mean, detail=f"{detail}, as declared")
@@ -30,25 +31,26 @@ def identity_at_start(probe: Probe, base_logits: Tensor) -> Finding:
 
 
 def causality(probe: Probe, before: Tensor) -> Finding:
-    """Other tokens from the middle on leave the logits before them as they were: those of the unchanged windows."""
+    """Changing tokens from the middle on leaves earlier logits unchanged; `before` holds those of the same windows."""
     middle = probe.middle
     changed = probe.ids.clone()
     changed[:, middle:] = (changed[:, middle:] + 1) % before.shape[-1]
     value = distance(probe.logits(changed)[:, :middle], before[:, :middle])
-    detail = f"logits before a change of later tokens move by {value:.2g} of their spread"
+    detail = f"changing later tokens moves earlier logits by {value:.2g} of their spread"
     return _measured("causality", value, CAUSAL, detail)
 
 
 def cached_decoding(full: Tensor, decoded: Tensor) -> Finding:
-    """Reading half a window and then token by token from the cache gives the logits of the full pass."""
+    """Reading half a window, then token by token from the cache, gives the logits of the full pass."""
     value = distance(decoded, full[:, : decoded.shape[1]])
     detail = f"logits from the cache differ from the full pass by {value:.2g} of their spread"
     return _measured("cached_decoding", value, ROUNDING, detail)
 
 
 def padding(probe: Probe, full: Tensor, decoded: Tensor) -> Finding:
-    """A shorter text, padded on the left and beside another one, has the logits that it has without padding, and so has
-    the other one. Those were computed before, beside other mates: for half of the first window, and the last window."""
+    """A shorter text, left-padded and batched with another one, keeps the logits it has without padding, and so does
+    the other text. The references come from other batches: `decoded` for half of the first window, `full` for the last
+    window."""
     text, mate = probe.ids[:1, : probe.middle], probe.ids[-1:]
     missing = mate.shape[1] - text.shape[1]
     both = torch.cat([F.pad(text, (missing, 0)), mate])
@@ -61,13 +63,13 @@ def padding(probe: Probe, full: Tensor, decoded: Tensor) -> Finding:
 
 
 def deterministic_evaluation(probe: Probe) -> Finding:
-    """The same window twice, in evaluation mode, gives the same bits."""
+    """Two passes over the same window in evaluation mode are bit-identical."""
     value = distance(probe.logits(probe.ids[:1]), probe.logits(probe.ids[:1]))
     detail = "two evaluations agree to the last bit" if value == 0 else f"two evaluations differ by {value:.2g}"
     return _measured("deterministic_evaluation", value, 0.0, detail)
 
 
 def _measured(check: str, value: float, limit: float, detail: str) -> Finding:
-    failed = not value <= limit  # also where the value is NaN
+    failed = not value <= limit  # also true for NaN
     number = value if math.isfinite(value) else None
     return Finding(check=check, status=verdict(failed), value=number, limit=limit, detail=detail)

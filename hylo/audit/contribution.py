@@ -1,11 +1,11 @@
-"""What components contribute: how far training moved the model, each component's part in it, and whether moving it
-further would pay. A component that hardly moved says nothing about its idea, only about its learning rate and steps.
+"""What components contribute: how far training moved the model, each component's share, and whether moving it further
+would lower the loss. A component that hardly moved says nothing about its idea, only about its learning rate and steps.
 
     contribution   |h - h_base| / |h_base|                    h: the input of the output head, on a few training windows
     change         |h - h with the component as it started| / |h_base|
     gain doubled   loss - loss with the component moved twice as far from its start, nats per token
 
-The last is what a doubled learning rate would bring, to first order: under AdamW a tensor moves in proportion to it.
+To first order, the last is what doubling the learning rate would gain: under AdamW a tensor moves in proportion to it.
 Own design.
 """
 
@@ -25,23 +25,23 @@ from hylo.audit.finding import Finding, Status
 from hylo.data.windows import Windows, model_inputs, next_tokens
 
 WINDOWS = 2
-"""Training windows that are read: some hundred predicted tokens tell whether anything moved."""
+"""Training windows that are read: a few hundred predicted tokens tell whether anything moved."""
 LEAST_CHANGE = 0.01
-"""Share of the hidden state below which a component's change counts as small."""
+"""Relative change of the hidden state below which a component's change counts as small."""
 
 
 class Reading(NamedTuple):
-    """What a model makes of the windows."""
+    """A model's outputs on the windows."""
 
     hidden: Tensor
-    """[tokens, D], padding left out."""
+    """[tokens, D], without padding."""
     losses: Tensor
     """[tokens], nats."""
 
 
 @dataclass(frozen=True)
 class SlotContribution:
-    """A component's part, see the module."""
+    """One component's contribution, as defined in the module docstring."""
 
     change: float
     gain_doubled: float
@@ -57,34 +57,34 @@ class SlotContribution:
         return f"{self.change:.2%} (twice as far: {self.gain_doubled:+.2g} +- {self.gain_error:.1g} nats per token)"
 
     def record(self) -> dict[str, float | None]:
-        """As JSON; what is not finite is null."""
+        """As JSON; non-finite values are null."""
         values = {"change": self.change, "gain_doubled": self.gain_doubled, "gain_error": self.gain_error}
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 class Contributions:
-    """Measures an adapted model before and after training. Leaves it as it was.
+    """Measures an adapted model before and after training. Leaves it unchanged.
 
-    Arguments:
-        model: as it was built, before the first step.
-        windows: training windows, of which the first are read.
-        base: what the base model alone makes of them, see `base_reading`.
+    Args:
+        model: the model as built, before the first step.
+        windows: the training windows to read, see `chosen_windows`.
+        base: the base model's `read` of the same windows.
     """
 
     def __init__(self, model: AdaptedModel, windows: Windows, base: Reading) -> None:
         self._model, self._windows, self._base = model, windows, base
-        # A copy of a whole base model would cost as much memory as the model: such methods are measured as a whole.
+        # Copying the base model would double its memory: methods that train it are measured as a whole.
         self._start = {
             slot: {name: tensor.detach().clone() for name, tensor in tensors.items()}
             for slot, tensors in model.tensors().items()
             if not type(model.method[slot]).trains_base
         }
         self.section: dict[str, Any] = {"at_start": self._contribution(self._read())}
-        """The record's section: contribution of the whole method at_start and at_end, slots with their change,
-        gain_doubled and gain_error, and the names of those that are undertrained."""
+        """The record's section: `at_start` and `at_end`, the contribution of the whole method; `slots`, each with its
+        `change`, `gain_doubled` and `gain_error`; and `undertrained`, the names of undertrained slots."""
 
     def after_training(self) -> Finding:
-        """Measure the trained model: fills the section. It fails nothing: little may be all that an idea is worth."""
+        """Measure the trained model and fill the section. Never fails: a small change may be all an idea is worth."""
         trained = self._read()
         slots = {slot: self._of_slot(slot, trained) for slot in self._start}
         small = [slot for slot, found in slots.items() if found.undertrained]
@@ -109,7 +109,7 @@ class Contributions:
 
     @contextmanager
     def _moved(self, slot: str, times: float) -> Iterator[None]:
-        """A component moved so many times as far from its start; its values come back bit for bit."""
+        """A component moved `times` as far from its start as training moved it; restored bit for bit afterwards."""
         tensors = self._model.tensors()[slot]
         kept = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         with torch.no_grad():
@@ -132,14 +132,14 @@ class Contributions:
 
 
 def chosen_windows(windows: Windows) -> Windows:
-    """The windows that are read: the first ones, of the longest."""
+    """The windows that are read: the first of the longest ones."""
     return windows.take(np.sort(np.argsort(-windows.lengths, kind="stable")[:WINDOWS]))
 
 
 @torch.no_grad()
 def read(model: nn.Module, base: PreTrainedModel, windows: Windows) -> Reading:
-    """Hidden states before the output head of the base model and token losses of the model, which may be adapted, in
-    evaluation mode; modes and random state come back."""
+    """Hidden states before the base model's output head, and token losses of the (possibly adapted) model, in
+    evaluation mode. Training modes and random state are restored."""
     head = base.get_output_embeddings()
     assert head is not None, "a causal language model has an output head"
     caught: list[Tensor] = []

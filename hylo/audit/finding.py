@@ -1,4 +1,4 @@
-"""What a check of the audit found, and how findings are printed and kept."""
+"""Findings of the audit's checks, and how they are printed and recorded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Status(Enum):
     passed = "green"
     failed = "bold red"
     noted = "yellow"
-    """Not as in the base model, but as the component declares."""
+    """No failure, but worth knowing: a declared difference from the base model, or an undertrained component."""
     skipped = "dim"
     """Does not apply to this method."""
 
@@ -29,13 +29,13 @@ class Finding:
     check: str
     status: Status
     detail: str
-    """What was measured, in words with the numbers."""
+    """What was measured, as text with the numbers."""
     value: float | None = None
-    """The measured number; None where the check counts nothing, or the number is not finite."""
+    """The measured number; None if the check measures none or the number is not finite."""
     limit: float | None = None
     """The largest value that passes."""
     names: tuple[str, ...] = ()
-    """The tensors or components that failed."""
+    """The tensors or components that failed or are noted."""
 
     def record(self) -> dict[str, Any]:
         """The finding as JSON."""
@@ -44,17 +44,17 @@ class Finding:
 
 
 def verdict(failed: bool) -> Status:
-    """failed or passed."""
+    """The status of a check that failed or passed."""
     return Status.failed if failed else Status.passed
 
 
 def failed_checks(findings: Sequence[Finding]) -> list[str]:
-    """Names of the checks that failed, in their order."""
+    """Names of the checks that failed, in order."""
     return [finding.check for finding in findings if finding.status is Status.failed]
 
 
 def print_findings(title: str, findings: Sequence[Finding]) -> None:
-    """Print a table, one row a check. What is not a terminal gets lines of up to 120 columns."""
+    """Print a table, one row per check. Output that is not a terminal gets lines of up to 120 columns."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
     for header in ("check", "result", "found"):
         table.add_column(header, overflow="fold")

@@ -7,13 +7,14 @@ from hylo.audit.finding import Finding, Status, verdict
 from hylo.audit.sample import Probe
 
 SHARPNESS = 4.0
-"""Most buckets that a position may read at once, on average, as the exponential of the entropy of its weights."""
+"""Largest mean number of buckets a position may read, measured as the exponential of its weights' entropy."""
 
 
 def bucket_occupancy(probe: Probe) -> Finding:
-    """At least half of a component's buckets hold a position of the context, and a position reads few of them.
+    """At least half of a component's buckets hold a position of the context, and each position reads few of them.
 
-    A bucket without a position is a row that nothing trains; weights spread over all buckets tell no position apart.
+    A bucket without a position is a row that is never trained; weights spread over all buckets cannot tell positions
+    apart.
     """
     model = probe.model
     found = {}
@@ -35,6 +36,6 @@ def bucket_occupancy(probe: Probe) -> Finding:
 
 
 def _occupancy(weights_LN: Tensor) -> tuple[int, int, float]:
-    """(buckets with at least half a position, buckets, buckets that a position reads) of weights [positions, N]."""
+    """(buckets with at least half a position, buckets, mean buckets read per position) of weights [positions, N]."""
     entropy = -torch.special.xlogy(weights_LN, weights_LN.clamp(min=0)).sum(-1)
     return int((weights_LN.sum(0) >= 0.5).sum()), weights_LN.shape[1], float(entropy.exp().mean())

@@ -1,7 +1,7 @@
 """What the checks run on: a few short windows, and the adapted model at its start or with every tensor moved.
 
-At step 0 most components are off (a zero matrix, a uniform mixture), and what is off breaks nothing. So all checks but
-those of the start itself run with every trainable tensor moved about as far as training moves it.
+At step 0 most components have no effect (a zero matrix, a uniform mixture), so they cannot break anything. All checks
+except those of the start itself therefore run with every trainable tensor moved about as far as training moves it.
 """
 
 from collections.abc import Iterator
@@ -14,18 +14,20 @@ from torch import Tensor
 from hylo.adapters.model import AdaptedModel
 
 ROUNDING = 1e-4
-"""Root mean square difference of logits, in standard deviations of the logits, that passes as float32 rounding. A
-position that is off by one, or a mask that hides a wrong token, changes them by more."""
+"""Root mean square difference of logits, in their standard deviations, that passes as float32 rounding. An off-by-one
+position, or a mask that hides the wrong token, changes them by more."""
 
 MOVED = 0.1
-"""Standard deviation of the noise on a trainable tensor: times its root mean square, or as it is where that is zero."""
+"""Standard deviation of the noise added to a trainable tensor, relative to its root mean square; absolute if that is
+zero."""
 
 DECODED = 2
-"""Tokens that are decoded one by one: the first reads the cache of a long pass, the second one that decoding wrote."""
+"""Tokens that are decoded one by one: the first reads a cache written by a long pass, the second one written by
+decoding."""
 
 
 class Probe:
-    """An adapted model and token windows [B, T] to try it on. Leaves the model and all random state as they were."""
+    """An adapted model and token windows [B, T] to test it on. Leaves the model and all random state unchanged."""
 
     def __init__(self, model: AdaptedModel, ids: Tensor, *, seed: int) -> None:
         self.model = model
@@ -41,7 +43,7 @@ class Probe:
 
     @torch.no_grad()
     def decoded(self) -> Tensor:
-        """Logits [B, middle + DECODED, V] of the first half of the windows, and then token by token from the cache."""
+        """Logits [B, middle + DECODED, V] of the first half of the windows, then token by token from the cache."""
         output = self.model(input_ids=self.ids[:, : self.middle], use_cache=True)
         parts = [output.logits]
         for token in self.ids[:, self.middle :].split(1, dim=1)[:DECODED]:
@@ -51,7 +53,7 @@ class Probe:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode; modes and random state come back."""
+        """Evaluation mode; training modes and random state are restored afterwards."""
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
@@ -63,7 +65,7 @@ class Probe:
 
     @contextmanager
     def moved(self) -> Iterator[None]:
-        """Every trainable tensor off its start; the values come back bit for bit."""
+        """Every trainable tensor moved off its start; values are restored bit for bit afterwards."""
         tensors = self.model.adapter_state_dict()
         start = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         generator = torch.Generator().manual_seed(self.seed)
@@ -81,8 +83,8 @@ class Probe:
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    """Root mean square difference of two sets of logits, in standard deviations of the second. NaN where one has NaN.
+    """Root mean square difference of two sets of logits, in standard deviations of the second. NaN if either has NaN.
 
-    Not the largest difference: on unlikely text a single logit may move a hundred times as much as all others.
+    Not the largest difference: on unlikely text a single logit may move far more than all others.
     """
     return float((one - other).square().mean().sqrt() / other.std())

@@ -10,7 +10,7 @@ from hylo.core.devices import checksum
 
 
 def dead_tensors(probe: Probe) -> Finding:
-    """Every trainable tensor receives a gradient that is finite and not zero. Call after `backward`."""
+    """Every trainable tensor receives a finite, non-zero gradient. Call after `backward`."""
     tensors = probe.model.adapter_state_dict()
     if not tensors:
         return _nothing_trained("dead_tensors")
@@ -20,7 +20,7 @@ def dead_tensors(probe: Probe) -> Finding:
 
 
 def frozen_tensors(probe: Probe) -> Finding:
-    """No other tensor of the model receives a gradient or is open to one. Call after `backward`."""
+    """No other tensor of the model has or requires a gradient. Call after `backward`."""
     trained = {id(tensor) for tensor in probe.model.adapter_state_dict().values()}
     others = {name: p for name, p in probe.model.named_parameters() if id(p) not in trained}
     if not others:
@@ -30,7 +30,7 @@ def frozen_tensors(probe: Probe) -> Finding:
 
 
 def parameter_count(probe: Probe) -> Finding:
-    """As many trainable scalars as each component's closed formula says."""
+    """The number of trainable scalars matches each component's closed formula."""
     counted = probe.model.parameter_counts()["by_component"]
     expected = probe.model.expected_counts
     if not expected:
@@ -43,7 +43,7 @@ def parameter_count(probe: Probe) -> Finding:
 
 
 def backward(probe: Probe) -> None:
-    """Gradients of the language-model loss on the probe's first window, in training mode: so training makes them."""
+    """Gradients of the language-model loss on the probe's first window, in training mode, as in training."""
     probe.model.train()
     ids = probe.ids[:1]
     logits = probe.model(input_ids=ids).logits.float()
@@ -53,17 +53,17 @@ def backward(probe: Probe) -> None:
 
 
 def clear_gradients(probe: Probe) -> None:
-    """Leave no gradient behind."""
+    """Clear all gradients."""
     probe.model.zero_grad(set_to_none=True)
 
 
 def checksums(probe: Probe) -> dict[str, int]:
-    """The checksum of each trainable tensor: tells in a moment whether it has moved."""
+    """The checksum of each trainable tensor: a fast way to tell whether it has moved."""
     return {name: checksum(tensor) for name, tensor in probe.model.adapter_state_dict().items()}
 
 
 def unmoved_tensors(probe: Probe, start: dict[str, int]) -> Finding:
-    """Training has changed every trainable tensor."""
+    """Training changed every trainable tensor."""
     if not start:
         return _nothing_trained("unmoved_tensors")
     now = checksums(probe)

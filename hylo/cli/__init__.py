@@ -1,1 +1,1 @@
-"""The command line: compose, name, explain errors."""
+"""The command line: composes configurations, names cells, explains errors."""

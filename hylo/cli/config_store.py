@@ -13,7 +13,7 @@ _STORED: set[tuple[str, str]] = set()
 
 
 def store_schemas() -> None:
-    """Make every registered config selectable as `/schema/<group>: <name>`, and the whole one as `/schema: root`."""
+    """Make every registered config selectable as `/schema/<group>: <name>`, and the root config as `/schema: root`."""
     store = ConfigStore.instance().store
     store(group="schema", name="root", node=Config)
     for group in groups():

@@ -21,7 +21,7 @@ REPLACED: dict[str, str] = {
     "trainer.decay": "trainer.lr_scheduler=...",
     "trainer.weight_decay": "trainer.optimizer.weight_decay=...",
 }
-"""Keys and values of earlier versions, and what is written instead."""
+"""Keys and values of earlier versions, and their replacements."""
 
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:
@@ -41,7 +41,7 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
 
 
 def replaced_problems(overrides: Sequence[str]) -> Iterator[str]:
-    """The overrides whose key or value an earlier version had, as text; added with `+` they are found, too."""
+    """Problem texts for overrides with a key or value of an earlier version, including those prefixed by `+` or `~`."""
     for text in (override.lstrip("+~") for override in overrides):
         for old in {text, text.partition("=")[0]} & REPLACED.keys():
             yield _replaced(old)
@@ -55,17 +55,17 @@ def _unreadable(error: OverrideParseException) -> str:
     key, _, value = error.override.partition("=")
     return (
         f"the override {error.override} cannot be read: {str(error).splitlines()[0]}\n"
-        f"    allowed: key=value; a value with any of = , : ( ) [ ] {{ }} in it is quoted\n"
+        f"    allowed: key=value; quote values that contain any of = , : ( ) [ ] {{ }}\n"
         f"    fix:     \"{key}='{value}'\""
     )
 
 
 def _untyped_section(cause: HydraException | OmegaConfBaseException) -> str:
     key, said = str(getattr(cause, "full_key", "")), re.search(r"value: (\w+)", str(cause))
-    allowed, fix = "components that a file of conf/method/ chooses", "write one, or remove the override"
+    allowed, fix = "components selected by a file of conf/method/", "write one, or remove the override"
     if key.startswith("trainer."):
         group = key.replace(".", "/")
-        allowed, fix = f"what a file of conf/{group}/ chooses", f"{group}={said[1] if said else '...'}"
+        allowed, fix = f"a choice from conf/{group}/", f"{group}={said[1] if said else '...'}"
     return f"{key}: a section without a type\n    allowed: {allowed}\n    fix:     {fix}"
 
 
@@ -120,14 +120,14 @@ def _keys_of(cause: OmegaConfBaseException) -> list[str]:
 
 
 def _fields_below(cause: OmegaConfBaseException, name: str) -> set[str]:
-    """The keys of a typed section inside the one in which the error happened."""
+    """The keys of a typed section inside the one in which the error occurred."""
     node: Any = cause.parent_node
     schema = OmegaConf.get_type(node, name) if node is not None and name in node else None
     return {field.name for field in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else set()
 
 
 def _separator(cause: OmegaConfBaseException, section: str, key: str) -> str:
-    """A dot before a value, a slash before a section: that is a choice among files."""
+    """A dot before a value, a slash before a section, which is a choice among files."""
     node: Any = cause.parent_node
     return "/" if dataclasses.is_dataclass(OmegaConf.get_type(node[section], key)) else "."
 
@@ -139,12 +139,12 @@ def _field_of(cause: OmegaConfBaseException, name: str) -> "dataclasses.Field[An
 
 
 def _schema_of(cause: OmegaConfBaseException) -> Any:
-    """The dataclass of the section in which the error happened, where there is one."""
+    """The dataclass of the section in which the error occurred, if any."""
     parent = cause.parent_node
     return OmegaConf.get_type(parent) if parent is not None else None
 
 
 def _closest(word: str, options: list[str]) -> str | None:
-    """The option that was meant: the one that the word abbreviates (lr: learning_rate), or one spelt like it."""
+    """The option that was meant: one that the word abbreviates (lr: learning_rate), or one spelt like it."""
     abbreviated = [option for option in options if "".join(part[0] for part in option.split("_") if part) == word]
     return next(iter(abbreviated or difflib.get_close_matches(word, options, n=1, cutoff=0.4)), None)

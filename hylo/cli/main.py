@@ -1,4 +1,4 @@
-"""What train.py does with a composed configuration: a study, a cell, or one job of a sweep."""
+"""Runs what train.py composes: a study, a cell, or one job of a sweep."""
 
 import hashlib
 import os
@@ -30,22 +30,22 @@ from hylo.studies.runner import run_study
 from hylo.training.config import TrainerConfig
 
 SESSION = Session()
-"""Shared by all jobs that this process runs: a sweep in one process loads weights and text once."""
+"""Shared by all jobs of this process: a sweep in one process loads weights and text once."""
 
 UNNAMED = {"seed", "seeds", "most_seeds", "tracking", "outputs", "cell", "add", "workers", "probe", "tune"}
-"""Keys that are never part of a cell's name: a row has all seeds, a probe is added to the record that there is, and the
+"""Keys that are never part of a cell's name: a row covers all seeds, a probe is added to an existing record, and the
 others change no number."""
 FIXED = "hydra.job.config.override_dirname.exclude_keys"
-"""Where Hydra keeps the keys that name no job of a sweep."""
+"""Where Hydra keeps the keys that are left out of a job's name."""
 UNMARKED = ("-", "hydra", "tracking", "outputs", "workers", "probe")
-"""Arguments that make no other sweep: launchers, logging, and what is asked of the same runs."""
+"""Prefixes of arguments that leave a sweep the same: launchers, logging, and what is done with the same runs."""
 
 
 def main(composed: DictConfig) -> float | None:
-    """Run what was composed; errors a user can act on end the process with code 2.
+    """Run what was composed; errors a user can act on exit with code 2.
 
     Returns:
-        In a sweep the cell's perplexity, for sweepers that optimise it (None where the cell failed).
+        In a sweep, the cell's perplexity, for sweepers that optimise it (None if the cell failed).
 
     Raises:
         SystemExit: the configuration cannot work (2), or a cell failed (1).
@@ -55,7 +55,7 @@ def main(composed: DictConfig) -> float | None:
 
 
 def dispatch(composed: DictConfig) -> float | None:
-    """A job of a sweep, a study, or a single cell."""
+    """Run a job of a sweep, a study, or a single cell."""
     hydra = HydraConfig.get()
     overrides, config = list(hydra.overrides.task), resolve(composed)
     method = hydra.runtime.choices["method"]
@@ -72,7 +72,7 @@ def dispatch(composed: DictConfig) -> float | None:
 
 
 def run_job(cell: Cell) -> float | None:
-    """One job of a sweep and the base model it is compared with. A failure stays in the record: others go on."""
+    """Run one job of a sweep and the base model it is compared with. A failure is recorded; other jobs still run."""
     plan = Plan(cell.group, Path(cell.config.outputs), [cell])
     result = None
     try:
@@ -85,10 +85,10 @@ def run_job(cell: Cell) -> float | None:
 
 
 def compose(overrides: Sequence[str]) -> tuple[Config, str]:
-    """The typed configuration of a list of overrides, and the name of the method chosen in it.
+    """The typed configuration composed from overrides, and the name of its method.
 
     Raises:
-        ConfigError: it cannot be composed.
+        ConfigError: the overrides cannot be composed.
     """
     if problems := [*replaced_problems(overrides)]:
         raise ConfigError(*problems)
@@ -106,8 +106,8 @@ def compose(overrides: Sequence[str]) -> tuple[Config, str]:
 def job_cell(config: Config, overrides: Sequence[str], method: str, group: str, fixed: Collection[str]) -> Cell:
     """A cell named by what sets it apart: the method and the overrides that change numbers.
 
-    Arguments:
-        fixed: keys of overrides that are the same for all cells of the group, and so no part of a name.
+    Args:
+        fixed: keys of overrides shared by all cells of the group, and so not part of a name.
     """
     parts = [text.lstrip("+~").partition("=") for text in overrides]
     unnamed = {"method", *fixed, *(key for key, _, _ in parts if _section(key) in UNNAMED)}
@@ -120,7 +120,7 @@ def job_cell(config: Config, overrides: Sequence[str], method: str, group: str, 
 
 
 def single_cell(config: Config, overrides: Sequence[str], method: str) -> Cell:
-    """A cell that was asked for alone: what it runs on is no part of its name."""
+    """A cell run on its own: model, data and trainer preset are not part of its name."""
     keys = [text.lstrip("+~").partition("=")[0] for text in overrides]
     fixed = [key for key in keys if _section(key) in {"model", "data"} or key == "trainer"]
     return job_cell(config, overrides, method, "runs", fixed)
@@ -131,9 +131,11 @@ def _section(key: str) -> str:
 
 
 def name_sweep(arguments: list[str]) -> list[str]:
-    """Command-line arguments of a sweep with its folder, `sweep-<hash of what is swept>`, so that the same sweep asked
-    for again is found again, and with the keys that all its jobs share. The flag comes first: argparse finds no
-    override behind a flag that stands between two."""
+    """Command-line arguments of a sweep, with its folder and the keys that all its jobs share.
+
+    The folder is `sweep-<hash of what is swept>`, so that repeating a sweep finds it again. The flag comes first:
+    argparse finds no overrides after a flag placed between them.
+    """
     flags = [text for text in arguments if text in ("-m", "--multirun")]
     rest = [text for text in arguments if text not in flags]
     if not flags or any(text.startswith("hydra.sweep.dir=") for text in rest):
@@ -148,8 +150,8 @@ def name_sweep(arguments: list[str]) -> list[str]:
 
 @contextmanager
 def command_line() -> Iterator[None]:
-    """Around Hydra's main: completes overrides, names the sweep, and explains what Hydra cannot compose."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets its errors through instead of printing them itself
+    """Wraps Hydra's main: completes overrides, names the sweep, and explains what Hydra cannot compose."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing them
     with readable_errors():
         store_schemas()
         if problems := [*replaced_problems(sys.argv[1:])]:
@@ -160,7 +162,7 @@ def command_line() -> Iterator[None]:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Turns errors that a user can act on into one screen of text and exit code 2."""
+    """Turns errors that a user can act on into a short message and exit code 2."""
     try:
         yield
     except HyloError as error:

@@ -1,4 +1,4 @@
-"""`method.rank=16` for `method.low_rank.rank=16`: a key needs no slot where only one slot of the method has it."""
+"""`method.rank=16` for `method.low_rank.rank=16`: a key needs no slot if only one slot of the method has it."""
 
 import dataclasses
 import re
@@ -17,7 +17,7 @@ _OVERRIDE = re.compile(r"(?P<sign>[+~]*)method\.(?P<key>\w+)(?P<rest>[.=].*|$)",
 
 
 def with_slots(overrides: Sequence[str]) -> list[str]:
-    """The overrides with the slot put in where it can be told. What cannot be told stays, for Hydra to explain."""
+    """The overrides with the slot filled in where it is unambiguous. The others are left for Hydra to explain."""
     chosen = _chosen_methods(overrides)
     return [_with_slot(text, chosen) for text in overrides]
 
@@ -33,7 +33,7 @@ def _with_slot(text: str, methods: list[dict[str, str]]) -> str:
 
 
 def _chosen_methods(overrides: Sequence[str]) -> list[dict[str, str]]:
-    """Components by slot of each method that the overrides choose, or of the default one."""
+    """Components by slot for each method that the overrides select, or for the default method."""
     values = [text.removeprefix("method=") for text in overrides if text.startswith("method=")]
     names = values[-1].split(",") if values else [_default_method()]
     return [_slots(name) for name in names if name.isidentifier() and (METHODS / f"{name}.yaml").exists()]
@@ -44,7 +44,7 @@ def _default_method() -> str:
 
 
 def _slots(method: str) -> dict[str, str]:
-    """Component names by slot, as the defaults of conf/method/<method>.yaml choose them; later ones replace earlier."""
+    """Component names by slot, from the defaults of conf/method/<method>.yaml; later ones replace earlier ones."""
     slots: dict[str, str] = {}
     for entry in _defaults(METHODS / f"{method}.yaml"):
         if isinstance(entry, str) and entry != "_self_":

@@ -1,4 +1,4 @@
-"""The Hydra callback around a sweep: all jobs are checked before the first runs and reported after the last."""
+"""The Hydra callback around a sweep: all jobs are checked before the first one runs and reported after the last."""
 
 import sys
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 class SweepReport(Callback):
-    """Checks a sweep of `train.py -m`, runs its cells side by side where that is better, and reports it.
+    """Checks a sweep of `train.py -m`, runs its cells side by side where that is faster, and reports it.
 
-    Exits with 1 where a cell failed, 2 where the sweep cannot work.
-    Hydra turns exceptions of callbacks into warnings, so a failure leaves through SystemExit.
+    Exits with code 1 if a cell failed, 2 if the sweep cannot work. Hydra turns exceptions of callbacks into warnings,
+    so failures are raised as SystemExit.
     """
 
     _plan: Plan
@@ -49,7 +49,7 @@ def sweep_plan(config: DictConfig) -> Plan:
     """The jobs of a sweep as cells.
 
     Raises:
-        ConfigError: a job cannot be composed, or asks for a study.
+        ConfigError: a job cannot be composed, or selects a study.
     """
     group, cells = Path(config.hydra.sweep.dir).name, []
     fixed = config.hydra.job.config.override_dirname.exclude_keys

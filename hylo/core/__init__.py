@@ -1,1 +1,1 @@
-"""What every room may use: errors, typed settings, the registry, files, cache, devices, progress."""
+"""Shared by all packages: errors, typed settings, the registry, files, cache, devices, progress."""

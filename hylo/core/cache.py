@@ -1,6 +1,6 @@
-"""The cache folder for what is made once and used by many runs: converted weights, tokens, file hashes.
+"""The cache folder for data shared by many runs: converted weights, tokens, file hashes.
 
-Everything in it can be deleted at any time and is made again. `HYLO_CACHE` chooses the folder.
+Everything in it can be deleted at any time and is rebuilt on demand. `HYLO_CACHE` sets the folder.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ def cache_folder() -> Path:
 
 
 def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `name` in the cache, made by `make(draft folder)` if it is not there.
+    """The folder `name` in the cache, created by `make(draft folder)` if it does not exist.
 
-    Two processes may make it at the same time: each writes a draft of its own, and the first one in place stays. It is
-    not replaced, because the other process may be reading it already.
+    Two processes may create it at the same time: each writes its own draft, and the first one in place stays. It is
+    never replaced, because the other process may already be reading it.
     """
     folder = cache_folder() / name
     if folder.exists():
@@ -35,7 +35,7 @@ def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
         make(draft)
         try:
             draft.rename(folder)
-        except OSError:  # refused where a filled folder is in the way
+        except OSError:  # fails if a non-empty folder is already there
             if not folder.is_dir():
                 raise
     finally:
@@ -44,7 +44,7 @@ def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def text_hash(*parts: str | bytes) -> str:
-    """SHA-256 over the parts with their lengths, as 64 hex digits."""
+    """SHA-256 over the parts and their lengths, as 64 hex digits."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -53,9 +53,9 @@ def text_hash(*parts: str | bytes) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content. Remembered in the cache under the file's path, size and times of change."""
+    """SHA-256 of a file's content, cached by the file's path, size and change times."""
     status = path.stat()
-    # The inode's own time too: unpacking and copying with `cp -p` or rsync set the other one to that of the source.
+    # ctime as well: unpacking, `cp -p` and rsync set mtime to that of the source.
     key = text_hash(str(path.resolve()), *map(str, (status.st_size, status.st_mtime_ns, status.st_ctime_ns)))
     remembered = cache_folder() / "hashes" / key
     if remembered.exists():

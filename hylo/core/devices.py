@@ -1,4 +1,4 @@
-"""The machine a run uses: device, precision and processes through accelerate, memory, versions."""
+"""The machine a run uses: device, precision and processes (through accelerate), memory, versions."""
 
 import ctypes
 import os
@@ -39,7 +39,7 @@ class Precision(Enum):
 
 
 def device_problems(device: Device) -> list[str]:
-    """Whether the chosen device is there, as text."""
+    """The problem with the chosen device as text; empty if the device is available."""
     available = {Device.cuda: torch.cuda.is_available(), Device.mps: torch.backends.mps.is_available()}
     if available.get(device, True):
         return []
@@ -47,10 +47,10 @@ def device_problems(device: Device) -> list[str]:
 
 
 def accelerator_for(device: Device, precision: Precision) -> Accelerator:
-    """The process's accelerator. Cells of one sweep may differ in precision, so state of an earlier cell is dropped.
+    """The process's accelerator. Cells of one sweep may differ in precision, so an earlier cell's state is reset.
 
     Raises:
-        ConfigError: the chosen device does not exist here.
+        ConfigError: the chosen device is not available.
     """
     if problems := device_problems(device):
         raise ConfigError(*problems)
@@ -60,23 +60,23 @@ def accelerator_for(device: Device, precision: Precision) -> Accelerator:
 
 
 def is_main_process() -> bool:
-    """Whether this process keeps records, among those that `accelerate launch` or `torchrun` started."""
+    """Whether this process writes the records, among those started by `accelerate launch` or `torchrun`."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def say(text: str) -> None:
-    """Print a line, from the first process alone."""
+    """Print a line, from the main process only."""
     if is_main_process():
         print(text, flush=True)
 
 
 def process_count() -> int:
-    """How many processes `accelerate launch` or `torchrun` started for this run."""
+    """The number of processes that `accelerate launch` or `torchrun` started for this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def agreed(answer: bool, accelerator: Accelerator) -> bool:
-    """The first process's answer, in every process: what they do next must be the same."""
+    """The main process's answer, in every process, so that all of them do the same next."""
     if accelerator.num_processes == 1:
         return answer
     said = torch.tensor([int(answer)], device=accelerator.device)
@@ -85,14 +85,14 @@ def agreed(answer: bool, accelerator: Accelerator) -> bool:
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Versions of everything that can change a number."""
+    """Versions of the libraries that can change a number."""
     return {name: version(name) for name in LIBRARIES}
 
 
 @cache
 def git_revision() -> str | None:
-    """Commit of the source tree that runs, with +dirty where it was changed since; None outside a checkout."""
-    folder = Path(__file__).parent
+    """Commit of the running source tree, with +dirty if it has uncommitted changes; None outside a checkout."""
+    folder = Path(__file__).parents[1]
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
         status = subprocess.run(
@@ -104,7 +104,7 @@ def git_revision() -> str | None:
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What the record says of the machine: versions, git revision, device, threads, processes."""
+    """The record's description of the machine: versions, git revision, device, precision, threads, processes."""
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
@@ -119,21 +119,22 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 @torch.no_grad()
 def checksum(tensor: Tensor) -> int:
-    """The sum of a tensor's bits, read as 64-bit integers (modulo 2^64); the bytes left over at its end are one more.
+    """The sum of a tensor's bits read as 64-bit integers (modulo 2^64); the trailing bytes count as one more integer.
 
-    Not as integers of the element's size: torch converts those one by one, which takes ten times as long.
+    Integers of the element's own size would be much slower: torch converts those one by one.
     """
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-    if flat.storage_offset() % 8:  # in a mapped file a tensor may start at any of its elements
+    if flat.storage_offset() % 8:  # in a memory-mapped file a tensor may start at any element
         flat = flat.clone()
     whole = flat.numel() // 8 * 8
     return int(flat[:whole].view(torch.int64).sum()) + int.from_bytes(bytes(flat[whole:].tolist()), "little")
 
 
 def reset_peak_memory() -> None:
-    """Start measuring peak memory anew. On Linux this resets the process's high-water mark; elsewhere it stays.
+    """Reset the peak-memory statistics: those of the GPU, and on Linux the process's high-water mark.
 
-    What an earlier cell has freed goes back to the system where the C library can do that: it is no memory of this one.
+    Memory freed by an earlier cell is first returned to the system, where the C library can do that, so that it does
+    not count for this one.
     """
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if hasattr(libc, "malloc_trim"):
@@ -146,14 +147,14 @@ def reset_peak_memory() -> None:
 
 
 def resident_bytes() -> int:
-    """Memory in use now: of the GPU where one computes, else the process's resident memory; 0 where nothing tells."""
+    """Memory in use now: of the GPU if it is used, else the process's resident memory; 0 if unknown."""
     if torch.cuda.is_available() and torch.cuda.memory_allocated():
         return torch.cuda.memory_allocated()
     return _status_bytes("VmRSS") or 0
 
 
 def peak_memory_bytes() -> int:
-    """Peak since `reset_peak_memory`: of the GPU where one computes, else of the process's resident memory."""
+    """Peak since `reset_peak_memory`: of the GPU if it is used, else of the process's resident memory."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     if (resident := _status_bytes("VmHWM")) is not None:
@@ -163,7 +164,7 @@ def peak_memory_bytes() -> int:
 
 
 def _status_bytes(name: str) -> int | None:
-    """A number that Linux keeps of this process; None elsewhere."""
+    """A field of /proc/self/status in bytes; None on systems other than Linux."""
     status = Path("/proc/self/status")
     match = re.search(rf"{name}:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return int(match[1]) * 1024 if match else None

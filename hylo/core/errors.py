@@ -2,11 +2,11 @@
 
 
 class HyloError(Exception):
-    """Base of all errors that are shown to the user as one screen of text, without a traceback."""
+    """Base class of the errors shown to the user as text, without a traceback."""
 
 
 class ConfigError(HyloError, ValueError):
-    """The configuration is impossible. Raised before anything expensive starts and before anything is written."""
+    """The configuration is invalid. Raised before anything expensive starts and before anything is written."""
 
     def __init__(self, *problems: str) -> None:
         assert problems, "a ConfigError names at least one problem"
@@ -15,21 +15,21 @@ class ConfigError(HyloError, ValueError):
 
 
 class MissingDependency(HyloError):
-    """A model or data source cannot be reached; the message says which command makes it available."""
+    """A model, data source or library is not available; the message says how to get it."""
 
 
 class RecordError(HyloError, ValueError):
-    """A record on disk is damaged or of another schema version; the message names the file."""
+    """A record on disk is damaged or has another schema version; the message names the file."""
 
 
 class MergeRefused(HyloError, ValueError):
-    """An adapter cannot be written into the base model's weights; the message says why. Nothing was changed."""
+    """An adapter cannot be merged into the base model's weights; the message says why. Nothing was changed."""
 
 
 class TrainingDiverged(HyloError):
-    """Training met more non-finite losses than allowed, or left a model whose evaluation meets one."""
+    """Training hit more non-finite losses than allowed, or left a model whose evaluation hits one."""
 
 
 def problem(key: str, value: object, allowed: str, fix: str) -> str:
-    """One configuration problem in the form every message of this project takes."""
+    """One configuration problem, in the format of every message of this project."""
     return f"{key} = {value!r}\n    allowed: {allowed}\n    fix:     {fix}"

@@ -1,4 +1,4 @@
-"""Files that other processes may read at any time: a reader sees the old content or the whole new one, never a part."""
+"""Atomic writes and locks: a concurrent reader sees the old content or all of the new content, never a part."""
 
 import json
 import math
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LOCK = ".lock"
-"""Held by the process that works in a folder."""
+"""Lock file, held by the process that works in a folder."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A draft that takes the place of a file when the block ends well, and vanishes when it does not."""
+    """A draft that replaces a file when the block succeeds, and is deleted when it raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
     try:
@@ -32,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A draft folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
+    """A draft folder that replaces `folder` when the block succeeds, and is deleted when it raises."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(folder)
     draft.mkdir()
@@ -45,19 +45,19 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def draft_of(path: Path) -> Path:
-    """A name beside a file or folder that nobody else takes. Process ids do repeat: in containers, and on machines that
+    """A unique name beside a file or folder. Process ids would not do: they repeat in containers and on machines that
     share a disk."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder if it is there."""
+    """Delete a folder if it exists."""
     if folder.exists():
         shutil.rmtree(folder)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON. NaN is refused: it is not JSON."""
+    """Write JSON. NaN is rejected: it is not valid JSON."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with replacing(path) as draft:
         draft.write_text(text)
@@ -70,13 +70,13 @@ def write_table(path: Path, table: "pd.DataFrame") -> None:
 
 
 def finite_or_none(value: float) -> float | None:
-    """The value, or None where it is not finite: JSON has no NaN, and no number stands in for one."""
+    """The value, or None if it is not finite: JSON has no NaN, and no number can stand in for one."""
     return value if math.isfinite(value) else None
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made if it is not there. Another process that wants it waits until the block ends."""
+    """Lock a folder, creating it if needed. Other processes that want it wait until the block ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / LOCK):
         yield

@@ -9,13 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 LOG_SECONDS = 15.0
-"""Time between two lines where output is not a terminal."""
+"""Interval between lines when the output is not a terminal."""
 
 
 class Progress:
-    """Counts steps towards a total, with the latest loss, tokens a second, and the time left.
+    """Counts steps towards a total, with the latest loss, tokens per second and the time left.
 
-    While one bar is on a terminal, what is counted inside of it shows none: two would draw over each other.
+    While a bar is shown on a terminal, nested ones stay hidden: two would overwrite each other.
     """
 
     _shown: ClassVar[int] = 0
@@ -52,7 +52,7 @@ class Progress:
             Progress._shown -= 1
 
     def update(self, done: int, *, loss: float | None = None, tokens_per_second: float | None = None) -> None:
-        """Show that `done` of the total are finished."""
+        """Show that `done` steps of the total are finished."""
         note = "  ".join(
             text
             for text in (

@@ -1,7 +1,7 @@
-"""What is found by name in its group: configs, each in the same file as what it builds, metrics, figures.
+"""Lookup by group and name: configs (each in the same file as what it builds), metrics, figures.
 
-`@register(group, name)` is all that a new member needs: every file of its room is found (`import_all`). A config
-dataclass becomes selectable in YAML as `/schema/<group>: <name>`.
+`@register(group, name)` is all that a new member needs: every module of its package is imported (`import_all`). A
+config dataclass becomes selectable in YAML as `/schema/<group>: <name>`.
 """
 
 import importlib
@@ -16,10 +16,10 @@ _REGISTERED: dict[str, dict[str, Any]] = {}
 
 
 def register(group: str, name: str) -> Callable[[T], T]:
-    """Decorator: let a class or function be found by a name in its group.
+    """Decorator that registers a class or function under a name in a group.
 
     Raises:
-        ValueError: another member of the group has the name.
+        ValueError: another member of the group has this name.
     """
 
     def store(member: T) -> T:
@@ -35,7 +35,7 @@ def register(group: str, name: str) -> Callable[[T], T]:
 
 
 def registered(group: str) -> dict[str, Any]:
-    """The members of a group by name."""
+    """The members of a group, by name."""
     return dict(_REGISTERED.get(group, {}))
 
 
@@ -45,10 +45,10 @@ def groups() -> list[str]:
 
 
 def name_of(group: str, cls: type) -> str:
-    """The name of a class in its group.
+    """The name under which a class is registered in a group.
 
     Raises:
-        KeyError: it is not registered in the group.
+        KeyError: the class is not registered in the group.
     """
     for name, member in _REGISTERED.get(group, {}).items():
         if member is cls:
@@ -57,9 +57,9 @@ def name_of(group: str, cls: type) -> str:
 
 
 def import_all(package: ModuleType) -> None:
-    """Import every module of a package and of the packages in it, so that each registers what it defines.
+    """Import every module of a package and its subpackages, so that each registers what it defines.
 
-    A module whose name begins with an underscore is left to those that need it.
+    Modules whose names begin with an underscore are skipped; whoever needs them imports them.
     """
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         if not module.name.rpartition(".")[2].startswith("_"):

@@ -1,4 +1,4 @@
-"""Typed configuration: bounds of fields and their check."""
+"""Typed configuration: bounds of fields and their validation."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from hylo.core.errors import problem
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """Closed (`ge`, `le`) and open (`gt`, `lt`) ends of the allowed range of a number."""
+    """Closed (`ge`, `le`) and open (`gt`, `lt`) limits of a number."""
 
     ge: float | None = None
     gt: float | None = None
@@ -42,9 +42,9 @@ def bounded(default: Any = dataclasses.MISSING, **ends: float) -> Any:
 
 
 def bound_problems(node: Any, key: str = "") -> Iterator[str]:
-    """Every number out of its bounds in a tree of config dataclasses, dicts and lists, as text.
+    """Problem texts for all out-of-bounds numbers in a tree of config dataclasses, dicts and lists.
 
-    A float without declared bounds must still be finite: a NaN or infinity is never a setting.
+    A float without declared bounds must still be finite: NaN and infinity are never valid settings.
     """
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         for field in dataclasses.fields(node):
@@ -67,10 +67,10 @@ def bound_problems(node: Any, key: str = "") -> Iterator[str]:
 
 
 def number_at(node: Any, key: str) -> tuple[float, Bounds] | None:
-    """A real number in a tree of config dataclasses and dicts, by its dotted key, and its bounds.
+    """The float at a dotted key in a tree of config dataclasses and dicts, and its bounds.
 
     Returns:
-        None where the tree has no such key, or holds no real number there.
+        None if the tree has no such key or holds no float there.
     """
     bounds = Bounds()
     for part in key.split("."):
@@ -86,7 +86,7 @@ def number_at(node: Any, key: str) -> tuple[float, Bounds] | None:
 
 
 def number_range(bounds: Bounds) -> tuple[float, float]:
-    """The lowest and highest number that bounds allow: beside an open end the next number that a float can hold."""
+    """The lowest and highest number that the bounds allow; beside an open limit, the next representable float."""
     above = None if bounds.gt is None else math.nextafter(bounds.gt, math.inf)
     below = None if bounds.lt is None else math.nextafter(bounds.lt, -math.inf)
     return (
@@ -96,7 +96,7 @@ def number_range(bounds: Bounds) -> tuple[float, float]:
 
 
 def to_container(node: Any) -> Any:
-    """A config as dicts, lists and scalars, enums by name: for JSON, YAML and hashes."""
+    """A config as dicts, lists and scalars, with enums by name: for JSON, YAML and hashes."""
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         return {item.name: to_container(getattr(node, item.name)) for item in dataclasses.fields(node)}
     if isinstance(node, dict):

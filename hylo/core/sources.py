@@ -1,11 +1,11 @@
-"""The source code that modules reach, as a hash: found by following imports, and by content, never by path.
+"""A hash of the source code that modules reach through imports; it depends on content, never on paths.
 
     hash of the roots = SHA-256 over the sorted hashes of the syntax trees of all modules reached from them
 
-Followed are imports of modules of the root's own top package, wherever they stand in a file: at its top, inside
-functions, for types alone. A syntax tree is hashed without comments, docstrings, layout and those imports, so that
-moving a file changes nothing. A package that discovers its members reaches none of them: what is chosen by name is a
-root of its own. Own design.
+Only imports from the root's own top-level package are followed, wherever they occur in a file: at the top, inside
+functions, for type checking. A syntax tree is hashed without comments, docstrings, formatting and those imports, so
+moving a file changes nothing. A package that discovers its members at run time does not reach them: whatever is
+selected by name must be a root of its own. Own design.
 """
 
 import ast
@@ -19,19 +19,20 @@ from hylo.core.cache import text_hash
 
 
 class Source(NamedTuple):
-    """What is read from a module's file."""
+    """A module's code hash and imports."""
 
     code: str
     """Hash of its syntax tree."""
     imports: frozenset[str]
-    """The modules of the same top package that it imports."""
+    """The modules of the same top-level package that it imports."""
 
 
 def source_hash(roots: Iterable[str], *, without: Collection[str] = ()) -> str:
-    """Hash of the code of modules, by dotted name, and of all that they reach, as 64 hex digits.
+    """Hash of the code of modules and of everything they reach, as 64 hex digits.
 
-    Arguments:
-        without: packages whose code is no part of it, and is not followed.
+    Args:
+        roots: dotted names of the modules.
+        without: packages that are neither hashed nor followed.
 
     Raises:
         ModuleNotFoundError: a module has no source file.
@@ -40,7 +41,7 @@ def source_hash(roots: Iterable[str], *, without: Collection[str] = ()) -> str:
 
 
 def reached(roots: Iterable[str], *, without: Collection[str] = ()) -> set[str]:
-    """The modules and all modules of their top packages that they import, directly or not."""
+    """The modules and all modules of their top-level packages that they import, directly or indirectly."""
     found: set[str] = set()
     queue = list(roots)
     while queue:
@@ -53,7 +54,7 @@ def reached(roots: Iterable[str], *, without: Collection[str] = ()) -> set[str]:
 
 @cache
 def read(module: str) -> Source:
-    """A module's code and imports; each file is read once per process."""
+    """A module's code hash and imports; each file is read once per process."""
     path = _file(module)
     if path is None:
         raise ModuleNotFoundError(f"there is no source of the module {module}", name=module)
@@ -70,7 +71,7 @@ def read(module: str) -> Source:
 
 
 def _own(node: ast.AST, module: str) -> Iterator[str]:
-    """What an import names of the module's own top package; nothing of any other statement."""
+    """The modules of the module's own top-level package that an import names; none for other statements."""
     package = module.partition(".")[0]
     if isinstance(node, ast.Import):
         yield from (each.name for each in node.names if each.name.partition(".")[0] == package)
@@ -89,7 +90,7 @@ def _own(node: ast.AST, module: str) -> Iterator[str]:
 
 @cache
 def _file(module: str) -> Path | None:
-    """A module's file, found without importing the packages that it is in; None where there is none."""
+    """A module's file, found without importing its parent packages; None if there is none."""
     package, *inner = module.split(".")
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:

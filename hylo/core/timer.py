@@ -1,4 +1,4 @@
-"""What a run spends besides training and evaluating: loading, audits, checksums, records, tracking."""
+"""Time that a run spends outside training and evaluation: loading, audits, checksums, records, tracking."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Runs from its making."""
+    """Starts when it is created."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
@@ -14,11 +14,11 @@ class Clock:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """The time of the block is work and no overhead; that of one that raises is not counted."""
+        """Count the block as work rather than overhead, unless it raises."""
         began = time.perf_counter()
         yield
         self._worked += time.perf_counter() - began
 
     def overhead(self) -> float:
-        """Seconds so far without work."""
+        """Seconds so far that were not work."""
         return time.perf_counter() - self._began - self._worked

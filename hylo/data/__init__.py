@@ -1,1 +1,1 @@
-"""Sources of text (one file each, with its typed config in it), tokens and windows."""
+"""Text sources (one file each, including its typed config), tokens and windows."""

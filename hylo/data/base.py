@@ -1,4 +1,4 @@
-"""What a source of text provides: documents, in splits that share none."""
+"""The interface of a text source: documents, in disjoint splits."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from hylo.core.schema import bounded
 
 
 class Split(Enum):
-    """Parts of a data set. No document is in two of them."""
+    """Parts of a data set. No document is in more than one."""
 
     train = "trained on"
     validation = "for choosing settings; no reported number comes from it"
@@ -20,7 +20,7 @@ class Split(Enum):
 
 
 class Protocol(Enum):
-    """What one sample is."""
+    """What a sample consists of."""
 
     packed = "a window of the context length, cut from a document; no padding"
     lines = "a line of text, padded; to reproduce published numbers"
@@ -28,7 +28,7 @@ class Protocol(Enum):
 
 @dataclass(frozen=True)
 class Document:
-    """A text as shipped: no cleaning."""
+    """A text as shipped, without cleaning."""
 
     name: str
     text: str
@@ -36,28 +36,28 @@ class Document:
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig(ABC):
-    """Which text, and how it is cut into windows. Subclasses add their own fields."""
+    """The text and how it is cut into windows. Subclasses add their own fields."""
 
     name: str = MISSING
-    """Short name for tables and folders."""
+    """Short name used in tables and folder names."""
     context_length: int = bounded(256, ge=4)
-    """Tokens a window, for training and evaluation. The first is context only: L tokens give L - 1 predictions."""
+    """Tokens per window, for training and evaluation. The first is context only: L tokens give L - 1 predictions."""
     eval_windows: int | None = bounded(32, ge=1)
-    """Evaluation windows, a fixed random sample of the split's windows; None: all of them."""
+    """Number of evaluation windows, a fixed random sample of the split's windows; None: all."""
     eval_split: Split = Split.test
     """test, or validation for choosing settings."""
     protocol: Protocol = Protocol.packed
-    """packed, or lines: one line of text a sample, cut off or padded with the end-of-text token to the context length.
-    Lines of fewer than two tokens predict nothing and are left out."""
+    """packed, or lines: one line of text per sample, truncated or padded with the end-of-text token to the context
+    length. Lines of fewer than two tokens predict nothing and are left out."""
     loss_on_padding: bool = False
-    """For lines: padding counts in the training loss, as where labels are a copy of the input; never in evaluation."""
+    """For lines: padding counts in the training loss, as when labels are a copy of the input; never in evaluation."""
     keep_blank_lines: bool = False
-    """For lines: those of fewer than two tokens are trained on as well. Without loss on padding they only take places
-    in batches."""
+    """For lines: also train on lines of fewer than two tokens. Without loss on padding they only take up places in
+    batches."""
 
     @abstractmethod
     def documents(self, split: Split) -> list[Document]:
-        """The documents of a split, in a fixed order.
+        """Returns the documents of a split, in a fixed order.
 
         Raises:
             MissingDependency: the source cannot be reached; the message says what to do.
@@ -66,7 +66,7 @@ class DataConfig(ABC):
 
 
 def data_problems(config: DataConfig) -> Iterator[str]:
-    """Settings that contradict each other, as text."""
+    """Yields a message for each conflict between settings."""
     if config.protocol is Protocol.packed:
         for name in ("loss_on_padding", "keep_blank_lines"):
             if getattr(config, name):

@@ -1,7 +1,7 @@
-"""The published protocol: one line of text a sample, cut off at the context length or padded to it.
+"""The published protocol: one line of text per sample, truncated or padded to the context length.
 
-It exists to reproduce published numbers (`data.protocol=lines`). Padding takes most of a batch, and where it counts in
-the training loss (`data.loss_on_padding`) most of the loss is about it.
+It exists to reproduce published numbers (`data.protocol=lines`). Most of a batch is padding, which also dominates the
+training loss if it counts there (`data.loss_on_padding`).
 """
 
 import re
@@ -17,19 +17,19 @@ from hylo.data.windows import Windows
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text as they are, without their ends (\\n or \\r\\n)."""
+    """Splits a text into lines, dropping only the line endings (\\n or \\r\\n)."""
     lines = re.split(r"\r?\n", text)
     return lines[:-1] if text.endswith("\n") else lines
 
 
 def cut_lines(documents: list[Document], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> Windows:
-    """One window a line, each line tokenised by itself; padded on the right with the end-of-text token.
+    """Returns one window per line, each tokenised on its own and padded on the right with the end-of-text token.
 
-    A window's first_token counts the tokens of its document's earlier lines. What exceeds the context is dropped.
-    Lines of fewer than two tokens predict nothing and are there only with `config.keep_blank_lines`.
+    A window's first_token counts the tokens of its document's earlier lines. Tokens beyond the context are dropped.
+    Lines of fewer than two tokens predict nothing and are kept only with `config.keep_blank_lines`.
 
     Raises:
-        ConfigError: no line has two tokens, or the tokenizer has no end-of-text token.
+        ConfigError: no line has at least two tokens, or the tokenizer has no end-of-text token.
     """
     padding, length = tokenizer.eos_token_id, config.context_length
     if not isinstance(padding, int):
@@ -59,5 +59,5 @@ def cut_lines(documents: list[Document], tokenizer: PreTrainedTokenizerBase, con
 
 
 def predicting(windows: Windows) -> Windows:
-    """The windows that have something to predict."""
+    """The windows with at least one token to predict."""
     return windows.take(np.flatnonzero(windows.lengths > 1))

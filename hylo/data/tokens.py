@@ -1,4 +1,4 @@
-"""Documents as tokens: tokenised once, cached by content."""
+"""Tokenises documents, once: results are cached by content."""
 
 import json
 from dataclasses import dataclass
@@ -14,15 +14,17 @@ from hylo.core.cache import cached_folder, text_hash
 from hylo.data.base import Document
 
 _FORMAT = "2"
-"""Part of the cache key; raise it when the way of tokenising changes."""
+"""Part of the cache key; increase it when tokenisation changes."""
 
 
 @dataclass(frozen=True)
 class TokenizedDocument:
     """A document's tokens.
 
-    ids: [n] int32. byte_ends: [n] int64, UTF-8 bytes of the text up to the end of each token; a token that ends inside
-    a character counts that character's bytes.
+    Attributes:
+        ids: [n] int32.
+        byte_ends: [n] int64, UTF-8 bytes of the text up to the end of each token; a token that ends inside a character
+            counts all of that character's bytes.
     """
 
     name: str
@@ -36,13 +38,13 @@ def documents_identity(documents: list[Document]) -> str:
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of a fast tokenizer's whole state."""
+    """Hash of the complete state of a fast tokenizer."""
     backend: Any = tokenizer.backend_tokenizer
     return text_hash(backend.to_str())
 
 
 def tokenize(documents: list[Document], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedDocument]:
-    """Tokens of the documents as shipped: no cleaning, no special tokens. Cached by content."""
+    """Tokenises the documents as shipped, without cleaning or special tokens. Cached by content."""
     key = text_hash(_FORMAT, documents_identity(documents), tokenizer_identity(tokenizer))
     folder = cached_folder(f"tokens/{key[:24]}", lambda draft: _make(documents, tokenizer, draft))
     names = json.loads((folder / "documents.json").read_text())
@@ -60,7 +62,7 @@ def _make(documents: list[Document], tokenizer: PreTrainedTokenizerBase, folder:
     for document in documents:
         encoded = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         character_ends = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)[:, 1]
-        character_ends[-1:] = len(document.text)  # a normalizer, or trimming of spaces, can end the last token early
+        character_ends[-1:] = len(document.text)  # a normalizer or trimmed spaces can end the last token early
         character_bytes = [len(character.encode()) for character in document.text]
         ids.append(np.asarray(encoded["input_ids"], dtype=np.int32))
         byte_ends.append(np.concatenate([[0], np.cumsum(character_bytes, dtype=np.int64)])[character_ends])

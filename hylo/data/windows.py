@@ -1,7 +1,7 @@
-"""Windows of the context length, cut from documents without overlap, and what a model is given of them.
+"""Windows of the context length, cut from documents without overlap, and the model inputs made from them.
 
-Shapes: W windows or B of a batch, L tokens of the context length. Windows of documents (`cut_windows`) are full; those
-of lines (hylo/data/lines.py) are padded on the right.
+Shapes: W windows (B in a batch), L tokens (the context length). Windows cut from documents (`cut_windows`) are full;
+those made from lines (hylo/data/lines.py) are padded on the right.
 """
 
 from collections.abc import Iterator
@@ -16,15 +16,18 @@ from hylo.core.errors import ConfigError, problem
 from hylo.data.tokens import TokenizedDocument
 
 IGNORED = -100
-"""Label of a token that is no target of the loss; the value that `torch.nn.functional.cross_entropy` leaves out."""
+"""Label of a token that is not a target of the loss; the default `ignore_index` of torch's cross_entropy."""
 
 
 @dataclass(frozen=True)
 class Windows:
     """W windows of L tokens.
 
-    ids: [W, L] int32. bytes: [W, L - 1] int64, UTF-8 bytes of each predicted token. document, first_token: [W].
-    lengths: [W], tokens that are no padding, from the first.
+    Attributes:
+        ids: [W, L] int32.
+        bytes: [W, L - 1] int64, UTF-8 bytes of each predicted token.
+        document, first_token: [W], where each window was cut.
+        lengths: [W], number of tokens before the padding.
     """
 
     ids: np.ndarray
@@ -37,7 +40,7 @@ class Windows:
         return len(self.ids)
 
     def take(self, index: np.ndarray) -> "Windows":
-        """These windows, in this order."""
+        """The windows at these indices, in this order."""
         chosen = (self.ids, self.bytes, self.document, self.first_token, self.lengths)
         return Windows(*(field[index] for field in chosen))
 
@@ -48,21 +51,20 @@ class Windows:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all windows, without padding."""
+        """Number of tokens in all windows, without padding."""
         return int(self.lengths.sum())
 
     def targets(self, *, on_padding: bool = False) -> int:
-        """Predicted tokens of all windows: each but its window's first, padding only where it counts."""
+        """Number of predicted tokens in all windows: all but the first of each, with padding only if `on_padding`."""
         return int(self.bytes.size if on_padding else np.maximum(self.lengths - 1, 0).sum())
 
     def labels(self, *, on_padding: bool = False) -> np.ndarray:
-        """[W, L] int64: the ids, but IGNORED where there is padding that does not count."""
-        padding = np.arange(self.ids.shape[1]) >= self.lengths[:, None]
-        return np.where(padding & (not on_padding), IGNORED, self.ids.astype(np.int64))
+        """[W, L] int64: the ids, with padding replaced by IGNORED unless `on_padding`."""
+        return labels_of(self.ids, self.lengths, on_padding=on_padding)
 
 
 def cut_windows(documents: list[TokenizedDocument], length: int) -> Windows:
-    """Cut every document from its first token into windows of `length` tokens; a remainder is dropped.
+    """Cuts every document into consecutive windows of `length` tokens; the remainder is dropped.
 
     Raises:
         ConfigError: no document is long enough for one window.
@@ -91,10 +93,10 @@ def cut_windows(documents: list[TokenizedDocument], length: int) -> Windows:
 
 
 def sample(windows: Windows, count: int | None) -> Windows:
-    """A random sample of `count` windows in the order of the text, the same one in every run; all of them for None.
+    """Returns a random sample of `count` windows in text order, the same in every run; None: all windows.
 
-    A smaller sample is part of a larger one, so numbers at two sizes are comparable. Not every n-th window: plays have
-    a rhythm of their own, and a regular grid over the default ones was easier than random samples by a fifth.
+    A smaller sample is a subset of a larger one, so numbers at two sizes are comparable. The sample is not every n-th
+    window: plays have a rhythm of their own, and a regular grid over the default ones was easier than random samples.
     """
     if count is None or count >= len(windows):
         return windows
@@ -102,7 +104,7 @@ def sample(windows: Windows, count: int | None) -> Windows:
 
 
 def batches(windows: Windows, batch_size: int, rng: np.random.Generator) -> Iterator[Windows]:
-    """Endless batches of batch_size windows in random order; every window comes once before any comes again."""
+    """Yields batches of batch_size windows forever, in random order; each window is used once before any repeats."""
     order = np.empty(0, dtype=int)
     while True:
         while len(order) < batch_size:
@@ -112,9 +114,9 @@ def batches(windows: Windows, batch_size: int, rng: np.random.Generator) -> Iter
 
 
 def model_inputs(ids: np.ndarray, lengths: np.ndarray, device: torch.device) -> dict[str, Tensor]:
-    """What a model is given of windows [B, L]: input_ids, and an attention_mask where a window is padded.
+    """Returns the model inputs for windows [B, L]: input_ids, and attention_mask if any window is padded.
 
-    A window of padding alone shows its first token: attention over nothing is undefined.
+    A window of nothing but padding keeps its first token unmasked: attention over no tokens is undefined.
     """
     inputs = {"input_ids": torch.from_numpy(ids.astype(np.int64)).to(device)}
     if (lengths < ids.shape[1]).any():
@@ -123,8 +125,14 @@ def model_inputs(ids: np.ndarray, lengths: np.ndarray, device: torch.device) -> 
     return inputs
 
 
+def labels_of(ids: np.ndarray, lengths: np.ndarray, *, on_padding: bool = False) -> np.ndarray:
+    """[W, L] int64: token ids [W, L], IGNORED after the first `lengths` tokens of a row unless `on_padding`."""
+    padding = np.arange(ids.shape[1]) >= lengths[:, None]
+    return np.where(padding & (not on_padding), IGNORED, ids.astype(np.int64))
+
+
 def next_tokens(labels: np.ndarray, device: torch.device) -> Tensor:
-    """What each position of labels [B, L] has to predict, [B, L]: the label after it; the last one has no target."""
+    """Targets [B, L] for labels [B, L]: at each position the next label; the last position has none."""
     shifted = np.full_like(labels, IGNORED)
     shifted[:, :-1] = labels[:, 1:]
     return torch.from_numpy(shifted).to(device)

@@ -1,1 +1,1 @@
-"""Measuring a model: perplexity by window, and what probes ask."""
+"""Model evaluation: perplexity per window, and probes."""

@@ -1,10 +1,10 @@
-"""Evaluation: one forward pass over the windows gives the loss of every token, and everything else is a sum of those.
+"""Evaluation: one forward pass over the windows gives the loss of every token; everything else is a sum of those.
 
-    NLL of a token = -log p(token | those before it in its window)      natural logarithm
-    mean window PPL = arithmetic mean over windows of exp(mean token NLL of the window): a few windows carry it; it is
-        recorded because published numbers are of this kind
+    NLL of a token = -log p(token | preceding tokens in its window)      natural logarithm
+    mean window PPL = arithmetic mean over windows of exp(mean token NLL of the window): dominated by a few windows;
+        recorded because published numbers use it
 
-Sums are kept per window and position group, so that metrics (hylo/evaluation/metrics), intervals and contrasts need no
+Sums are kept per window and position group, so metrics (hylo/evaluation/metrics), intervals and contrasts need no
 model.
 """
 
@@ -20,7 +20,7 @@ from hylo.adapters.model import AdaptedModel
 from hylo.core.errors import TrainingDiverged
 from hylo.core.files import finite_or_none
 from hylo.core.progress import Progress
-from hylo.data.windows import IGNORED, Windows, model_inputs, next_tokens
+from hylo.data.windows import Windows, labels_of, model_inputs, next_tokens
 from hylo.evaluation.metrics import Metric, all_metrics
 from hylo.stats.estimates import mean_window_ppl, perplexity
 
@@ -31,15 +31,18 @@ BINS, THIRDS = 10, 3
 class Evaluation:
     """Sums by window and position.
 
-    bins: window, bin (0-9), nll_sum (nats), tokens, bytes. thirds: window, third (0-2), and the same sums.
+    Attributes:
+        bins: columns window, bin (0-9), nll_sum (nats), tokens, bytes.
+        thirds: columns window, third (0-2), and the same sums.
     """
 
     bins: pd.DataFrame
     thirds: pd.DataFrame
 
     def metrics(self) -> dict[str, float | int | None]:
-        """The record's `metrics` section. A perplexity is None where it is too large for a number (a mean NLL above 709
-        nats), or where no token is in its third of the positions.
+        """The record's `metrics` section.
+
+        A perplexity is None if it overflows (a mean NLL above 709 nats), or if its third of the positions has no token.
 
         Raises:
             TrainingDiverged: a token's loss is not finite.
@@ -68,7 +71,7 @@ class Evaluation:
 def evaluate(
     model: AdaptedModel, windows: Windows, accelerator: Accelerator, *, batch_size: int, label: str
 ) -> Evaluation:
-    """Evaluate the model on every window, without gradients and without dropout. Padding counts nowhere."""
+    """Evaluates the model on every window, without gradients or dropout. Padding never counts."""
     nll = token_nll(model, windows.ids, accelerator, lengths=windows.lengths, batch_size=batch_size, label=label)
     predicted = windows.lengths - 1
     return Evaluation(
@@ -87,11 +90,11 @@ def token_nll(
     batch_size: int,
     label: str,
 ) -> np.ndarray:
-    """Negative log-likelihood of each token given those before it in its window.
+    """Negative log-likelihood of each token given the preceding tokens in its window.
 
-    Arguments:
+    Args:
         ids: [W, L] token ids. Every process evaluates a share of each batch.
-        lengths: [W] tokens that are no padding, from the first; None: all. The loss of padding is 0.
+        lengths: [W] number of tokens before the padding; None: no padding. The loss of padding is 0.
 
     Returns:
         [W, L - 1] float64, in nats.
@@ -99,7 +102,7 @@ def token_nll(
     model.eval()
     parts, processes = [], accelerator.num_processes
     lengths = np.full(len(ids), ids.shape[1]) if lengths is None else lengths
-    labels = np.where(np.arange(ids.shape[1]) < lengths[:, None], ids, IGNORED).astype(np.int64)
+    labels = labels_of(ids, lengths)
     with Progress(label, len(ids), visible=accelerator.is_main_process) as progress:
         for first in range(0, len(ids), batch_size):
             batch = np.arange(first, min(first + batch_size, len(ids)))
@@ -119,14 +122,14 @@ def token_nll(
 def position_sums(
     nll: np.ndarray, sizes: np.ndarray, groups: int, name: str, predicted: np.ndarray | None = None
 ) -> pd.DataFrame:
-    """Sum token losses by window and position group.
+    """Sums token losses by window and position group.
 
-    Position t of a window's n predictions falls into group floor(groups * t / n). Where n is smaller than the number of
+    Position t of a window's n predictions falls into group floor(groups * t / n). If n is smaller than the number of
     groups, some groups are empty: zero tokens.
 
-    Arguments:
+    Args:
         nll, sizes: [W, L - 1] losses in nats and UTF-8 bytes of the predicted tokens.
-        predicted: [W] predictions of each window, the first n of its row; the rest is padding. None: all.
+        predicted: [W] number n of predictions per window, the first n of its row; the rest is padding. None: all.
 
     Returns:
         Columns window, `name`, nll_sum, tokens, bytes; W * groups rows.
@@ -138,7 +141,7 @@ def position_sums(
         rows = np.flatnonzero(predicted == n)
         member = np.arange(n) * groups // n == np.arange(groups)[:, None]  # [groups, n]
         losses = nll[rows][:, :n]
-        # Not a product with `member`: there, one loss that is not finite would spoil all groups.
+        # Not a product with `member`: one non-finite loss would then spoil all groups.
         sums[rows] = np.stack([losses[:, group].sum(axis=1) for group in member], axis=1)
         tokens[rows] = member.sum(axis=1)
         size[rows] = sizes[rows, :n] @ member.T

@@ -1,4 +1,4 @@
-"""Frozen layers and the loss, computed with less time and memory than by the formulas as they are written.
+"""Fused kernels for frozen layers and the loss, faster and smaller in memory than the reference kernels.
 
-Nothing here knows a method: an adapter describes its layers as `Projection`s. See docs/speed.md.
+Nothing here depends on a method: an adapter describes its layers as `Projection`s. See docs/speed.md.
 """

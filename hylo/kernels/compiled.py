@@ -1,7 +1,6 @@
-"""torch.compile as a switch: each decoder layer through it, for the length of a block.
+"""torch.compile as a switch: compiles each decoder layer for the duration of a block.
 
-Layers share their code, so torch serves the others with what it compiled for the first one. On a CPU it needs a C++
-compiler.
+Layers share their code, so torch reuses what it compiled for the first one. On a CPU it needs a C++ compiler.
 """
 
 import os
@@ -19,7 +18,7 @@ from hylo.models.architecture import decoder_layers
 
 @contextmanager
 def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
-    """The model's layers compiled, and as they were afterwards."""
+    """Context manager that compiles the model's layers and restores them on exit."""
     layers = decoder_layers(model)
     for layer in layers:
         _compile(layer)
@@ -32,8 +31,11 @@ def compiled_layers(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _compile(layer: nn.Module) -> None:
-    """As layer.compile(), but for calls with a cache of keys: what is compiled for these holds for one layer and one
-    state of its cache, and torch gives a function up, for all layers and calls, after eight such cases."""
+    """Like layer.compile(), except that calls with a key/value cache are not compiled.
+
+    Code compiled for those is specific to one layer and one state of its cache, and torch stops compiling a function,
+    for all layers and calls, after eight recompilations.
+    """
     compiled = torch.compile(layer._call_impl)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -43,6 +45,6 @@ def _compile(layer: nn.Module) -> None:
 
 
 def can_compile() -> bool:
-    """Whether what torch.compile writes can be built here: by a GPU's own compiler, or a C++ compiler."""
+    """Whether torch.compile's output can be built here: by a GPU's own compiler, or a C++ compiler."""
     named = os.environ.get("CXX", "")
     return torch.cuda.is_available() or any(shutil.which(name) for name in (named, "g++", "clang++") if name)

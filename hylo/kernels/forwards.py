@@ -1,14 +1,14 @@
-"""Which modules of a model get a fused forward, and how they get rid of it again.
+"""Selects the modules of a model that get a fused forward, and installs and removes it.
 
-A module is recognised by its structure, and one of each class is tried on random input before: where its own forward
-and the fused one differ, the class keeps its own. Linear layers are read at every call, so adapters that replace them
-take part: what describes itself by `projection()`, and plain frozen layers. Anything else, a hook on a layer, or a
-weight that is trained lets the module's own forward run.
+A module is recognized by its structure, and one of each class is first tried on random input: if its own forward and
+the fused one differ, the class keeps its own. Linear layers are looked up at every call, so adapters that replace them
+are covered: anything that describes itself by `projection()`, and plain frozen layers. For any other layer, a layer
+with hooks, or a trained weight, the module's own forward runs.
 
 - Norms: hylo/kernels/rms_norm.py.
 - FFNs with gate_proj, up_proj and down_proj: hylo/kernels/gated_ffn.py.
-- q_proj, k_proj and v_proj of one module: the first call computes all three, the next ones take theirs.
-- Every other linear layer of the decoder: alone, by hylo/kernels/projection.py.
+- q_proj, k_proj and v_proj of one module: the first call computes all three, the others take their results.
+- All other linear layers of the decoder: individually, by hylo/kernels/projection.py.
 
 The output head: hylo/kernels/head.py.
 """
@@ -31,7 +31,7 @@ _SIBLINGS = (("q_proj", "k_proj", "v_proj"),)
 _FFN = ("gate_proj", "up_proj", "down_proj", "act_fn")
 _EPSILONS = ("variance_epsilon", "eps", "norm_eps")
 _GROUP = "_hylo_siblings"
-"""Attribute of a layer that shares its input with others."""
+"""Attribute of layers that share their input with others."""
 
 
 @runtime_checkable
@@ -39,12 +39,12 @@ class Projects(Protocol):
     """A module that computes what a `Projection` describes."""
 
     def projection(self) -> Projection | None:
-        """The description for the pass under way; None: this pass is something else."""
+        """The description for the current pass; None: the current pass is not such a projection."""
         ...
 
 
 def projection_of(layer: nn.Module) -> Projection | None:
-    """A linear layer as the fused functions read it; None where its own forward has to run."""
+    """A linear layer as input to the fused kernels; None if its own forward has to run."""
     if layer._forward_hooks or layer._forward_pre_hooks:
         return None
     if isinstance(layer, Projects):
@@ -58,18 +58,21 @@ def projection_of(layer: nn.Module) -> Projection | None:
 
 
 class FusedForwards:
-    """Fused forwards of a model's modules. Made on the plain, frozen model; attached when adapters are in place."""
+    """Fused forwards of a model's modules.
+
+    Constructed on the plain, frozen model; attached once the adapters are in place.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        # Without numbers, on the meta device, there is nothing to try a class on.
+        # On the meta device there are no values to try a class on.
         modules = [] if model.device.type == "meta" else list(decoder(model).modules())
         tried = ((_norm_like, _fused_norm), (_norm_like, _fused_shifted_norm), (_ffn_like, _fused_ffn))
         self._forwards = [(module, fused) for like, fused in tried for module in _same(modules, like, fused)]
         self._changed: dict[nn.Module, None] = {}
 
     def attach(self) -> None:
-        """Let the fused forwards run."""
+        """Install the fused forwards."""
         for module, fused in self._forwards:
             self._give(module, fused)
         for layer in _linear_layers(decoder(self._model)):
@@ -83,20 +86,20 @@ class FusedForwards:
                         vars(layer)[_GROUP] = group
 
     def detach(self) -> None:
-        """Leave every module with the forward of its class."""
+        """Restore the class's forward on every module."""
         for module in self._changed:
             del vars(module)["forward"]
             vars(module).pop(_GROUP, None)
         self._changed = {}
 
     def _give(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        # A bound method: a copy of the model then calls it on its own modules.
+        # A bound method, so that a copy of the model calls it on its own modules.
         vars(module)["forward"] = MethodType(forward, module)
         self._changed[module] = None
 
 
 class SharedInput:
-    """Layers that a module calls one after the other on the same input."""
+    """Layers that a module calls one after another on the same input."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self.layers = list(layers)
@@ -104,7 +107,7 @@ class SharedInput:
         self._outputs: dict[nn.Module, Tensor] = {}
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
-        """The layer's output for x, computed for all layers at once; None where one of them cannot take part."""
+        """The layer's output for x, computed for all layers at once; None if one of them cannot be fused."""
         if x is not self._input or layer not in self._outputs:
             projections = [found for each in self.layers if (found := projection_of(each)) is not None]
             if len(projections) < len(self.layers):
@@ -127,7 +130,7 @@ def _fused_norm(self: Any, x: Tensor) -> Tensor:
 
 
 def _fused_shifted_norm(self: Any, x: Tensor) -> Tensor:
-    """Where the scale is kept as its difference from 1 (Gemma)."""
+    """For norms that store the scale as its difference from 1 (Gemma)."""
     return _own(self, x) if self.weight.requires_grad else rms_norm(x, 1 + self.weight, _epsilon(self))
 
 
@@ -147,7 +150,7 @@ def _fused_linear(self: nn.Module, x: Tensor) -> Tensor:
 
 
 def _linear_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Linear layers, each as what stands in its place: not the layer inside another one."""
+    """The outermost linear layers: a layer's adapted replacement, not the layer wrapped inside it."""
     for child in module.children():
         if isinstance(child, Projects) or type(child) in (nn.Linear, Conv1D):
             yield child
@@ -158,7 +161,13 @@ def _linear_layers(module: nn.Module) -> Iterator[nn.Module]:
 def _same(
     modules: Sequence[nn.Module], like: Callable[[Any], int | None], fused: Callable[..., Tensor]
 ) -> Iterator[nn.Module]:
-    """The modules of that structure whose class computes what the fused forward does; `like` tells the input width."""
+    """The modules whose class computes what the fused forward does.
+
+    Args:
+        modules: the candidates.
+        like: returns the input width of a module with the right structure, else None.
+        fused: the fused forward.
+    """
     same: dict[type, bool] = {}
     for module in modules:
         width = like(module)
@@ -173,7 +182,7 @@ def _same(
 @torch.no_grad()
 def _agree(module: nn.Module, fused: Callable[..., Tensor], width: int) -> bool:
     weight = next(module.parameters())
-    assert not weight.requires_grad, "what is trained keeps its own forward, which says nothing of the fused one"
+    assert not weight.requires_grad, "a trained module keeps its own forward, so there is nothing to try"
     x = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(0)).to(weight)
     own, other = _own(module, x), fused(module, x)
     return own.dtype == other.dtype and torch.allclose(own, other, rtol=1e-3, atol=1e-4 * float(own.abs().max()))

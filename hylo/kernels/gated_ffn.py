@@ -1,7 +1,7 @@
 """Gated feed-forward network as one function: y = down(act(gate(x)) * up(x)).
 
-Kept for the backward pass: x and the outputs of gate and up. The activation and its product are made again from them,
-and as few tensors of the inner width as possible exist at once. Own design.
+Saved for the backward pass: x and the outputs of gate and up. The activation and the product are recomputed from them,
+and as few tensors of the inner width as possible are alive at once. Own design.
 
 Shapes: N rows, D hidden size, F inner width.
 """
@@ -18,7 +18,7 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def gated_ffn(gate: Projection, up: Projection, down: Projection, activation: Activation, x: Tensor) -> Tensor:
-    """y [..., D] of x [..., D]; `activation` works element by element and has no parameters."""
+    """y [..., D] for x [..., D]; `activation` is elementwise and has no parameters."""
     x = x.to(compute_dtype(x))
     projections = [gate, up, down]
     rows_ND, tensors = x.flatten(0, -2), trained(projections, x)
@@ -36,7 +36,7 @@ class _GatedFFN(torch.autograd.Function):
             (gate_raw, up_raw), z_inner = inner.forward(x_ND)
             g_NF = inner.finish(0, gate_raw)
             s_NF = activation(g_NF)
-            # In the place of the activation, unless that handed back its input, which is kept.
+            # Overwrite the activation, unless it returned its input, which is saved for the backward pass.
             a_NF = torch.mul(s_NF, inner.finish(1, up_raw), out=None if s_NF is g_NF else s_NF)
             (raw_ND,), z_down = down.forward(a_NF)
             y_ND = down.finish(0, raw_ND)
@@ -63,5 +63,5 @@ class _GatedFFN(torch.autograd.Function):
 
 
 def _parts(statics: list[Static], tensors: Any, dtype: torch.dtype) -> tuple[Siblings, Siblings]:
-    """Gate and up, which read the same input; down."""
+    """Gate and up, which share their input, and down."""
     return Siblings(statics[:2], tensors[: 2 * TRAINED], dtype), Siblings(statics[2:], tensors[2 * TRAINED :], dtype)

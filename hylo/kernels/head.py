@@ -1,8 +1,8 @@
 """Token losses of a model without its logits: the output head's input goes to hylo/kernels/linear_cross_entropy.py.
 
-What a model does to its logits after the head (a softcap, a scale) is tried before on a few tokens: nothing, or the
-softcap of its config. A model that does anything else, or whose head is no frozen linear layer, is declined with the
-reason, and its losses come from its logits.
+What a model does to its logits after the head is first checked on a few tokens: either nothing, or the softcap of its
+config. A model that does anything else (a scale, for example), or whose head is not a frozen linear layer, is declined
+with the reason, and its losses are computed from its logits.
 """
 
 from types import MethodType
@@ -17,18 +17,18 @@ from transformers import PreTrainedModel
 from hylo.kernels.linear_cross_entropy import linear_cross_entropy
 
 _CAUGHT = "_hylo_caught"
-"""Attribute of a head that hands over its input instead of computing logits."""
+"""Attribute in which a head stores its input instead of computing logits."""
 
 
 _TRIED: "WeakKeyDictionary[PreTrainedModel, tuple[str | None, float | None]]" = WeakKeyDictionary()
-"""Why a model was declined, and its softcap: the cells of a sweep try their base model once."""
+"""Why a model was declined, and its softcap. Cached so that the cells of a sweep try their base model only once."""
 
 
 class OutputHead:
-    """The output head of a model. Made on the plain model.
+    """The output head of a model. Constructed on the plain model.
 
     Attributes:
-        declined: why its losses come from logits; None: they do not.
+        declined: why losses are computed from logits; None: they are not.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -40,9 +40,13 @@ class OutputHead:
         self.declined, self._softcap = _TRIED[model]
 
     def losses(self, targets: Tensor, *args: Any, **inputs: Any) -> Tensor:
-        """Negative log-likelihood of targets [B, T] in nats [B, T], 0 where a target is -100; for the model's inputs.
+        """Negative log-likelihood of targets [B, T] in nats [B, T], 0 where a target is -100.
 
-        Calls the model, whose hooks run as they do for logits.
+        Calls the model, so its hooks run as they do for logits.
+
+        Args:
+            targets: the token to predict at each position.
+            args, inputs: the model's inputs.
         """
         head = self._head
         if self.declined or head.weight.requires_grad or head._forward_hooks or head._forward_pre_hooks:
@@ -51,7 +55,7 @@ class OutputHead:
         return linear_cross_entropy(h_BTD, head.weight, targets, bias=head.bias, softcap=self._softcap)
 
     def _input(self, *args: Any, **inputs: Any) -> Tensor:
-        """What the head is given, [B, T, D]."""
+        """The head's input, [B, T, D]."""
         vars(self._head)[_CAUGHT] = None
         vars(self._head)["forward"] = MethodType(_hand_over, self._head)
         try:
@@ -64,14 +68,14 @@ class OutputHead:
     def _refusal(self) -> str | None:
         name, head, model = type(self._model).__name__, self._head, self._model
         if head.weight.is_meta:
-            return f"{name} has no numbers yet"
+            return f"{name} is on the meta device"
         if type(head) is not nn.Linear:
-            return f"the output head of {name} is no linear layer"
+            return f"the output head of {name} is not a linear layer"
         ids = torch.arange(4, device=head.weight.device).unsqueeze(0)
         logits, h = model(input_ids=ids, use_cache=False).logits, self._input(input_ids=ids, use_cache=False)
         plain = F.linear(h, head.weight, head.bias)
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        # A softcap in the config is never left out, although small logits would hardly show it.
+        # Always apply a softcap from the config: small logits would hardly reveal it.
         expected = plain if softcap is None else softcap * torch.tanh(plain / softcap)
         if torch.allclose(logits, expected, rtol=1e-3, atol=1e-4 * float(plain.abs().max())):
             self._softcap = softcap
@@ -80,7 +84,7 @@ class OutputHead:
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """The same from logits [B, T, V]: the reference."""
+    """The same losses from logits [B, T, V]: the reference kernel."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
 
 

@@ -2,13 +2,13 @@
 
     nll = log sum_v exp(l_v) - l_target        l = W h + b, or c tanh((W h + b) / c) with a softcap c
 
-Logits are made for a few hundred tokens and a few thousand words at a time and reduced while they lie in the cache. The
-gradient to h is (softmax(l) - onehot) W, and a softmax times W is what attention computes with W as keys and values: so
-it is summed up beside log-sum-exp in the same pass, rescaled whenever a larger logit comes (the online softmax of
-arXiv 1805.02867). The backward pass only multiplies by the incoming gradient.
+Logits are computed for a few hundred tokens and a few thousand words at a time and reduced while in cache. The gradient
+with respect to h is (softmax(l) - onehot) W, and a softmax times W is what attention computes with W as keys and
+values: it is accumulated in the same pass as log-sum-exp and rescaled whenever a larger logit appears (the online
+softmax of arXiv 1805.02867). The backward pass only multiplies by the incoming gradient.
 
-Peak memory beside h and its gradient is a second gradient (in float32) and one tile of TOKENS x WORDS, where the usual
-way keeps several tensors of all tokens times the whole vocabulary. Tokens whose target is ignored cost nothing.
+Peak memory beyond h and its gradient is a second gradient (in float32) and one tile of TOKENS x WORDS, whereas the
+usual implementation holds several tensors of all tokens times the whole vocabulary. Ignored targets cost nothing.
 
 Shapes: N tokens, D hidden size, V words of the vocabulary.
 """
@@ -22,9 +22,9 @@ from hylo.kernels.product import product, product_added, widened
 from hylo.kernels.projection import compute_dtype
 
 TOKENS, WORDS = 256, 4096
-"""Size of a tile: 4 MiB of logits, which stay in the cache of a core or two."""
+"""Tile size: 4 MiB of logits, which fit into the cache of one or two cores."""
 GPU_TOKENS, GPU_WORDS = 4096, 16384
-"""On a GPU: 256 MiB; enough work for a kernel. Not measured."""
+"""Tile size on a GPU: 256 MiB, enough work for one kernel. Not tuned."""
 
 
 def linear_cross_entropy(
@@ -36,22 +36,24 @@ def linear_cross_entropy(
     softcap: float | None = None,
     ignore_index: int = -100,
 ) -> Tensor:
-    """Negative log-likelihood of each target in nats, float32 or wider, differentiable in h alone.
+    """Negative log-likelihood of each target in nats, float32 or wider, differentiable only with respect to h.
 
-    Arguments:
-        h: [..., D] hidden states that the output head reads.
+    Args:
+        h: [..., D] hidden states, the input of the output head.
         weight, bias: [V, D] and [V] of the head; frozen.
-        targets: [...] int64; where it is `ignore_index` the loss is 0 and so is the gradient.
-        softcap: bound c of the logits; None: they have none.
+        targets: [...] int64; loss and gradient are 0 where it is `ignore_index`.
+        softcap: bound c of the logits; None: unbounded.
 
     Returns:
         [...], the shape of `targets`.
 
     Raises:
-        ValueError: the head is trained; its gradient is not formed here.
+        ValueError: the head is trained; its gradient is not computed here.
     """
     if weight.requires_grad or (bias is not None and bias.requires_grad):
-        raise ValueError("linear_cross_entropy gives no gradient to the head: freeze its weight and bias, or use torch")
+        raise ValueError(
+            "linear_cross_entropy computes no gradient for the head: freeze its weight and bias, or use torch"
+        )
     h = h.to(compute_dtype(h))
     rows = (targets.flatten() != ignore_index).nonzero().squeeze(-1)
     flat, chosen = h.flatten(0, -2), targets.flatten()
@@ -77,7 +79,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(h_ND.device.type, enabled=False):
             for first in range(0, len(weight_VD), words):
                 tile = slice(first, first + words)
-                # Narrowed once for all tokens: the cast of a tile takes as long as its products with a few hundred.
+                # Cast once for all tokens: casting a tile takes as long as its product with a few hundred tokens.
                 narrowed_VD = weight_VD[tile].to(h_ND.dtype)
                 for group in groups:
                     group.read(narrowed_VD, None if bias_V is None else bias_V[tile])
@@ -92,7 +94,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _Tokens:
-    """Some tokens before the output head, which reads the vocabulary tile by tile."""
+    """A group of tokens, processed against the vocabulary tile by tile."""
 
     def __init__(self, h_ND: Tensor, targets_N: Tensor, softcap: float | None, *, wanted: bool) -> None:
         self.h_ND, self.targets_N, self.softcap = h_ND, targets_N, softcap
@@ -101,7 +103,7 @@ class _Tokens:
         self._sum_ND = torch.zeros_like(widened(h_ND)) if wanted else None
 
     def read(self, weight_VD: Tensor, bias_V: Tensor | None) -> None:
-        """Take a tile of the vocabulary into log-sum-exp and, where it is wanted, the gradient."""
+        """Accumulate a tile of the vocabulary into log-sum-exp and, if wanted, the gradient."""
         l_NV, slope_NV = self._capped(widened(product(self.h_ND, weight_VD)), bias_V)
         before_N1, self._largest_N1 = self._largest_N1, torch.maximum(self._largest_N1, l_NV.amax(-1, keepdim=True))
         p_NV = l_NV.sub_(self._largest_N1).exp_()
@@ -112,19 +114,19 @@ class _Tokens:
             self._sum_ND = _added(self._sum_ND.mul_(shrunk_N1), p_NV, weight_VD)
 
     def losses(self, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
-        """Loss of each token [N], after the last tile; leaves the gradient complete."""
+        """Loss of each token [N], after the last tile; also completes the gradient."""
         target_N, of_target_ND = self._target(weight_VD, bias_V)
         if self._sum_ND is not None:
             self._sum_ND.div_(self._total_N1).sub_(of_target_ND)
         return (self._largest_N1 + self._total_N1.log()).squeeze(-1) - target_N
 
     def gradient(self) -> Tensor:
-        """Gradient of each loss in h, [N, D]."""
+        """Gradient of each loss with respect to h, [N, D]."""
         assert self._sum_ND is not None
         return self._sum_ND.to(self.h_ND.dtype)
 
     def _target(self, weight_VD: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The target's logit [N] and its gradient in h [N, D]."""
+        """The target's logit [N] and its gradient with respect to h [N, D]."""
         rows_ND = widened(weight_VD[self.targets_N].to(self.h_ND.dtype))
         logit_N = torch.linalg.vecdot(widened(self.h_ND), rows_ND)
         if bias_V is not None:
@@ -135,7 +137,7 @@ class _Tokens:
         return bent_N * self.softcap, rows_ND * (1 - bent_N.square()).unsqueeze(-1)
 
     def _capped(self, l_NV: Tensor, bias_V: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Logits with bias and softcap, and the softcap's slope."""
+        """Logits with bias and softcap applied, and the slope of the softcap."""
         if bias_V is not None:
             l_NV = l_NV.add_(bias_V)
         if self.softcap is None:

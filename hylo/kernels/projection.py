@@ -1,14 +1,14 @@
-"""Linear layers with a frozen weight and, where an adapter adds one, a low-rank update: forward and backward by hand.
+"""Linear layers with a frozen weight and an optional low-rank update, with hand-written forward and backward.
 
     y = ratio * (W x + B (s g (A x))) + bias
 
-g: one factor a token (a position gate), ratio: one factor an output feature (a magnitude over a norm); both may be
-missing, and so may the whole update. Layers that read the same input run as one function: the input is kept once, A x
-of all layers is one product, and so is the part of the input's gradient that goes through A.
+g: one factor per token (a position gate); ratio: one factor per output feature (a magnitude over a norm); both are
+optional, and so is the whole update. Layers that share their input run as one function: the input is saved once, A x of
+all layers is one product, and so is the part of the input's gradient that goes through A.
 
-Kept for the backward pass: x, A x (R columns) and, where there is a ratio, the output before it. The update is added
-to the output in place, g acts in rank space, and no gradient of a frozen tensor is formed. Own design; the equations
-are those of hylo/adapters/low_rank.py, whose plain formulas are the reference of the tests.
+Saved for the backward pass: x, A x (R columns) and, if there is a ratio, the output before it. The update is added to
+the output in place, g is applied in rank space, and no gradient of a frozen tensor is computed. Own design; the
+equations are those of hylo/adapters/low_rank.py, whose plain formulas are the reference in the tests.
 
 Shapes: N rows (batch times tokens), I in features, O out features, R rank.
 """
@@ -34,14 +34,14 @@ class Update:
     scale: float
     """s"""
     gate: Tensor | None = None
-    """g of every token, in a shape that expands to that of the input without its features; None: 1."""
+    """g of every token, broadcastable to the input's shape without its last dimension; None: 1."""
     ratio: Tensor | None = None
     """[O]; None: 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Projection:
-    """A linear layer, as the fused functions read it."""
+    """A linear layer as input to the fused kernels."""
 
     weight: Tensor
     """[O, I], frozen; may be a transposed view."""
@@ -51,24 +51,24 @@ class Projection:
 
 
 def project(projections: Sequence[Projection], x: Tensor) -> tuple[Tensor, ...]:
-    """Outputs [..., O] of layers that read the same input [..., I], differentiable in x and all tensors of updates."""
+    """Outputs [..., O] of layers that share the input x [..., I], differentiable in x and the updates' tensors."""
     x = x.to(compute_dtype(x))
     parts = _Projected.apply([static(p) for p in projections], x.flatten(0, -2), *trained(projections, x))
     return tuple(part.unflatten(0, x.shape[:-1]) for part in parts)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """What products of x are computed in: that of autocast where it is on, else that of x."""
+    """Dtype for products of x: autocast's if it is enabled, else that of x."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 TRAINED = 4
-"""Tensors that `trained` gives for each projection: A, B, gate, ratio."""
+"""Number of tensors that `trained` returns per projection: A, B, gate, ratio."""
 
 
 def trained(projections: Sequence[Projection], x: Tensor) -> list[Tensor | None]:
-    """What an autograd function takes besides x [..., I]: A, B, gate [N, 1] and ratio of every projection."""
+    """The inputs of an autograd function besides x [..., I]: A, B, gate [N, 1] and ratio of every projection."""
     tensors: list[Tensor | None] = []
     for projection in projections:
         update = projection.update
@@ -82,7 +82,7 @@ def trained(projections: Sequence[Projection], x: Tensor) -> list[Tensor | None]
 
 @dataclass(frozen=True, slots=True)
 class Static:
-    """What of a projection takes no gradient."""
+    """The part of a projection that gets no gradient."""
 
     weight: Tensor
     bias: Tensor | None
@@ -96,12 +96,12 @@ def static(projection: Projection) -> Static:
 
 
 class Siblings:
-    """The arithmetic of projections that read the same input, on rows and without autograd.
+    """The arithmetic of projections that share their input, on rows and without autograd.
 
-    Arguments:
+    Args:
         statics: the frozen parts.
-        tensors: A, B, gate [N, 1] and ratio of each projection in turn; None where there is none.
-        dtype: of the products.
+        tensors: A, B, gate [N, 1] and ratio of each projection in turn; None for missing ones.
+        dtype: dtype of the products.
     """
 
     def __init__(self, statics: Sequence[Static], tensors: Sequence[Tensor | None], dtype: torch.dtype) -> None:
@@ -113,7 +113,7 @@ class Siblings:
         """[sum of ranks, I]"""
 
     def forward(self, x_NI: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Outputs before ratio (with bias where there is no ratio), and A x of all projections, [N, sum of ranks]."""
+        """Outputs before the ratio (with bias if there is no ratio), and A x of all projections, [N, sum of ranks]."""
         z_NR = None if self.A is None else product(x_NI, self.A)
         outputs = []
         for index, static in enumerate(self.statics):
@@ -126,7 +126,7 @@ class Siblings:
         return outputs, z_NR
 
     def finish(self, index: int, raw_NO: Tensor) -> Tensor:
-        """The output of a projection from what `forward` gave for it."""
+        """The final output of a projection from its output of `forward`."""
         ratio, bias = self.parts[index][3], self.statics[index].bias
         if ratio is None:
             return raw_NO
@@ -142,10 +142,14 @@ class Siblings:
         *,
         needs_x: bool,
     ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """From the outputs' gradients [N, O] to that of x (None where it is not needed) and of `tensors`.
+        """Gradients of x (None if not needed) and of `tensors`.
 
-        Arguments:
-            raws: what `forward` gave for the projections that have a ratio.
+        Args:
+            x_NI: the input.
+            z_NR: A x of all projections, from `forward`.
+            raws: outputs of `forward` for the projections that have a ratio.
+            gradients: the outputs' gradients, [N, O] each.
+            needs_x: whether to compute the gradient of x.
         """
         dx_NI, d_tensors, dz_parts = None, [], []
         for index, dy_NO in enumerate(gradients):
@@ -179,7 +183,7 @@ class Siblings:
         return dx_NI, d_tensors
 
     def _columns(self, index: int) -> slice:
-        """Where the rank space of a projection lies in that of all."""
+        """Columns of a projection's rank space within the concatenated one."""
         ranks = [0 if part[0] is None else len(part[0]) for part in self.parts]
         return slice(sum(ranks[:index]), sum(ranks[: index + 1]))
 

@@ -1,6 +1,6 @@
 """Root-mean-square norm with a frozen scale: y = w x / sqrt(mean(x^2) + eps) (arXiv 1910.07467, equation 4).
 
-Kept for the backward pass: x and one number a row. Computed in float32, or the type of x if that is wider.
+Saved for the backward pass: x and one number per row. Computed in float32, or in the dtype of x if that is wider.
 
 Shapes: N rows, D hidden size.
 """
@@ -14,7 +14,7 @@ from hylo.kernels.product import widened
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """y [..., D] of x [..., D], differentiable in x alone; float32 unless the scale has another type."""
+    """y [..., D] for x [..., D], differentiable in x only, in the promoted dtype of x and the scale."""
     y: Any = _RMSNorm.apply(x.flatten(0, -2), weight_D.detach(), eps)
     return y.view(x.shape)
 

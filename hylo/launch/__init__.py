@@ -1,1 +1,1 @@
-"""Where runs run: one file per launcher."""
+"""How cells are launched: one file per launcher."""

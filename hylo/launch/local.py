@@ -1,12 +1,11 @@
 """Cells of a plan side by side: one process each, with its share of the cores.
 
-A step of a small model keeps two cores busy for seven eighths of its time: between matrix products threads wait for
-each other. Two cells with one thread each do not. Measured on 2 cores with the default model: 12 to 14 % more steps a
-minute than one cell after the other with two threads. The numbers do not depend on it: on a CPU a run has the same bits
-with one thread as with two, and a test holds that. On processors whose matrix products divide a sum over the vocabulary
-among threads (seen with AMX) they agree to rounding only.
+A step of a small model leaves cores idle: between matrix products, threads wait for each other. Two cells with one
+thread each do not, and were faster in our measurements than one cell after the other with two threads. The numbers do
+not depend on it: on a CPU, runs with one and two threads are bit-identical, which a test checks. On processors whose
+matrix products divide a sum over the vocabulary among threads (seen with AMX) they agree only to rounding.
 
-On a GPU, or where `accelerate launch` started several processes, cells run one after the other.
+On a GPU, or with several processes started by `accelerate launch`, cells run one after the other.
 """
 
 import io
@@ -30,15 +29,15 @@ from hylo.runs.run import run_or_report
 from hylo.runs.shared import Session
 
 MOST = 4
-"""Most cells at once unless told otherwise: more were never measured."""
+"""Maximum number of cells at once unless configured: more were never measured."""
 CELL_BYTES = 4 * 2**30
-"""Memory that a cell at once must find free: the default run peaks at about half of it."""
+"""Free memory required per concurrent cell: the default run peaks at about half of it."""
 
 WORTH = 2e12
-"""Operations below which a sweep is done before processes have started: 20 seconds at 100 Gflop/s."""
+"""Operations below which starting worker processes does not pay off."""
 
 _SESSION = Session()
-"""Of a worker process: its cells share weights, tokens and windows. Weights are pages of one file for all workers."""
+"""The session of a worker process: its cells share weights, tokens and windows. Workers map the same weights file."""
 
 
 def cells_at_once(cells: Sequence[Cell], session: Session) -> int:
@@ -56,7 +55,7 @@ def cells_at_once(cells: Sequence[Cell], session: Session) -> int:
 
 
 def operations(cell: Cell, session: Session) -> float:
-    """Floating-point operations of a cell, about: 4 a weight and token of training, 2 of evaluation and of a probe."""
+    """Approximate operations of a cell: per weight and token, 4 in training and 2 in evaluation and probes."""
     config, trainer = cell.config, cell.config.trainer
     windows = trainer.steps * trainer.batch_size * trainer.gradient_accumulation_steps if config.components else 0
     evaluated = config.data.eval_windows or 0
@@ -66,10 +65,10 @@ def operations(cell: Cell, session: Session) -> float:
 
 
 def run_cells(cells: Sequence[Cell], session: Session) -> None:
-    """Run cells that are not complete, several at once where that is better. One that fails does not stop the others.
+    """Run cells that are not complete, several at once where that is faster. A failed cell does not stop the others.
 
-    Those that would leave cores idle at the end run here, one after the other with all threads; and so does all that is
-    left, should a worker be killed.
+    Cells that would leave cores idle at the end run in this process, one after the other with all threads; so do all
+    remaining cells if a worker is killed.
     """
     workers = cells_at_once(cells, session)
     left = list(cells)
@@ -78,20 +77,20 @@ def run_cells(cells: Sequence[Cell], session: Session) -> None:
         try:
             _in_workers(left, workers, [cell for cell in cells if cell not in odd])
         except BrokenProcessPool:
-            print("a process was killed, perhaps for memory: going on one cell at a time", file=sys.stderr, flush=True)
+            print("a process was killed (out of memory?): continuing one cell at a time", file=sys.stderr, flush=True)
     done = len(cells) - len(left)
     for number, cell in enumerate(left, done + 1):
         _run(cell, f"[{number}/{len(cells)}]", session)
 
 
 def odd_ones(cells: Sequence[Cell], workers: int) -> list[Cell]:
-    """The last trained cells that would not fill all workers. Evaluations alone are short and count as nothing."""
+    """The last trained cells that would not fill all workers. Cells that only evaluate are short and do not count."""
     trained = [cell for cell in cells if cell.config.components]
     return trained[len(trained) - len(trained) % workers :]
 
 
 def _in_workers(left: list[Cell], workers: int, chosen: Sequence[Cell]) -> None:
-    """Run the chosen cells in processes; each leaves the list of all when it is done."""
+    """Run the chosen cells in worker processes; each is removed from `left` when it is done."""
     threads, total, began = max(1, torch.get_num_threads() // workers), len(chosen), time.monotonic()
     print(f"{total} cells, {workers} at once with {threads} thread{'s' * (threads > 1)} each", flush=True)
     context = multiprocessing.get_context("spawn")  # a forked process would inherit locks of torch's threads
@@ -112,7 +111,7 @@ def _in_workers(left: list[Cell], workers: int, chosen: Sequence[Cell]) -> None:
 
 
 class _Lines(io.TextIOBase):
-    """Standard output of a worker: no terminal, because bars of several processes would draw over each other."""
+    """Standard output of a worker: not a terminal, because bars of several processes would overwrite each other."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -134,7 +133,7 @@ def _begin(threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for cells for ever, with its memory. A checkpoint keeps its work."""
+    """Exit when the parent is killed: the worker would wait for cells forever. A checkpoint keeps its work."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

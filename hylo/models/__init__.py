@@ -1,1 +1,1 @@
-"""Sources of base models: one file each, with its typed config in it."""
+"""Sources of base models: one file per source, including its typed config."""

@@ -1,6 +1,6 @@
-"""Where things are in a causal language model of transformers: target layers, attention, FFN, final norm, sizes.
+"""Locates the parts of a transformers causal language model: target layers, attention, FFN, final norm, sizes.
 
-Works by structure, on the meta device too; an architecture that differs is an entry in a table here.
+Works by structure, on the meta device too; architectures that deviate have an entry in a table here.
 """
 
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 ALL_LINEAR = "all-linear"
-"""Stands for every linear layer of the decoder, without the output head."""
+"""Stands for every linear layer of the decoder except the output head."""
 
 _DEFAULT_TARGETS = {
     "gpt2": ["c_attn", "c_proj"],
@@ -17,12 +17,14 @@ _DEFAULT_TARGETS = {
 }
 _OTHERWISE = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
-_FFNS = ("mlp", "feed_forward", "ffn", "fc2")  # OPT has no module of its own for the FFN: its last layer stands for it
+_FFNS = ("mlp", "feed_forward", "ffn", "fc2")  # OPT has no FFN module: its last layer is used instead
 
 
 def default_targets(model: PreTrainedModel) -> list[str]:
-    """The layers that the published methods adapt: query, key, value and output projections of attention; on GPT-2
-    the fused one and both c_proj."""
+    """Names of the layers that the published methods adapt.
+
+    These are the query, key, value and output projections of attention; on GPT-2, the fused one and both c_proj.
+    """
     return _DEFAULT_TARGETS.get(model.config.model_type, _OTHERWISE)
 
 
@@ -33,7 +35,7 @@ def decoder(model: PreTrainedModel) -> nn.Module:
 
 
 def final_norm(model: PreTrainedModel) -> nn.Module:
-    """The norm whose output the output head reads.
+    """The norm whose output is the input of the output head.
 
     Raises:
         ValueError: the model has none under a known name.
@@ -49,7 +51,7 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The layers of the stack, in order.
 
     Raises:
-        ValueError: the decoder holds no list of as many layers as its config says.
+        ValueError: the decoder has no list with the number of layers in its config.
     """
     count = model.config.get_text_config().num_hidden_layers
     for module in decoder(model).children():
@@ -59,7 +61,7 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def ffn_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """The module of each layer whose output is that of the FFN before the residual is added.
+    """The FFN module of each layer: its output is the FFN's before the residual is added.
 
     Raises:
         ValueError: a layer has none under a known name.
@@ -78,7 +80,7 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The self-attention of each layer: the module that calls an attention function of transformers' registry.
 
     Raises:
-        ValueError: the architecture computes attention by itself, or a layer has not exactly one such module.
+        ValueError: the architecture does not use the registry, or a layer does not have exactly one such module.
     """
     name = type(model).__name__
     if not model._supports_attention_backend:
@@ -93,7 +95,7 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def key_value_shape(model: PreTrainedModel) -> tuple[int, int]:
-    """(key/value heads, width of a head) of a layer's keys and values."""
+    """(number of key/value heads, head width) of a layer's keys and values."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -106,15 +108,15 @@ def hidden_size(model: PreTrainedModel) -> int:
 
 
 def model_context_length(model: PreTrainedModel) -> int:
-    """The longest context the model was made for, in tokens."""
+    """The model's longest context, in tokens."""
     return model.config.get_text_config().max_position_embeddings
 
 
 def target_layers(model: PreTrainedModel, targets: list[str]) -> dict[str, nn.Module]:
-    """Linear layers (nn.Linear or Conv1D) whose path is, or ends in, one of the targets; by path.
+    """Linear layers (nn.Linear or Conv1D) whose path equals or ends with one of the targets, by path.
 
     Raises:
-        ValueError: a target matches no linear layer; or there is none; the message lists the names that would.
+        ValueError: a target matches no linear layer, or there are no targets; the message lists the names that match.
     """
     head = model.get_output_embeddings()
     linear: dict[str, nn.Module] = {

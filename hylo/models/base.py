@@ -1,4 +1,4 @@
-"""What a source of base models provides."""
+"""The interface of a source of base models."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from hylo.core.cache import file_hash, text_hash
 from hylo.core.errors import MissingDependency
 
-disable_progress_bar()  # transformers' bars for loading a second's worth of weights only clutter a run's log
+disable_progress_bar()  # loading is short, and transformers' progress bars would clutter the log
 
 
 @dataclass(kw_only=True, slots=True)
@@ -25,18 +25,18 @@ class ModelConfig(ABC):
     """Where the base model comes from. Subclasses add their own fields."""
 
     pretrained: ClassVar[bool] = True
-    """False where the weights are random: every table says so."""
+    """False if the weights are random; every table says so."""
 
     name: str = MISSING
     """Short name for tables and folders."""
 
     @abstractmethod
     def identity(self) -> str:
-        """A hash of everything that decides the model's outputs, without loading its weights."""
+        """A hash of everything that determines the model's outputs, computed without loading its weights."""
 
     @abstractmethod
     def skeleton(self) -> PreTrainedModel:
-        """The model without weights, on the meta device: for checks and counts in well under a second."""
+        """The model without weights, on the meta device, for fast checks and counts."""
 
     @abstractmethod
     def load(self) -> PreTrainedModel:
@@ -48,7 +48,7 @@ class ModelConfig(ABC):
 
 
 def skeleton_from_config(config: object) -> PreTrainedModel:
-    """A model of a transformers config on the meta device."""
+    """The model of a transformers config, on the meta device."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
@@ -60,23 +60,23 @@ def folder_identity(folder: Path) -> str:
 
 
 def skeleton_from_folder(folder: Path) -> PreTrainedModel:
-    """A local folder's model on the meta device."""
+    """The model of a local folder, on the meta device."""
     with _explained("config", folder):
         return skeleton_from_config(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
 
 def load_folder(folder: Path) -> PreTrainedModel:
-    """A local folder's model in float32. Only safetensors are read: no pickle, no code from the folder.
+    """The model of a local folder in float32. Only safetensors are read: no pickle, no code from the folder.
 
-    Weights that the files hold in float32 are mapped: processes share their pages, and a page that one of them writes
-    to becomes its own copy. Weights of another type are converted, and then each process has its own.
+    Weights stored in float32 are memory-mapped copy-on-write, so processes share their pages. Weights of other dtypes
+    are converted, and each process has its own copy.
 
     Raises:
-        MissingDependency: the weights are not there, not all there, or not readable.
+        MissingDependency: the weights are missing, incomplete or unreadable.
     """
     if not any(folder.glob("*.safetensors")):
         raise MissingDependency(
-            f"{folder} holds no *.safetensors: not downloaded, or pickled, and hylo loads no pickled weights. "
+            f"{folder} holds no *.safetensors: not downloaded, or pickled; hylo does not load pickled weights. "
             f"Convert them once: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)"
         )
     with _explained("weights", folder):
@@ -89,7 +89,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
             output_loading_info=True,
         )
     model, loading = loaded
-    if missing := sorted(loading["missing_keys"]):  # transformers draws these at random and goes on
+    if missing := sorted(loading["missing_keys"]):  # transformers would initialize these at random and continue
         raise MissingDependency(
             f"the weights in {folder} lack {', '.join(missing[:3])} ({len(missing)} in all)\n"
             f"    fix: a complete checkpoint of a causal language model, output head included"
@@ -98,14 +98,14 @@ def load_folder(folder: Path) -> PreTrainedModel:
 
 
 def folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """A local folder's fast tokenizer."""
+    """The fast tokenizer of a local folder."""
     with _explained("tokenizer", folder):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 @contextmanager
 def _explained(part: str, folder: Path) -> Iterator[None]:
-    """Turns the errors of transformers into one that names the folder and the reason."""
+    """Converts errors from transformers into a MissingDependency that names the folder and the reason."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:

@@ -17,7 +17,7 @@ class FolderModelConfig(ModelConfig):
     """A local model folder."""
 
     folder: str = MISSING
-    """Path of the folder; relative to where train.py is started."""
+    """Path of the folder, relative to the directory in which train.py is started."""
 
     def path(self) -> Path:
         path = Path(self.folder).expanduser()

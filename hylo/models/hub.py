@@ -19,17 +19,17 @@ _WEIGHTS = ["*.safetensors"]
 @register("model", "hub")
 @dataclass(kw_only=True, slots=True)
 class HubModelConfig(ModelConfig):
-    """A repository of the hub."""
+    """A repository on the hub."""
 
     repo: str = MISSING
     """owner/name on the hub."""
     revision: str = "main"
-    """Branch, tag or commit. The record holds the commit that it stood for."""
+    """Branch, tag or commit. The record stores the commit it resolved to."""
 
     def snapshot(self, patterns: list[str]) -> Path:
-        """Local folder with the repository's files of these patterns; its name is the commit."""
+        """Local folder with the repository's files that match the patterns; its name is the commit."""
         try:
-            # Sharded checkpoints keep their files at the top; folders hold other formats (onnx, coreml).
+            # Sharded checkpoints keep their files at the top level; subfolders hold other formats (onnx, coreml).
             return Path(
                 snapshot_download(self.repo, revision=self.revision, allow_patterns=patterns, ignore_patterns=["*/*"])
             )

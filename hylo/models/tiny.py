@@ -1,7 +1,7 @@
-"""Tiny models with random weights and a byte tokenizer, for tests and first tries in seconds.
+"""Tiny models with random weights and a byte tokenizer, for tests and quick trials.
 
-Numbers from them say nothing about methods, and every table says so. Layers are not square and attention is grouped, so
-that a transposed weight or a swapped head count cannot pass unnoticed.
+Their numbers say nothing about methods, and every table says so. Layers are not square and attention is grouped, so
+that a transposed weight or a swapped head count cannot go unnoticed.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class TinyArchitecture(Enum):
-    """Architectures there is a tiny model of."""
+    """Architectures with a tiny model."""
 
     llama = "llama"
     gpt2 = "gpt2"
@@ -38,14 +38,14 @@ class TinyArchitecture(Enum):
 @register("model", "tiny")
 @dataclass(kw_only=True, slots=True)
 class TinyModelConfig(ModelConfig):
-    """Which architecture, and the seed of its weights."""
+    """Architecture, context length and weight seed of a tiny model."""
 
     pretrained: ClassVar[bool] = False
 
     architecture: TinyArchitecture = TinyArchitecture.llama
     """llama or gpt2."""
     context: int = bounded(512, ge=8)
-    """Longest context of the model, in tokens."""
+    """The model's longest context, in tokens."""
     weights_seed: int = bounded(0, ge=0)
     """Seed of the random weights."""
 
@@ -81,7 +81,7 @@ class TinyModelConfig(ModelConfig):
 
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:
-    """One token a byte: 256 bytes and an end-of-text token."""
+    """One token per byte: 256 bytes and an end-of-text token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

@@ -1,16 +1,16 @@
-"""Reports: everything a study shows, rebuilt from its records alone, without a model and without torch.
+"""Reports: everything a study shows, rebuilt from its records alone, without a model or torch.
 
-outputs/<group>/summary.csv       one row a cell and reference (see `summarize`)
-outputs/<group>/summary.md        the same with captions, figures and the runs that failed
+outputs/<group>/summary.csv       one row per cell and reference (see `summarize`)
+outputs/<group>/summary.md        the same with captions, figures and failed runs
 outputs/<group>/summary.tex       the same tables for a paper
-outputs/<group>/report.html       everything on one page: sorting, exact values, figures; opens without a network
-outputs/<group>/claims.csv, contrasts.csv, ...      what the study decides, where it names claims and contrasts
-outputs/<group>/figures/          each as PNG and as SVG, which shows values on pointing
+outputs/<group>/report.html       everything on one page: sortable tables, exact values, figures; works offline
+outputs/<group>/claims.csv, contrasts.csv, ...      what the study decides, if it names claims and contrasts
+outputs/<group>/figures/          each as PNG and as SVG with tooltips
 
 `python -m hylo.report FOLDER --out OTHER` writes them elsewhere.
 
-Rebuilt on one machine, every file has the same bytes. Another processor may round the tenth digit of a number, its last
-one (hylo/report/tables/numbers.py), to the other side.
+Rebuilt on the same machine, every file is byte-identical. Another processor may round the tenth and last digit of a
+number (hylo/report/tables/numbers.py) differently.
 """
 
 from dataclasses import dataclass
@@ -60,13 +60,13 @@ class Report:
 
     study: StudyRecord
     summary: pd.DataFrame
-    """As `summarize` returns it."""
+    """As returned by `summarize`."""
     decisions: list[Decision]
-    """Claims, contrasts and what else the study decides."""
+    """Claims, contrasts and everything else the study decides."""
     failed: list[str]
-    """One line a run that has no result: it failed, or was interrupted."""
+    """One line per run without a result: it failed or was interrupted."""
     figures: list[Path]
-    """The PNGs; an SVG of the same name is beside each."""
+    """The PNGs; each has an SVG of the same name next to it."""
     folder: Path
     """Where it was written."""
 
@@ -75,8 +75,8 @@ def write_report(folder: Path, to: Path | None = None) -> Report:
     """Rebuild a study's report from its records: every file named above.
 
     Args:
-        folder: of the study.
-        to: where the report goes; the study's own folder where it is not given.
+        folder: the study's folder.
+        to: where the report goes; the study's folder by default.
 
     Raises:
         RecordError: the manifest or a record is missing or damaged, or cells were evaluated on different windows.

@@ -12,7 +12,7 @@ OUTPUTS = Path("outputs")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0, or 2 where a study could not be reported; the others still are."""
+    """Return exit code 0, or 2 if any study could not be reported; the others still are."""
     options = _options(arguments)
     folders = options.folders or sorted(path.parent for path in OUTPUTS.glob(f"*/{STUDY}"))
     code = 0
@@ -44,8 +44,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="where the report goes; of several studies each gets a folder in it, with the study's name. Default: into "
-        f"the study's own folder. Published records (experiments/<study>/{RECORDS}) take no report: they need --out",
+        help="where the report goes; with several studies, each gets a subfolder named after it. Default: the study's "
+        f"own folder. Published records (experiments/<study>/{RECORDS}) hold no reports, so they need --out",
     )
     return parser.parse_args(arguments)
 
@@ -54,13 +54,14 @@ def _goal(folder: Path, out: Path | None, *, several: bool) -> Path:
     """Where the report of a study goes.
 
     Raises:
-        HyloError: among published records, which hold nothing but records; or the study's manifest is damaged.
+        HyloError: the folder holds published records, which must not be mixed with reports; or the study's manifest
+            is damaged.
     """
     to = folder if out is None else out / file_name(read_study(folder).name) if several else out
     if to.resolve().name == RECORDS and (to / STUDY).exists():
-        allowed = "any folder but one of published records, where files of a report would lie among them"
+        allowed = "any folder that holds no published records, which report files must not be mixed with"
         fix = f"python -m hylo.report {folder} --out outputs/{folder.resolve().parent.name}-report"
-        raise HyloError(problem("folder of the report", str(to), allowed, fix))
+        raise HyloError(problem("report folder", str(to), allowed, fix))
     return to
 
 

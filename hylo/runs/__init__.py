@@ -1,1 +1,1 @@
-"""One run, from a typed configuration to its record."""
+"""One run, from typed configuration to record."""

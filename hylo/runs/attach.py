@@ -1,4 +1,4 @@
-"""The model of a cell: the base model with its components and kernels, and what the components begin with."""
+"""A cell's model: the base model with components and kernels, and the components' starting values."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,17 +22,17 @@ from hylo.training.config import Kernels
 from hylo.training.loop import training_batches
 
 FIRST_BATCHES = 16
-"""How many batches of training a component may start from."""
+"""Number of training batches that a component may be initialized from."""
 
 
 @contextmanager
 def prepared(
     base: PreTrainedModel, config: Config, batches: Callable[[], list[dict[str, Tensor]]] | None = None
 ) -> Iterator[AdaptedModel]:
-    """The base model with the cell's components and kernels; it leaves the block as it came.
+    """The base model with the cell's components and kernels; restored when the block ends.
 
-    Arguments:
-        batches: makes what the model is given first in training, for components that start from data.
+    Args:
+        batches: returns the model inputs of the first training steps, for components initialized from data.
     """
     kernels = config.trainer.kernels
     with (
@@ -50,15 +50,15 @@ def prepared(
 
 
 def first_batches(config: Config, session: Session, device: torch.device) -> list[dict[str, Tensor]]:
-    """The model's inputs in the first steps of the cell's training, in its order."""
+    """The model inputs of the first training steps of the cell, in order."""
     windows = session.windows(config.data, config.model, Split.train)
     order = training_batches(windows, config.trainer.batch_size, seed=config.seed)
     return [model_inputs(batch.ids, batch.lengths, device) for batch in islice(order, FIRST_BATCHES)]
 
 
 def begin(model: AdaptedModel, folder: Path, accelerator: Accelerator) -> None:
-    """Keep what the components begin with beside the adapter to come; an interrupted run goes on from what it kept."""
+    """Saves the components' starting values in the adapter folder; an interrupted run resumes from those saved."""
     kept = load_start(model, folder / ADAPTER, untrained=True)
-    accelerator.wait_for_everyone()  # until each process has seen that there was nothing
+    accelerator.wait_for_everyone()  # until every process has seen that nothing was saved
     if not kept and accelerator.is_main_process:
         save_start(model, folder / ADAPTER)

@@ -1,4 +1,4 @@
-"""A cell: one configuration under a name, and whether it can work at all."""
+"""A cell: a named configuration, and checks that it can run."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ from hylo.training.config import kernel_problems, trainer_problems
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration under a name, in a group (a study or sweep)."""
+    """A named configuration in a group (a study or sweep)."""
 
     group: str
     name: str
     config: Config
     overrides: tuple[str, ...] = ()
-    """What to give train.py to run this cell alone."""
+    """Arguments of train.py that run this cell alone."""
 
     def folder(self, fingerprint: str) -> Path:
-        """Folder of the cell's record."""
+        """The folder of the cell's record."""
         seed = f"seed{self.config.seed}-" if self.config.components else ""
         return Path(self.config.outputs) / self.group / f"{self.name}-{seed}{fingerprint}"
 
@@ -38,11 +38,11 @@ class Cell:
 
 
 def check(cell: Cell, session: Session) -> None:
-    """Refuse a cell that cannot work, before anything expensive starts and before anything is written.
+    """Refuses a cell that cannot run, before anything expensive starts or is written.
 
     Raises:
-        ConfigError: settings contradict each other, or the model, or this machine.
-        MissingDependency: the model or the data cannot be reached, or the tracker's library is not installed.
+        ConfigError: settings conflict with each other, the model or this machine.
+        MissingDependency: model or data cannot be reached, or the tracker's library is not installed.
     """
     config = cell.config
     config.tracking.check()
@@ -65,7 +65,7 @@ def check(cell: Cell, session: Session) -> None:
 
 
 def probe_problems(config: Config, session: Session, limit: int) -> Iterator[str]:
-    """Why the probe cannot be asked of this cell, as text; `limit` is the model's longest context."""
+    """Yields why the probe cannot be asked of this cell; `limit` is the model's maximum context length."""
     probe = config.probe_config
     if probe is None:
         return
@@ -80,14 +80,15 @@ def probe_problems(config: Config, session: Session, limit: int) -> Iterator[str
         allowed = f"questions that fit {config.model.name}: {limit} tokens; the longest has {longest}"
         yield probe.too_long(allowed, "a model with a longer context")
     elif [*method_problems(config.components, BuildContext(session.skeleton(config.model), longest, config.seed))]:
-        allowed = f"questions that leave the method its positions: {limit} less {longest} tokens of the longest"
+        allowed = f"questions that leave the method enough positions: {limit} minus the {longest} tokens of the longest"
         yield probe.too_long(allowed, "a smaller prefix")
 
 
 def check_documents(config: Config, session: Session) -> None:
-    """Refuse data without documents, or with a document that is both trained on and evaluated on.
+    """Refuses data without documents, or with a document that is both trained on and evaluated on.
 
-    Documents of fewer bytes than the context length has tokens fill no window: headings, say, recur in honest data.
+    Documents with fewer bytes than the context has tokens are exempt: they fill no window, and headings, say, recur in
+    sound data.
 
     Raises:
         ConfigError: as above; it names the splits or the document.

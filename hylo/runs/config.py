@@ -1,4 +1,4 @@
-"""The whole configuration, typed: what YAML files and overrides become before anything runs."""
+"""The complete typed configuration, which YAML files and overrides are resolved to before anything runs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,74 +40,74 @@ UNTIL_DECIDED = "until_decided"
 
 
 class Tune(Enum):
-    """Where the settings that a study chooses for each cell come from."""
+    """Source of the settings that a study tunes per cell."""
 
-    recorded = "trials, but not those that studies were published with under the same conditions"
-    again = "trials, whatever was published; finished ones are found again"
-    off = "nowhere: cells keep what their files say, and verdicts say so"
+    recorded = "trials, except choices already published under the same conditions"
+    again = "trials, whatever was published; finished trials are reused"
+    off = "none: cells keep the settings in their files, and verdicts say so"
 
 
 @dataclass(kw_only=True, slots=True)
 class Config:
-    """One cell: a model, data, a method, a trainer and a seed. Or a study of many."""
+    """One cell (model, data, method, trainer and seed), or a study of many."""
 
     model: ModelConfig = MISSING
     """Base model: conf/model/."""
     data: DataConfig = MISSING
     """Text and windows: conf/data/."""
     method: dict[str, ComponentConfig | None] = field(default_factory=dict)
-    """Components by slot: conf/method/. A slot set to null is off."""
+    """Components by slot: conf/method/. A slot set to null is disabled."""
     trainer: TrainerConfig = MISSING
     """Training and evaluation settings: conf/trainer/."""
     probe: ProbeChoice = MISSING
-    """What is asked of the complete run: conf/probe/. No part of the run's fingerprint."""
+    """Probe of the complete run: conf/probe/. Not part of the run's fingerprint."""
     tracking: TrackerConfig = MISSING
-    """Where runs are logged besides their records: conf/tracking/."""
+    """Where runs are logged in addition to their records: conf/tracking/."""
     seed: int = bounded(0, ge=0)
-    """Seed of adapter starts, window order and dropout."""
+    """Seed for adapter initialization, window order and dropout."""
     study: str | None = None
-    """Run a whole study, experiments/<study>/study.yaml, instead of one cell."""
+    """Run a study, experiments/<study>/study.yaml, instead of one cell."""
     seeds: Any = None
-    """Seeds of the study's cells, [0,1,2]; None: those that the study names; until_decided: as many as it takes, by the
-    rule of hylo/stats/sequential.py."""
+    """Seeds of the study's cells, such as [0,1,2]; None: those named by the study; until_decided: as many as needed, by
+    the rule in hylo/stats/sequential.py."""
     most_seeds: int = bounded(12, ge=3)
-    """With seeds=until_decided: where it stops, decided or not."""
+    """Maximum number of seeds with seeds=until_decided, decided or not."""
     tune: Tune = Tune.recorded
-    """recorded, again or off: where the settings that a study chooses for each cell come from."""
+    """recorded, again or off: source of the settings that a study tunes per cell."""
     add: list[str] | None = None
-    """Methods that the study runs besides its cells, each in a row of its own; None: its cells alone."""
+    """Additional methods for the study to run, each in its own row; None: only the study's cells."""
     workers: int | None = bounded(None, ge=1)
-    """Cells that run at the same time, each with its share of the cores; None: on a CPU as many as there are cores, at
-    most four and as memory allows, on a GPU one."""
+    """Cells that run at the same time, sharing the cores; None: on a CPU one per core, at most four and as many as fit
+    in memory; on a GPU one."""
     cell: str | None = None
-    """Name of the cell in tables; None: made from the overrides."""
+    """Name of the cell in tables; None: derived from the overrides."""
     outputs: str = "outputs"
-    """Folder of all records, relative to where train.py is started."""
+    """Folder of all records, relative to the working directory."""
 
     @property
     def fixed_seeds(self) -> list[int] | None:
-        """The seeds that were named; None: none were."""
+        """The seeds, if given as a list; otherwise None."""
         return self.seeds if isinstance(self.seeds, list) else None
 
     @property
     def components(self) -> dict[str, ComponentConfig]:
-        """The method's slots that are on."""
+        """The method's enabled slots."""
         return {slot: config for slot, config in self.method.items() if config is not None}
 
     @property
     def probe_config(self) -> ProbeConfig | None:
-        """The probe's settings; None where nothing is asked."""
+        """The probe's settings; None without a probe."""
         return self.probe if isinstance(self.probe, ProbeConfig) else None
 
 
 def resolve(composed: DictConfig) -> Config:
-    """The typed configuration of a composed one, with every number inside its bounds.
+    """Converts a composed configuration to a typed one and checks the bounds of every number.
 
     Raises:
         ConfigError: a value is missing, of the wrong type or out of range, or the config reads the environment.
     """
     if "oc.env" in OmegaConf.to_yaml(composed):
-        # Resolved, it would write the variable, perhaps a secret, into every record.
+        # Resolving it would write the variable, possibly a secret, into every record.
         raise ConfigError("the configuration reads the environment (oc.env)\n    fix:     write the value itself")
     try:
         config = OmegaConf.to_object(composed)

@@ -1,10 +1,10 @@
-"""Records that earlier versions wrote, in the words of this one: the one place that knows what has been renamed."""
+"""Converts records written by earlier versions: the only place that knows renamed keys."""
 
 from typing import Any
 
 
 def current_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A study's manifest: the base model's cell was `untuned`, a contrast's comparison its `way`."""
+    """Updates a study's manifest: `base` used to be `untuned`, a contrast's `comparison` its `way`."""
     current = _renamed(manifest, {"untuned": "base"})
     current["cells"] = [_renamed(cell, {"untuned": "base"}) for cell in manifest["cells"]]
     if "contrasts" in manifest:
@@ -13,7 +13,7 @@ def current_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def current_result(result: dict[str, Any]) -> dict[str, Any]:
-    """A run's result: a probe's fingerprint was its `mark`, and while there was one probe it had no name."""
+    """Updates a run's result: a probe's `fingerprint` used to be its `mark`, and the only probe had no name."""
     if "probe" not in result:
         return result
     return result | {"probe": {"name": "kv"} | _renamed(result["probe"], {"mark": "fingerprint"})}

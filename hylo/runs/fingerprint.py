@@ -1,8 +1,8 @@
-"""What makes two runs the same: everything that can change a run's numbers, hashed.
+"""Fingerprints identify runs: a hash of everything that can change a run's results.
 
-The typed configuration without names and logging, the content of model and documents, the versions of the libraries,
-and the source of all code that a run reaches (hylo/core/sources.py): this room and what it imports, and the modules of
-what the configuration chooses. A researcher who edits a component runs its cells again, and no others.
+It covers the typed configuration without names and logging, the content of model and documents, library versions, and
+the source of all code that a run reaches (hylo/core/sources.py): the run module, its imports, and the modules that the
+configuration selects. Editing a component therefore invalidates its own cells and no others.
 """
 
 import json
@@ -21,13 +21,13 @@ from hylo.runs.shared import Session
 from hylo.training.config import TrainerConfig
 
 RUN = "hylo.runs.run"
-"""Where the code of a run begins. That of a probe begins with its own module."""
+"""Root module of a run's code. The root of a probe's code is its own module."""
 WATCHES = ("hylo.tracking", "hylo.core.progress", "hylo.core.timer")
-"""What only looks on: another tracker is no other run."""
+"""Packages that only observe: changing the tracker does not change the run."""
 
 
 def fingerprint(config: Config, session: Session) -> str:
-    """Twelve hex digits. A base model has no seed, no training data and no optimizer in it: all cells share it."""
+    """Twelve hex digits. A base model's omits seed, training data and optimizer, so all cells share its run."""
     return session.once("fingerprint", config, make=lambda: _fingerprint(config, session))
 
 
@@ -61,8 +61,10 @@ def _fingerprint(config: Config, session: Session) -> str:
 
 
 def probe_fingerprint(config: ProbeConfig) -> str:
-    """Twelve hex digits: of a probe's settings and code, words included. It is no part of the fingerprint of the run
-    that it is asked of, so a run need not be trained again for another probe."""
+    """Twelve hex digits, from a probe's settings and code, including its vocabulary.
+
+    It is not part of the run's fingerprint, so another probe does not require training again.
+    """
     return text_hash(
         json.dumps(to_container(config), sort_keys=True), source_hash([type(config).__module__], without=WATCHES)
     )[:12]

@@ -1,4 +1,4 @@
-"""Finished runs are reused: the record of the same run is found by its fingerprint, in whatever group it lies."""
+"""Reuse of finished runs: an identical run is found by its fingerprint, in any group."""
 
 import shutil
 from pathlib import Path
@@ -13,21 +13,21 @@ from hylo.runs.store import RESULT, RunRecord, read_run
 
 
 def finished_run(cell: Cell, run_fingerprint: str) -> RunRecord | None:
-    """The complete record of the same run, with the cell's probe where one has it; else its own, or any; or None."""
+    """The complete record of the same run: preferably one with the cell's probe, then the cell's own; or None."""
     config = cell.config
     wanted = probe_fingerprint(config.probe_config) if config.probe_config else None
     return find_complete(Path(config.outputs), run_fingerprint, folder=cell.folder(run_fingerprint), probe=wanted)
 
 
 def probed(cell: Cell, record: RunRecord) -> bool:
-    """Whether the record has what the cell's probe asks."""
+    """Whether the record has the answers to the cell's probe, if any."""
     return cell.config.probe_config is None or record.probe_fingerprint == probe_fingerprint(cell.config.probe_config)
 
 
 def reuse_finished(cell: Cell, session: Session) -> bool:
-    """Whether the same run, probe included, is complete already, in this group or another; the record is then its own.
+    """Whether the same run, including its probe, is complete in any group; if so, copies its record to the cell.
 
-    False where several processes share a run: they agree about it in `run_cell`.
+    Always False if several processes share a run: they agree on reuse in `run_cell`.
     """
     if process_count() > 1:
         return False
@@ -45,8 +45,8 @@ def find_complete(
 ) -> RunRecord | None:
     """The complete record with this fingerprint in any group below `outputs`, or None.
 
-    Of several, one with the result of this probe, and then the one in `folder`, comes first. A damaged
-    record is passed over: the run is done again and replaces it.
+    Of several, one with this probe's results is preferred, then the one in `folder`. Damaged records are skipped: the
+    run is repeated and replaces them.
     """
     found: list[RunRecord] = []
     for path in sorted(outputs.glob(f"*/*-{fingerprint}/{RESULT}")):
@@ -64,7 +64,7 @@ def find_complete(
 
 
 def copy_record(record: RunRecord, folder: Path, *, study: str, cell: str, seed: int) -> RunRecord:
-    """The same result under another study's, cell's or seed's name: a copy of the record with these three changed."""
+    """Copies a record to another folder, with study, cell and seed changed to those given."""
     if record.folder != folder or (record.result["study"], record.cell, record.seed) != (study, cell, seed):
         with replacing_folder(folder) as draft:
             shutil.copytree(record.folder, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK))

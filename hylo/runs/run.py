@@ -1,4 +1,4 @@
-"""One run of a cell, from its configuration to its record. Reads like a table of contents."""
+"""One run of a cell, from its configuration to its record."""
 
 import sys
 from collections.abc import Iterator
@@ -53,10 +53,10 @@ from hylo.training.memory import MemoryEstimate, estimate, evaluation_batch_size
 
 
 def run_cell(cell: Cell, session: Session) -> RunRecord:
-    """Run a cell, or return its record where the same run is complete already, in this group or another.
+    """Runs a cell, or reuses the record if the same run is already complete in any group.
 
-    A probe that the record lacks is asked of the recorded model; interrupted, it costs nothing but itself.
-    With several processes (accelerate) all compute and the first one keeps the record.
+    If the record lacks the cell's probe, it is asked of the recorded model; interrupting it loses only the probe. With
+    several processes (accelerate), all compute and the first one writes the record.
     """
     run_fingerprint = fingerprint(cell.config, session)
     folder = cell.folder(run_fingerprint)
@@ -77,18 +77,18 @@ def run_cell(cell: Cell, session: Session) -> RunRecord:
 
 
 def run_or_report(cell: Cell, session: Session) -> RunRecord | None:
-    """Run a cell. A failure is printed and stays in the record, traceback and all; the other cells must run."""
+    """Runs a cell. A failure is printed and recorded with its traceback, so that the other cells can still run."""
     try:
         return run_cell(cell, session)
     except Exception as error:
         print(f"{cell.name}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        if process_count() > 1:  # the other processes wait for this one in the middle of a step
+        if process_count() > 1:  # the other processes are waiting for this one in the middle of a step
             raise
         return None
 
 
 def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, accelerator: Accelerator) -> None:
-    """Load, adapt, audit, train, evaluate, save. Fills the sections of `result`."""
+    """Loads, adapts, audits, trains, evaluates and saves. Fills the sections of `result`."""
     clock, config, label = Clock(), cell.config, f"{cell.name} (seed {cell.config.seed})"
     base = session.base(config.model, accelerator.device)
     eval_windows = session.eval_windows(config.data, config.model)
@@ -161,7 +161,7 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
 
 
 def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Accelerator) -> None:
-    """Ask the cell's probe of a complete run, whose adapter is read from its record, and add the answers to it.
+    """Asks the cell's probe of a complete run, with the adapter from its record, and adds the answers to the record.
 
     Raises:
         RecordError: the record's adapter is missing or damaged.
@@ -188,16 +188,16 @@ def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Acce
 
 
 def announce(label: str, model: AdaptedModel, findings: list[Finding], memory: MemoryEstimate) -> None:
-    """Print what is known before the first step: the audit, kernels that do not serve, memory."""
+    """Prints what is known before the first step: audit findings, unsupported kernels, estimated memory."""
     if is_main_process():
         print_findings(f"{label}: audit", findings)
         if model.declined:
-            print(f"{label}: the loss comes from logits, with their memory: {model.declined}")
+            print(f"{label}: the loss is computed from full logits, which takes more memory: {model.declined}")
         print(f"{label}: memory: {memory}", flush=True)
 
 
 def write_tables(folder: Path, audit: Audit, evaluation: Evaluation, windows: Windows) -> None:
-    """Write what was found, beside result.json: audit.json, eval.parquet, thirds.parquet, windows.parquet."""
+    """Writes the files next to result.json: audit.json, eval.parquet, thirds.parquet, windows.parquet."""
     write_json(folder / AUDIT, audit.record())
     evaluation.bins.to_parquet(folder / EVAL, index=False)
     evaluation.thirds.to_parquet(folder / THIRDS, index=False)
@@ -206,7 +206,7 @@ def write_tables(folder: Path, audit: Audit, evaluation: Evaluation, windows: Wi
 
 @contextmanager
 def tracked(cell: Cell, job_type: str = "cell") -> Iterator[Tracker]:
-    """The tracker of a cell's run, finished at the end of the block; processes but the first track nothing."""
+    """The tracker of a cell's run, finished when the block ends; only the first process tracks."""
     config = cell.config
     if not is_main_process():
         yield NullTracker()

@@ -1,4 +1,4 @@
-"""What the cells of a sweep share, made once per process: weights, tokenizer, documents, windows."""
+"""Resources shared by the cells of a sweep, created once per process: weights, tokenizer, documents, windows."""
 
 import json
 from collections.abc import Callable
@@ -23,13 +23,13 @@ T = TypeVar("T")
 
 
 class Session:
-    """Loads on first use and keeps: everything about data, and the weights of one model at a time."""
+    """Loads resources on first use and keeps them: all data, and the weights of one model at a time."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Any] = {}
 
     def identity(self, model: ModelConfig) -> str:
-        """Hash of what decides the base model's outputs."""
+        """Hash of everything that determines the base model's outputs."""
         return self.once("identity", model, make=model.identity)
 
     def skeleton(self, model: ModelConfig) -> PreTrainedModel:
@@ -41,7 +41,7 @@ class Session:
         return self.once("tokenizer", model, make=model.tokenizer)
 
     def base(self, model: ModelConfig, device: torch.device) -> PreTrainedModel:
-        """The base model with its weights, shared by all cells. Asking for another model lets go of this one."""
+        """The base model with its weights, shared by all cells. Requesting another model releases this one."""
         key = _key("base", model, device)
         if key not in self._kept:
             for other in [name for name in self._kept if name.startswith(("base ", "audit "))]:
@@ -49,7 +49,7 @@ class Session:
         return self.once("base", model, device, make=lambda: on_device(model.load(), device))
 
     def audit_sample(self, data: DataConfig, model: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The tokens that every cell of this model and data is audited on, and the base model's own logits of them."""
+        """The tokens that every cell of this model and data is audited on, and the base model's logits for them."""
 
         def make() -> tuple[Tensor, Tensor]:
             ids = probe_ids(self.eval_windows(data, model), device)
@@ -58,7 +58,7 @@ class Session:
         return self.once("audit sample", data, model, device, make=make)
 
     def contribution(self, data: DataConfig, model: ModelConfig, device: torch.device) -> tuple[Windows, Reading]:
-        """The training windows on which contributions are measured, and what the base model makes of them."""
+        """The training windows on which contributions are measured, and the base model's reading of them."""
 
         def make() -> tuple[Windows, Reading]:
             windows = chosen_windows(predicting(self.windows(data, model, Split.train)))
@@ -76,7 +76,7 @@ class Session:
         return self.once("hash", data, split, make=lambda: documents_identity(self.documents(data, split)))
 
     def windows(self, data: DataConfig, model: ModelConfig, split: Split) -> Windows:
-        """All windows of a split, in the model's tokens, blank lines among them where they are trained on."""
+        """All windows of a split, in the model's tokens, including blank lines if `keep_blank_lines`."""
 
         def make() -> Windows:
             documents, tokenizer = self.documents(data, split), self.tokenizer(model)
@@ -91,7 +91,7 @@ class Session:
         return sample(predicting(self.windows(data, model, data.eval_split)), data.eval_windows)
 
     def probe(self, probe: ProbeConfig, model: ModelConfig) -> Probe:
-        """The questions that every cell of this model is asked, in the model's tokens."""
+        """The probe's questions, in the model's tokens, the same for every cell of this model."""
         return self.once("questions", probe, model, make=lambda: probe.build(self.tokenizer(model)))
 
     def once(self, kind: str, *parts: object, make: Callable[[], T]) -> T:
@@ -102,7 +102,7 @@ class Session:
 
 
 def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """The model, moved to a device."""
+    """Moves the model to a device and returns it."""
     torch.nn.Module.to(model, device)
     return model
 
@@ -112,5 +112,5 @@ def _key(kind: str, *parts: object) -> str:
 
 
 def weights_checksum(model: PreTrainedModel) -> dict[str, int]:
-    """The checksum of each tensor of a model: tells in a moment whether a weight has changed."""
+    """Checksums of a model's tensors, for a quick check that no weight has changed."""
     return {name: checksum(tensor) for name, tensor in model.state_dict().items()}

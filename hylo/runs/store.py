@@ -1,29 +1,29 @@
-"""Records: one folder a run, written atomically, found again by its fingerprint.
+"""Records: one folder per run, written atomically and found by fingerprint.
 
     outputs/<group>/<cell>-seed<k>-<fingerprint>/      group: a study's name, sweep-<hash>, or runs
         result.json       status, parameters, metrics, training, environment (see `new_result`)
-        eval.parquet      window, bin (0-9), nll_sum, tokens, bytes         one row a window and position bin
-        thirds.parquet    window, third (0-2), nll_sum, tokens, bytes       the same by thirds: 1 is the middle
-        half.parquet      as eval.parquet, after half of the optimizer steps; only where something was trained
-        probe.parquet     one row a question; only where a probe was asked: result.json then has a section `probe`,
-                          with the probe's name, fingerprint, settings and numbers; columns are the probe's own
+        eval.parquet      window, bin (0-9), nll_sum, tokens, bytes         one row per window and position bin
+        thirds.parquet    window, third (0-2), nll_sum, tokens, bytes       the same by third: 1 is the middle
+        half.parquet      as eval.parquet, after half of the optimizer steps; only for trained runs
+        probe.parquet     one row per question, with the probe's own columns; only if a probe was asked: result.json
+                          then has a section `probe` with its name, fingerprint, settings and numbers
         windows.parquet   window, document, first_token, length             where each window was cut
-        audit.json        what each check of the audit found (see `hylo.audit`); those that failed also in result.json
-        curve.jsonl       one line an optimizer step
-        trajectory.jsonl  vectors over steps, by component; only where a component has something to follow
+        audit.json        finding of each audit check (see `hylo.audit`); failed checks are also in result.json
+        curve.jsonl       one line per optimizer step
+        trajectory.jsonl  vectors over steps, by component; only if a component has vectors to track
         config.yaml       the resolved config
         adapter/          safetensors + JSON
-        traceback.txt     only where it failed
+        traceback.txt     only for failed runs
     outputs/<group>/study.json                          the cells in order, with their folders
-    outputs/<group>/trials.parquet                      cell, setting, seed, window, nll_sum, tokens: of the trials
-                                                        behind chosen settings, on validation documents; only where a
+    outputs/<group>/trials.parquet                      cell, setting, seed, window, nll_sum, tokens: the trials
+                                                        behind chosen settings, on validation documents; only if the
                                                         study chose any
     outputs/tuning-of-<group>/tuning.json, trials.parquet           choices so far, and the sums behind them
 
-`environment` has overhead_seconds: wall time of the run without training and evaluation; loading, the audit, checksums,
-records and tracking are in it.
+`environment.overhead_seconds` is the wall time of the run without training and evaluation: loading, audit, checksums,
+records and tracking.
 
-The names in these files are a contract: reports, notebooks and later tools read them.
+The names in these files are a contract: reports, notebooks and other tools read them.
 """
 
 import hashlib
@@ -87,7 +87,7 @@ class RunRecord:
 
     @cached_property
     def half(self) -> pd.DataFrame | None:
-        """`eval` after half of the optimizer steps; None where nothing was trained, and in older records."""
+        """`eval` after half of the optimizer steps; None for untrained runs and older records."""
         path = self.folder / HALF
         return _read_table(path, ["window", "bin", "nll_sum", "tokens", "bytes"]) if path.exists() else None
 
@@ -98,23 +98,23 @@ class RunRecord:
 
     @property
     def probe_fingerprint(self) -> str | None:
-        """That of the probe that was asked; None where none was, or its table is gone."""
+        """Fingerprint of the probe in this record; None if there is none, or its table is missing."""
         found = "probe" in self.result and (self.folder / PROBE).exists()
         return self.result["probe"]["fingerprint"] if found else None
 
     @property
     def probe_name(self) -> str | None:
-        """Which probe was asked; None where none was."""
+        """Name of the probe in this record; None if there is none."""
         return None if self.probe_fingerprint is None else self.result["probe"]["name"]
 
     @cached_property
     def probe(self) -> pd.DataFrame:
-        """A row a question, in the columns of the probe that was asked. Empty where none was."""
+        """The probe's table: one row per question, with the probe's own columns. Empty without a probe."""
         path = self.folder / PROBE
         return pd.DataFrame() if self.probe_fingerprint is None else _read_table(path, [], delete=path)
 
     def probe_table(self, columns: list[str]) -> pd.DataFrame:
-        """The answers to a probe, which must have these columns, sorted by the first three.
+        """The probe's table, which must have these columns, sorted by the first three.
 
         Raises:
             RecordError: the table is damaged, or lacks a column.
@@ -124,18 +124,18 @@ class RunRecord:
 
     @cached_property
     def curve(self) -> pd.DataFrame:
-        """One row an optimizer step: step, loss (nats a token), learning_rate, grad_norm, its tokens and seconds.
+        """One row per optimizer step: step, loss (nats per token), learning_rate, grad_norm, tokens, seconds.
 
-        Where components regularize there is a column regularization (nats a token), which is no part of the loss.
+        If components regularize, there is a column regularization (nats per token), which is not part of the loss.
         """
         path = self.folder / CURVE
         return pd.read_json(path, lines=True) if path.exists() and path.stat().st_size else pd.DataFrame()
 
     @cached_property
     def trajectory(self) -> pd.DataFrame:
-        """Columns component, quantity, step, index, value: vectors over training; step 0 is before the first step.
+        """Columns component, quantity, step, index, value: vectors over training; step 0 is the state before training.
 
-        The quantity's name ends in its unit, as `boundaries (tokens)`. Empty where no component has any.
+        The quantity's name ends in its unit, such as `boundaries (tokens)`. Empty if no component has any.
 
         Raises:
             RecordError: a line is damaged.
@@ -158,7 +158,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study or sweep as read from disk: its cells in order, each with its runs (one a seed)."""
+    """A study or sweep as read from disk: its cells in order, each with its runs (one per seed)."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -174,7 +174,7 @@ class StudyRecord:
         return self.manifest["base"]
 
     def base_of(self, cell: str) -> str:
-        """The base model's cell with a cell's evaluation windows; older manifests have one for all cells."""
+        """The base-model cell with a cell's evaluation windows; older manifests have one for all cells."""
         own = {entry["cell"]: entry.get("base", self.base) for entry in self.manifest["cells"]}
         return own[cell]
 
@@ -184,8 +184,8 @@ class StudyRecord:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """NLL sums of the trials behind chosen settings: cell, setting (its place among those tried in the
-        manifest), seed, window, nll_sum (nats), tokens. Empty where nothing was chosen."""
+        """NLL sums of the trials behind chosen settings: cell, setting (its index among those tried in the manifest),
+        seed, window, nll_sum (nats), tokens. Empty if nothing was chosen."""
         columns = ["cell", "setting", "seed", "window", "nll_sum", "tokens"]
         path = self.folder / TRIALS
         if not path.exists():
@@ -194,7 +194,7 @@ class StudyRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read one run's record.
+    """Reads one run's record.
 
     Raises:
         RecordError: result.json is missing, not JSON, of another schema version, or lacks a section.
@@ -218,7 +218,7 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def read_study(folder: Path) -> StudyRecord:
-    """Read a study's or sweep's manifest and all of its runs.
+    """Reads the manifest and all runs of a study or sweep.
 
     Raises:
         RecordError: the manifest is missing or damaged, or names a run that is not in the folder.
@@ -230,7 +230,7 @@ def read_study(folder: Path) -> StudyRecord:
     except FileNotFoundError:
         raise RecordError(f"{path} does not exist; run a study or a sweep first, for example `make ablation`") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path} is damaged ({error!r}); run the study again to write it anew") from error
+        raise RecordError(f"{path} is damaged ({error!r}); run the study again to rewrite it") from error
     for name in (name for runs in listed.values() for name in runs):
         if Path(name).name != name:
             raise RecordError(f"{path} names the run {name!r}; a run is a folder directly inside {folder}")
@@ -238,7 +238,7 @@ def read_study(folder: Path) -> StudyRecord:
 
 
 def study_of(folder: Path, manifest: dict[str, Any]) -> StudyRecord:
-    """The runs that a manifest names, as a study.
+    """Reads the runs named by a manifest.
 
     Raises:
         RecordError: a run has no record, or a damaged one.
@@ -248,9 +248,9 @@ def study_of(folder: Path, manifest: dict[str, Any]) -> StudyRecord:
 
 
 def add_probe(folder: Path, table: pd.DataFrame, section: dict[str, Any]) -> RunRecord:
-    """Add a probe's result to a complete record, in the place of another probe's.
+    """Adds a probe's result to a complete record, replacing that of any other probe.
 
-    Whenever this is interrupted, the record is complete, with this probe's result or none.
+    If interrupted, the record is still complete, with either this probe's result or none.
     """
     result = read_run(folder).result
     write_json(folder / RESULT, {name: value for name, value in result.items() if name != "probe"})
@@ -260,13 +260,13 @@ def add_probe(folder: Path, table: pd.DataFrame, section: dict[str, Any]) -> Run
 
 
 def file_name(text: str) -> str:
-    """The text with everything but letters, digits and `_.,=+-` replaced, at most 100 characters."""
+    """The text as a file name: at most 100 characters, with all but letters, digits and `_.,=+-` replaced."""
     safe = "".join(letter if letter.isalnum() or letter in "_.,=+-" else "-" for letter in text).lstrip(".")
     return safe if len(safe) <= 100 else f"{safe[:88]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _read_table(path: Path, columns: list[str], *, keys: int = 2, delete: Path | None = None) -> pd.DataFrame:
-    """A table sorted by its first columns; `delete` is what has to go where it is damaged, if not the whole run."""
+    """Reads a table sorted by its first columns; `delete` is what to delete if it is damaged, by default the run."""
     fix = f"delete {delete or path.parent} and run the cell again"
     try:
         table = pd.read_parquet(path)

@@ -1,4 +1,4 @@
-"""Keeping the record of a run while it is under way: one writer, and an end that is either complete or failed."""
+"""Writes the record of a run in progress, which ends either complete or failed."""
 
 import traceback
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from hylo.runs.store import COMPLETE, CONFIG, FAILED, RESULT, RUNNING, SCHEMA_VE
 from hylo.training.checkpoint import CHECKPOINT
 
 MAKES_THE_RUN = ("model", "data", "method", "trainer", "seed")
-"""Sections of the configuration that the record repeats, resolved; config.yaml has all of it."""
+"""Resolved sections of the configuration that result.json repeats; config.yaml has all of it."""
 
 
 def new_result(cell: Cell, fingerprint: str, session: Session) -> dict[str, Any]:
-    """The record of a run at its start: everything known before it, and empty sections for what it will find."""
+    """The initial record of a run: everything known beforehand, and empty sections for its results."""
     config = cell.config
     return {
         "schema_version": SCHEMA_VERSION,
@@ -55,7 +55,7 @@ def new_result(cell: Cell, fingerprint: str, session: Session) -> dict[str, Any]
 
 @contextmanager
 def recording(cell: Cell, folder: Path, result: dict[str, Any]) -> Iterator[None]:
-    """Keep `result` in the folder: `running` while the block runs, then `complete`, or `failed` with its traceback."""
+    """Keeps `result` in the folder: `running` during the block, then `complete`, or `failed` with a traceback."""
     (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(to_container(cell.config))))
     (folder / TRACEBACK).unlink(missing_ok=True)
     write_json(folder / RESULT, result)

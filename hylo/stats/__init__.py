@@ -1,20 +1,20 @@
 """Estimates, intervals and decisions from per-window NLL sums. Pure functions on arrays: no files, no plots.
 
-Shapes: sums of token NLL are [seeds, windows] in nats, token counts [windows]. Windows are shared by all seeds and by
-both arms of a contrast, so there is one vector of counts. Every estimate but `mean_window_ppl`, the published measure,
-is a ratio of sums, never a mean of ratios: PPL = exp(sum of NLL / number of tokens). Everything is computed on log PPL
-and transformed at the end.
+Shapes: sums of token NLL are [seeds, windows] in nats, token counts [windows]. All seeds and both arms of a contrast
+share the same windows, so there is one vector of counts. Every estimate except `mean_window_ppl`, the published
+measure, is a ratio of sums, never a mean of ratios: PPL = exp(sum of NLL / number of tokens). Everything is computed on
+log PPL and transformed at the end.
 
-What an interval claims depends on the number of seeds:
+What an interval covers depends on the number of seeds:
 
-- one seed: "evaluation noise only", other windows of the same kind but this very training run (`window_bootstrap`);
+- one seed: "evaluation noise only", i.e. new windows but the same training run (`window_bootstrap`);
 - several seeds: new seeds and new windows (`crossed_interval`).
 
-Windows count as exchangeable: that neighbours of one document resemble each other is not modelled.
+Windows are treated as exchangeable; correlation between neighbouring windows of a document is not modelled.
 
-Files: arrays (checks), estimates (PPL, improvement), intervals (the crossed model), effect (a contrast with all that a
-decision needs), selection (what the choice of a tuned setting adds), multiple (Holm), attribution (Shapley), sequential
-(when there are enough seeds). What all of them cover is simulated in benchmarks/coverage.
+Files: arrays (checks), estimates (PPL, improvement), intervals (the crossed model), effect (a contrast with everything
+a decision needs), selection (variance from choosing a tuned setting), multiple (Holm), attribution (Shapley),
+sequential (when there are enough seeds). Their coverage is simulated in benchmarks/coverage.
 """
 
 from hylo.stats.arrays import LEVEL, RESAMPLES, Array, Interval

@@ -1,4 +1,4 @@
-"""What all of hylo.stats takes and returns: checked arrays, intervals."""
+"""Types and input checks shared by hylo.stats."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A point estimate and the two ends of its interval, in the same unit."""
+    """A point estimate and the bounds of its interval, in the same unit."""
 
     value: float
     low: float
@@ -19,10 +19,10 @@ class Interval(NamedTuple):
 
 
 def checked(name: str, sums: ArrayLike, tokens: ArrayLike) -> tuple[Array, Array]:
-    """Both as float arrays, sums with a seed axis.
+    """Return both as validated float arrays, `sums` with a seed axis.
 
     Raises:
-        ValueError: an input is empty, not finite, of another shape, or a count is not positive.
+        ValueError: an input is empty, not finite or has the wrong shape, or a count is not positive.
     """
     sums, tokens = np.atleast_2d(np.asarray(sums, dtype=float)), np.asarray(tokens, dtype=float)
     if tokens.ndim != 1 or sums.size == 0 or sums.shape[-1] != tokens.size:
@@ -34,12 +34,16 @@ def checked(name: str, sums: ArrayLike, tokens: ArrayLike) -> tuple[Array, Array
         raise ValueError(f"{name}{where.tolist()} is {sums[tuple(where)]}; every sum must be finite")
     if not (np.isfinite(tokens) & (tokens > 0)).all():
         where = int(np.argmin(np.isfinite(tokens) & (tokens > 0)))
-        raise ValueError(f"tokens[{where}] is {tokens[where]}; every window must predict one token or more")
+        raise ValueError(f"tokens[{where}] is {tokens[where]}; every window must predict at least one token")
     return sums, tokens
 
 
 def checked_level(level: float) -> float:
-    """The level, where an interval can have it."""
+    """Return the level if it lies strictly between 0 and 1.
+
+    Raises:
+        ValueError: it does not.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; it must lie between 0 and 1, usually {LEVEL}")
     return level

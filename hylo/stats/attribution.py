@@ -1,4 +1,4 @@
-"""What each component contributes, from the full factorial of them."""
+"""Contribution of each component, from a full factorial."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -11,22 +11,23 @@ from hylo.stats.arrays import Array
 
 
 def shapley(values: Mapping[frozenset[str], ArrayLike]) -> dict[str, Array]:
-    """Shapley value of each factor: the difference it makes, averaged over all orders in which factors are added.
+    """Shapley value of each factor: its marginal effect, averaged over all orders of adding the factors.
 
         phi_i = sum over T without i of |T|! (n - |T| - 1)! / n! (v(T and i) - v(T))
 
-    The values of all factors add up to v(all) - v(none). They are linear in v: of NLL sums [seeds, windows] they are
-    such sums again, paired by seed and by window, and `hylo.stats.effect` gives their interval.
+    The values of all factors add up to v(all) - v(none). They are linear in v: applied to NLL sums [seeds, windows]
+    they are such sums again, paired by seed and window, and `hylo.stats.effect` gives their interval.
     Shapley 1953, Contributions to the Theory of Games II.
 
     Args:
-        values: by the set of factors that are on; every subset is needed, the empty one too. Arrays of any one shape.
+        values: arrays of one common shape, keyed by the set of enabled factors; every subset is needed, including the
+            empty one.
 
     Returns:
-        By factor, in alphabetical order, arrays of that shape. A factor that helps has a negative value in NLL.
+        Arrays of that shape by factor, in alphabetical order. In NLL, a factor that helps has a negative value.
 
     Raises:
-        ValueError: a combination is missing, or a value is not finite or of another shape.
+        ValueError: a combination is missing, or a value is not finite or has a different shape.
     """
     factors = sorted(frozenset().union(*values))
     subsets = [frozenset(chosen) for size in range(len(factors) + 1) for chosen in combinations(factors, size)]

@@ -1,6 +1,6 @@
-"""A contrast with all that a decision needs: its interval, p-value, and what more seeds would bring.
+"""A contrast with everything a decision needs: interval, p-value, and power with more seeds.
 
-Differences of log PPL, accuracies, and attributions of either are all a mean over seeds of sum(sums) / sum(tokens).
+Differences in log PPL, accuracies, and attributions of either are all means over seeds of sum(sums) / sum(tokens).
 """
 
 import math
@@ -16,47 +16,47 @@ from hylo.stats.intervals import crossed_components, crossed_error, half_width, 
 
 @dataclass(frozen=True)
 class Effect:
-    """A mean over seeds of sum(sums) / sum(tokens), its interval, and the variance components that made it."""
+    """A mean over seeds of sum(sums) / sum(tokens), its interval, and the variance components behind it."""
 
     value: float
-    """In the unit of sums a token: nats a token where the sums are NLL."""
+    """In the unit of `sums` per token: nats per token for NLL."""
     low: float
     high: float
     seeds: int
     windows: int
     seed_variance: float
-    """What one seed contributes, its interaction with the windows included: S seeds divide it by S. One seed: NaN."""
+    """Variance from one seed, including its interaction with windows; S seeds divide it by S. NaN for one seed."""
     window_variance: float
-    """What remains however many seeds there are. For one seed it holds that seed's interaction too."""
+    """Variance that more seeds do not reduce. With one seed it also contains that seed's interaction."""
     level: float
-    """What the interval is to cover. Of one seed it claims other windows only: "evaluation noise only"."""
+    """Nominal coverage of the interval. With one seed it covers new windows only: "evaluation noise only"."""
     choice_variance: float = 0.0
-    """What the choice of tuned settings adds, whatever the number of seeds: all of them share it. 0: nothing was tuned,
-    or the interval leaves it out."""
+    """Variance added by choosing tuned settings. All seeds share it, so more seeds do not reduce it. 0: nothing was
+    tuned, or the interval ignores it."""
 
     def p_value(self, threshold: float = 0.0) -> float:
-        """Two-sided p-value of "the true value is the threshold", by Student's t with the interval's own error and
-        degrees of freedom: below 1 - level just where the interval excludes the threshold.
+        """Two-sided p-value for "the true value equals the threshold".
 
-        Without any noise it is 1 at the threshold and 0 elsewhere.
+        Student's t with the interval's own standard error and degrees of freedom, so it is below 1 - level exactly
+        when the interval excludes the threshold. Without any noise it is 1 at the threshold and 0 elsewhere.
         """
         return max(self._p_value(threshold, *each) for each in self._errors(self.seeds))
 
     def smallest_detectable(self, power: float = 0.8, seeds: int | None = None) -> float:
-        """The distance of the truth from a threshold that a two-sided test at this level finds with this power.
+        """Smallest distance between truth and threshold that a two-sided test at this level detects with this power.
 
-        The variance components count as known, so the answer is as good as they are: at three seeds, rough.
+        The variance components are treated as known, so the result is only as good as they are: rough at three seeds.
 
         Args:
-            power: chance that the interval excludes the threshold; between 1 - level and 1.
-            seeds: how many there would be; those there are by default.
+            power: probability that the interval excludes the threshold; between 1 - level and 1.
+            seeds: number of seeds to assume; the current number by default.
 
         Returns:
-            The unit of `value`; 0 without noise.
+            A distance in the unit of `value`; 0 without noise.
 
         Raises:
-            ValueError: a power or a number of seeds that cannot be, or another number of seeds than the one there is
-                (what a seed contributes is unknown then).
+            ValueError: the power or number of seeds is impossible, or this is a one-seed effect and `seeds` is not 1
+                (the seed variance is unknown).
         """
         if not 1 - self.level < power < 1:
             raise ValueError(f"power is {power}; it must lie between 1 - level = {1 - self.level:.3g} and 1")
@@ -64,14 +64,14 @@ class Effect:
         return max(self._detectable(power, *each) for each in errors)
 
     def seeds_to_decide(self, threshold: float = 0.0, most: int = 1000) -> int | None:
-        """The smallest number of seeds whose interval would exclude the threshold, were the value and the variance
-        components exactly these; degrees of freedom as they would be with that many seeds.
+        """Smallest number of seeds whose interval would exclude the threshold if the estimates were exact.
 
-        That is where the power is about one half. For planning: a rule that stops is in `hylo.stats.sequential`.
+        Value and variance components are taken as they are; degrees of freedom are those of that many seeds. Power is
+        about one half there. For planning only: the stopping rule is in `hylo.stats.sequential`.
 
         Returns:
-            None where the noise of the windows and of the choice alone is too much for any number up to `most`, and for
-            one seed: what a seed contributes is unknown then.
+            None if window and choice noise alone are too large for any number up to `most`, or if there is only one
+            seed (the seed variance is unknown).
         """
         if self.seeds == 1:
             return None
@@ -85,21 +85,21 @@ class Effect:
         return int(counts[enough.argmax()]) if enough.any() else None
 
     def _choices(self) -> tuple[float, ...]:
-        """The variances of the choice to reckon with: none, and the one there is. The wider interval holds.
+        """Choice variances to evaluate: zero and the actual one; the wider interval is reported.
 
-        A variance that counts as known brings degrees of freedom, so that at three seeds the interval with it is often
-        the narrower one; but one that covers more must not be narrower.
+        A variance treated as known adds degrees of freedom, so at three seeds the interval that includes it is often
+        the narrower one. An interval that covers more must not be narrower.
         """
         return (0.0, self.choice_variance) if self.choice_variance else (0.0,)
 
     def _errors(self, seeds: int) -> list[tuple[float, float]]:
-        """Standard error and degrees of freedom with so many seeds, for each of `_choices`."""
+        """Standard error and degrees of freedom with this many seeds, for each of `_choices`."""
         if self.seeds == 1:
             if seeds != 1:
                 raise ValueError(
-                    f"seeds is {seeds}, but what a seed contributes cannot be told from one; run two seeds or more"
+                    f"seeds is {seeds}, but what a seed contributes cannot be estimated from one; run two seeds or more"
                 )
-            # Seeds add nothing here, so their number does not matter: 2 stands for any.
+            # The seed variance is 0 here, so any number of seeds will do.
             with_choice = [
                 crossed_error(0.0, self.window_variance, 2, self.windows, choice) for choice in self._choices()[1:]
             ]
@@ -126,7 +126,7 @@ class Effect:
             return 0.0
         critical = float(half_width(1.0, dof, self.level))
 
-        # The square of a noncentral t is a noncentral F: both tails in one, and scipy's t has NaN at few degrees.
+        # A squared noncentral t is a noncentral F: it covers both tails, and scipy's noncentral t is NaN at few dof.
         def missing(shift: float) -> float:
             return float(ncf.sf(critical**2, 1, dof, shift**2)) - power
 
@@ -141,22 +141,21 @@ def _floats(errors: Iterable[tuple[Array, Array]]) -> list[tuple[float, float]]:
 
 
 def effect(sums: ArrayLike, tokens: ArrayLike, *, level: float = LEVEL, choice_variance: float = 0.0) -> Effect:
-    """The effect in paired differences (or the value of one arm), with the interval that reports use.
+    """Effect in paired differences (or the value of one arm), with the interval that reports use.
 
-    Several seeds: new seeds and new windows, the model of `hylo.stats.crossed_interval`. One seed: evaluation noise
-    only, Student's paired interval over windows, linearised by the delta method, with W - 1 degrees of freedom.
+    Several seeds: new seeds and new windows, by the model of `hylo.stats.crossed_interval`. One seed: evaluation noise
+    only, by Student's paired interval over windows, linearised by the delta method, with W - 1 degrees of freedom.
 
     Args:
-        sums: [seeds, windows] or [windows], complete: a cell that failed has no place here.
+        sums: [seeds, windows] or [windows]; must be complete, without failed runs.
         tokens: [windows]; what the sums are divided by.
         level: coverage of the interval.
-        choice_variance: of the effect, (unit of the value)^2: the sum of `hylo.stats.choice_variance` over the tuned
-            arms of a contrast. The interval then covers the choice too, and is never narrower for it; the value stays
-            where it is.
+        choice_variance: (unit of the value)^2, the sum of `hylo.stats.choice_variance` over the tuned arms of a
+            contrast. The interval then covers the choice as well and is never narrower for it; the value is unchanged.
 
     Raises:
-        ValueError: an input is empty, not finite, of another shape, or a count is not positive; fewer than two
-            windows; a level that is none; a variance that is negative or not finite.
+        ValueError: an input is empty, not finite or has the wrong shape; a count is not positive; there are fewer than
+            two windows; the level is not in (0, 1); or the variance is negative or not finite.
     """
     sums, tokens = checked("sums", sums, tokens)
     checked_level(level)

@@ -1,5 +1,6 @@
-"""Perplexity and improvement from per-window NLL sums, with their intervals. Everything is computed on log PPL and
-transformed at the end.
+"""Perplexity and improvement from per-window NLL sums, with intervals.
+
+Everything is computed on log PPL and transformed at the end.
 """
 
 import numpy as np
@@ -10,18 +11,16 @@ from hylo.stats.intervals import crossed_interval, window_bootstrap
 
 
 def perplexity(nll_per_token: float) -> float:
-    """exp of a mean NLL in nats; infinite where that is too large for a number (above 709 nats)."""
+    """exp of a mean NLL in nats; infinite where that overflows (above 709 nats)."""
     with np.errstate(over="ignore"):
         return float(np.exp(nll_per_token))
 
 
 def mean_window_ppl(nll: ArrayLike, tokens: ArrayLike) -> float:
-    """Arithmetic mean over windows, and then seeds, of each window's own perplexity: no estimate of PPL.
+    """Arithmetic mean over windows, then seeds, of per-window perplexity; not an estimate of PPL.
 
-    Published numbers are of this kind where a window is a line of text. A few short lines carry most of the sum, so it
-    has no interval here.
-
-    Args and Raises: as `ratio_of_sums`.
+    Published numbers are of this kind where a window is a line of text. A few short lines dominate the sum, so it
+    has no interval here. Takes and raises the same as `ratio_of_sums`.
     """
     nll, tokens = checked("nll", nll, tokens)
     with np.errstate(over="ignore"):
@@ -29,14 +28,14 @@ def mean_window_ppl(nll: ArrayLike, tokens: ArrayLike) -> float:
 
 
 def ratio_of_sums(nll: ArrayLike, tokens: ArrayLike) -> float:
-    """Mean over seeds of log PPL = sum of NLL / number of tokens, in nats a token.
+    """Mean over seeds of log PPL = sum of NLL / number of tokens, in nats per token.
 
     Args:
         nll: [seeds, windows] or [windows], nats.
         tokens: [windows].
 
     Raises:
-        ValueError: an input is empty, not finite, of another shape, or a count is not positive.
+        ValueError: an input is empty, not finite or has the wrong shape, or a count is not positive.
     """
     nll, tokens = checked("nll", nll, tokens)
     return float((nll.sum(-1) / tokens.sum()).mean())
@@ -47,7 +46,7 @@ def ppl(
 ) -> Interval:
     """Perplexity with its interval: exp of the mean over seeds of log PPL (the geometric mean of the seeds' PPLs).
 
-    Args and Raises: as `improvement`.
+    Takes and raises the same as `improvement`.
     """
     nll, tokens = checked("nll", nll, tokens)
     return Interval(*map(perplexity, _log_interval(nll, tokens, rng, level, resamples)))
@@ -61,15 +60,15 @@ def difference(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Mean over seeds of sum(sums) / sum(weights) of paired differences, nats per weight, with its interval.
+    """Mean over seeds of sum(sums) / sum(weights) for paired differences, in nats per weight, with its interval.
 
     Args:
-        sums: [seeds, windows], NLL of one side less that of the other.
+        sums: [seeds, windows], NLL of one side minus that of the other.
         weights: [windows], tokens or bytes.
-        rng, level, resamples: as of `improvement`.
+        rng, level, resamples: as in `improvement`.
 
     Raises:
-        ValueError: as `improvement`.
+        ValueError: as in `improvement`.
     """
     sums, weights = checked("sums", sums, weights)
     return Interval(*map(float, _log_interval(sums, weights, rng, level, resamples)))
@@ -84,21 +83,22 @@ def improvement(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Improvement over a reference in percent, 100 (1 - PPL_X / PPL_R), paired by seed and by window.
+    """Improvement over a reference in percent, 100 (1 - PPL_X / PPL_R), paired by seed and window.
 
     Over several seeds PPL_X / PPL_R is exp of the mean over seeds of log PPL_X - log PPL_R.
 
     Args:
-        nll: [seeds, windows], nats; [windows] is one seed.
-        reference: the same windows, with the same seeds in the same order, or one row that pairs with every seed (a
-            model that was not trained has no seed).
+        nll: [seeds, windows], nats; [windows] means one seed.
+        reference: the same windows, with the same seeds in the same order, or a single row that pairs with every seed
+            (the base model has no seed).
         tokens: [windows], the number of predicted tokens.
-        rng: used by the bootstrap of one seed; several seeds need no random numbers.
+        rng: used by the bootstrap for one seed only.
         level: coverage of the interval.
-        resamples: of the bootstrap.
+        resamples: number of bootstrap resamples.
 
     Raises:
-        ValueError: an input is empty, not finite, of another shape, or a count is not positive; fewer than two windows.
+        ValueError: an input is empty, not finite or has the wrong shape; a count is not positive; or there are fewer
+            than two windows.
     """
     nll, tokens = checked("nll", nll, tokens)
     reference, _ = checked("reference", reference, tokens)
@@ -112,10 +112,10 @@ def improvement(
 
 
 def params_per_pct(added_params: int, improvement: float, low: float, high: float) -> float | None:
-    """Parameters paid for one percent of improvement, all arguments against the same reference.
+    """Added parameters per percent of improvement, all arguments relative to the same reference.
 
-    None where there is no such number: the interval of the improvement reaches 0, the improvement is not positive, or
-    no parameter was added.
+    None where this is undefined: the interval of the improvement reaches 0, the improvement is not positive, or no
+    parameter was added.
 
     Raises:
         ValueError: an argument is not finite, or low > high.
@@ -130,7 +130,7 @@ def params_per_pct(added_params: int, improvement: float, low: float, high: floa
 
 
 def _log_interval(sums: Array, tokens: Array, rng: np.random.Generator, level: float, resamples: int) -> Array:
-    """Value, low and high in nats a token: by the bootstrap for one seed, by both sources of variance for several."""
+    """Value, low and high in nats per token: bootstrap for one seed, crossed model for several."""
     if sums.shape[0] == 1:
         return np.array(window_bootstrap(sums, tokens, rng, level=level, resamples=resamples))
     return np.array(crossed_interval(sums, tokens, level=level))

@@ -1,9 +1,7 @@
-"""Intervals of a ratio of sums: for one seed by resampling windows, for several by the crossed model.
+"""Intervals for a ratio of sums: `window_bootstrap` for one seed, `crossed_interval` for several.
 
-What an interval claims depends on the number of seeds:
-
-- one seed: "evaluation noise only", other windows of the same kind but this very training run (`window_bootstrap`);
-- several seeds: new seeds and new windows (`crossed_interval`).
+With one seed an interval covers evaluation noise only, i.e. new windows but the same training run. With several it
+covers new seeds and new windows.
 """
 
 from typing import NamedTuple
@@ -13,8 +11,8 @@ from numpy.typing import ArrayLike
 
 from hylo.stats.arrays import LEVEL, RESAMPLES, Array, Interval, checked
 
-_BATCH_CELLS = 2_000_000  # resampled values held at once: bounds memory, whatever the number of windows
-_KNOWN = 1e6  # degrees of freedom of a variance that counts as known; scipy's noncentral F is NaN at infinity
+_BATCH_CELLS = 2_000_000  # resampled values held at once; bounds memory
+_KNOWN = 1e6  # degrees of freedom of a variance treated as known; scipy's noncentral F is NaN at infinity
 
 
 def window_bootstrap(
@@ -22,16 +20,19 @@ def window_bootstrap(
 ) -> Interval:
     """Percentile bootstrap over windows of sum(sums) / sum(tokens): evaluation noise only.
 
-    It claims what other windows would have given for this very run, and nothing about another seed. A contrast is
-    bootstrapped on its differences, which resamples the same windows in both arms. With 32 windows and normal noise a
-    nominal 95 % covers about 93 %. Efron and Tibshirani 1993, chapter 13, by `scipy.stats.bootstrap`.
+    It says what other windows would have given for the same run, and nothing about another seed. A contrast is
+    bootstrapped on its differences, which resamples the same windows in both arms. With few windows it undercovers
+    slightly (docs/statistics.md). Efron and Tibshirani 1993, chapter 13, by `scipy.stats.bootstrap`.
 
     Args:
         sums: [windows], NLL or NLL difference, nats.
         tokens: [windows].
+        rng: source of the resamples.
+        level: coverage of the interval.
+        resamples: number of bootstrap resamples.
 
     Raises:
-        ValueError: as `hylo.stats.improvement`.
+        ValueError: as in `hylo.stats.improvement`.
     """
     sums, tokens = checked("sums", sums, tokens)
     if sums.shape[0] != 1 or sums.shape[1] < 2:
@@ -56,35 +57,34 @@ def window_bootstrap(
 
 
 def crossed_interval(sums: ArrayLike, tokens: ArrayLike, *, level: float = LEVEL) -> tuple[Array, Array, Array]:
-    """Interval of the mean over seeds of sum(sums) / sum(tokens), for new seeds and new windows.
+    """Interval for the mean over seeds of sum(sums) / sum(tokens), covering new seeds and new windows.
 
-    All seeds see the same windows, so the values are a two-way random layout without replication, with variance
-    components of seeds, windows and their interaction. With s2 the sample variance of the seeds' ratios, w2 that of the
-    windows' seed means and i2 the interaction mean square (windows linearised by the delta method, so that they may
+    All seeds see the same windows, so the values form a two-way random layout without replication, with variance
+    components for seeds, windows and their interaction. With s2 the sample variance of the seeds' ratios, w2 that of
+    the windows' seed means and i2 the interaction mean square (windows linearised by the delta method, so that they may
     differ in length):
 
-        V_seed = s2 / S                                 carries the interaction once
+        V_seed = s2 / S                                 includes the interaction once
         V_window = max(0, w2 / W - i2 / (S W))
         V = V_seed + V_window
         V / nu = V_seed / (S - 1) + V_window / (W - 1)
         interval = mean +- t(nu) sqrt(V)
 
     The variance is the usual analysis of variance (Searle, Casella and McCulloch 1992, chapter 4). The degrees of
-    freedom nu are own design: Welch and Satterthwaite have V^2 and V_i^2 in place of V and V_i, and cover as little as
-    92 % at three seeds, because a seed variance that is small by chance buys degrees of freedom besides. Here nu is
-    never larger than theirs.
-    Simulated with normal noise (16, 32 and 128 windows; seed, window and interaction SDs from none to dominant), a
-    nominal 95 % covers 93.9 to 97 % at 3, 5 and 10 seeds, and 90 to 97 % at 2 seeds (docs/statistics.md).
+    freedom nu are own design: Welch-Satterthwaite, with V^2 and V_i^2 in place of V and V_i, undercovers at three
+    seeds because a seed variance that is small by chance also gains degrees of freedom. Here nu is never larger than
+    theirs. Simulated coverage is in docs/statistics.md: close to nominal from three seeds on, less reliable at two.
 
     Args:
-        sums: [..., seeds, windows] with two or more of each, nats; leading axes are independent problems.
+        sums: [..., seeds, windows], at least two of each, nats; leading axes are independent problems.
         tokens: [windows].
+        level: coverage of the interval.
 
     Returns:
         value, low and high, each of shape [...].
 
     Raises:
-        ValueError: as `hylo.stats.improvement`.
+        ValueError: as in `hylo.stats.improvement`.
     """
     value, seed_variance, window_variance = crossed_components(sums, tokens)
     seeds, windows = np.shape(sums)[-2:]
@@ -93,17 +93,17 @@ def crossed_interval(sums: ArrayLike, tokens: ArrayLike, *, level: float = LEVEL
 
 
 class Components(NamedTuple):
-    """An estimate and what its variance is made of, each of shape [...]."""
+    """An estimate and its variance components, each of shape [...]."""
 
     value: Array
     seed_variance: Array
-    """s2: what one seed contributes, the interaction included. S seeds divide it by S."""
+    """s2: variance contributed by one seed, including the interaction. S seeds divide it by S."""
     window_variance: Array
-    """V_window: what remains however many seeds there are."""
+    """V_window: variance that more seeds do not reduce."""
 
 
 def crossed_components(sums: ArrayLike, tokens: ArrayLike) -> Components:
-    """The variance components of `crossed_interval`. Args and Raises: as there."""
+    """Variance components of `crossed_interval`; takes and raises the same."""
     sums, tokens = checked("sums", sums, tokens)
     seeds, windows = sums.shape[-2:]
     if seeds < 2 or windows < 2:
@@ -117,7 +117,7 @@ def crossed_components(sums: ArrayLike, tokens: ArrayLike) -> Components:
 
 
 def linearised(sums: Array, tokens: Array) -> tuple[Array, Array]:
-    """Ratios [..., seeds], and what each window moves them by, times W [..., seeds, windows]: the delta method."""
+    """Ratios [..., seeds], and W times each window's influence on them [..., seeds, windows] (delta method)."""
     ratio = sums.sum(-1) / tokens.sum()
     return ratio, (sums - ratio[..., None] * tokens) / tokens.mean()
 
@@ -129,21 +129,21 @@ def crossed_error(
     windows: int,
     choice_variance: ArrayLike = 0.0,
 ) -> tuple[Array, Array]:
-    """Standard error and degrees of freedom of a mean over seeds, by the components' variances; all broadcast.
+    """Standard error and degrees of freedom of a mean over seeds, from its variance components; all broadcast.
 
-    The variance of a choice (`hylo.stats.choice_variance`) is added whole and counts as known: no term in V / nu.
+    The choice variance (`hylo.stats.choice_variance`) is added undivided and treated as known: no term in V / nu.
     """
     seeds = np.asarray(seeds)
     v_seed, v_window = np.asarray(seed_variance) / seeds, np.asarray(window_variance, dtype=float)
     variance = v_seed + v_window + np.asarray(choice_variance)
     inverse_dof = v_seed / (seeds - 1) + v_window / (windows - 1)
-    # Without any noise the interval is the point, whatever the degrees of freedom.
+    # Without any noise the interval is a point, whatever the degrees of freedom.
     dof = np.divide(variance, inverse_dof, out=np.full_like(variance, _KNOWN), where=inverse_dof * _KNOWN > variance)
     return np.sqrt(variance), dof
 
 
 def half_width(error: ArrayLike, dof: ArrayLike, level: float) -> Array:
-    """Half of Student's interval."""
+    """Half-width of Student's interval."""
     from scipy.stats import t as student
 
     return student.ppf((1 + level) / 2, dof) * np.asarray(error)

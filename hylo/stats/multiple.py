@@ -1,4 +1,4 @@
-"""Several contrasts in one study."""
+"""Correction for several contrasts in one study."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -7,21 +7,21 @@ from hylo.stats.arrays import Array
 
 
 def holm(p_values: ArrayLike) -> Array:
-    """Adjusted p-values: one below alpha is a finding with at most alpha of studies having any false one.
+    """Holm-adjusted p-values: rejecting those below alpha keeps the family-wise error rate at alpha.
 
-    The i-th smallest of n is multiplied by n - i + 1, made no smaller than the ones before it, and cut at 1. Holds
-    however the contrasts depend on each other. Holm 1979, Scandinavian Journal of Statistics 6.
+    The i-th smallest of n is multiplied by n - i + 1, made no smaller than the ones before it, and capped at 1. Valid
+    under any dependence between contrasts. Holm 1979, Scandinavian Journal of Statistics 6.
 
     Args:
-        p_values: [contrasts], in any order; of a study that looks more than once, those of
+        p_values: [contrasts], in any order; for a study with several looks, those of
             `hylo.stats.sequential_p_value`.
 
     Returns:
-        [contrasts], in the order given.
+        [contrasts], in the same order.
 
     Raises:
-        ValueError: a p-value is NaN or not between 0 and 1. One that is missing must be left out by the caller, who
-            then says that its contrast was not tested.
+        ValueError: a p-value is NaN or not between 0 and 1. The caller must leave out missing ones and report their
+            contrasts as not tested.
     """
     p = np.asarray(p_values, dtype=float)
     if p.ndim != 1:

@@ -1,20 +1,19 @@
-"""When there are enough seeds: a rule that may look several times and stays wrong in at most 5 % of studies.
+"""When there are enough seeds: a stopping rule with several looks and an error rate of at most 5 %.
 
-Seeds are added until every contrast is decided, so an interval is looked at more than once, and the one that happens to
-exclude 0 ends the search. At 95 % each, four looks would be wrong more often than one. So each look has its own level:
+Seeds are added until every contrast is decided, so its interval is inspected more than once, and the first one that
+happens to exclude 0 ends the search. At 95 % each, four looks would err more often than one. So each look has its own
+level:
 
     level(look) = 1 - spend(look),   spend(look) = 0.05 (seeds - 1) / sum over looks of (seeds - 1)
 
-The spends add up to 0.05, and by the union bound all intervals of a contrast hold together in 95 % of studies, however
-looks depend on each other. So whatever look a contrast was decided at, and whatever other contrasts it waited for, its
-last interval may be reported. The price is that reported intervals are wider than 95 % ones of a study with a fixed
-number of seeds.
+The spends add up to 0.05, so by the union bound all intervals of a contrast hold simultaneously in 95 % of studies,
+however the looks depend on each other. Whichever look decided a contrast, and whichever other contrasts it waited for,
+its last interval may therefore be reported. The price: reported intervals are wider than the 95 % intervals of a study
+with a fixed number of seeds.
 
-Why spends grow with the seeds' degrees of freedom: at three seeds t is so wide (4.3 at 5 %, 8.9 at 1.25 %) that a large
-share buys few decisions. Simulated (docs/statistics.md) with an effect of three standard errors of a 12-seed study: 63
-to 72 % of studies are decided, with 8.6 to 10.5 seeds; an equal split decides 57 to 68 % with 0.2 to 0.6 seeds fewer,
-one by the square 69 to 76 % with 0.2 to 0.4 more, and a study of 12 seeds without looks 75 to 82 %. Effects of five
-standard errors are decided in 98 % or more, with 5 to 8 seeds. A true null is excluded in 2.3 to 4.7 % of studies.
+Spends grow with the seeds' degrees of freedom because at three seeds t is so wide (4.3 at 5 %, 8.9 at 1.25 %) that a
+large share buys few decisions. In simulation (docs/statistics.md) this split decides more studies than an equal one for
+slightly more seeds, and fewer than one by the square, which needs more still.
 The union bound is Bonferroni's; spending by a fixed plan is Lan and DeMets 1983 without their joint distribution, which
 is unknown here. The split is own design.
 """
@@ -39,12 +38,13 @@ class HasEnds(Protocol):
 
 
 def looks(cap: int, at: Sequence[int] = LOOKS) -> tuple[int, ...]:
-    """The looks of a study that ends at `cap` seeds: those of `at` below it, and the cap itself.
+    """Looks of a study that ends at `cap` seeds: those of `at` below the cap, and the cap itself.
 
-    A look at two seeds is possible, but 95 % covers 90 to 97 % there, and the 5 % of the rule is then not kept.
+    A look at two seeds is possible, but intervals can undercover there, so the rule's 5 % is not guaranteed.
 
     Raises:
-        ValueError: the cap is below two (one seed shows evaluation noise only), or `at` does not rise from two or more.
+        ValueError: the cap is below two (one seed shows evaluation noise only), or `at` does not increase from two or
+            more.
     """
     if cap < 2:
         raise ValueError(f"cap is {cap}; two seeds or more are needed to see what a seed contributes")
@@ -52,10 +52,10 @@ def looks(cap: int, at: Sequence[int] = LOOKS) -> tuple[int, ...]:
 
 
 def levels(looks: Sequence[int]) -> dict[int, float]:
-    """Level of the interval at each look, by its number of seeds.
+    """Interval level of each look, by its number of seeds.
 
     Raises:
-        ValueError: the looks do not rise from two or more.
+        ValueError: the looks do not increase from two or more.
     """
     total = sum(seeds - 1 for seeds in _checked_looks(looks))
     return {seeds: 1 - (1 - LEVEL) * (seeds - 1) / total for seeds in looks}
@@ -65,9 +65,9 @@ def decided(estimate: HasEnds, threshold: float = 0.0, smallest: float = 0.0) ->
     """Whether no more seeds are needed: the interval excludes the threshold, or lies within (-smallest, smallest).
 
     Args:
-        estimate: with the interval at the level of this look (`levels`).
-        threshold: what a claim is about, in the unit of the estimate.
-        smallest: effects below it are too small to matter; 0 means that none is.
+        estimate: its interval must be at the level of this look (`levels`).
+        threshold: the value to exclude, in the unit of the estimate.
+        smallest: effects below it are too small to matter; 0: every effect matters.
 
     Raises:
         ValueError: `smallest` is negative or not a number.
@@ -79,17 +79,17 @@ def decided(estimate: HasEnds, threshold: float = 0.0, smallest: float = 0.0) ->
 
 
 def sequential_p_value(p_values: Sequence[float], looks: Sequence[int]) -> float:
-    """One p-value for all looks so far, which may go to `hylo.stats.holm`: the smallest of p / (share of that look).
+    """One p-value for all looks so far, valid as input to `hylo.stats.holm`: the smallest p / (share of its look).
 
-    Below 0.05 just where an interval at the level of its look excluded the threshold. Genovese, Roeder and Wasserman
+    Below 0.05 exactly when an interval at the level of its look excluded the threshold. Genovese, Roeder and Wasserman
     2006 (weighted Bonferroni).
 
     Args:
-        p_values: of the looks taken, in their order; the study may have stopped before its last one.
-        looks: all that were planned.
+        p_values: of the looks taken so far, in order; the study may have stopped early.
+        looks: all planned looks.
 
     Raises:
-        ValueError: no p-value, more of them than looks, or one that is NaN or not between 0 and 1.
+        ValueError: there is no p-value or more than one per look, or one is NaN or not between 0 and 1.
     """
     if not 1 <= len(p_values) <= len(looks):
         raise ValueError(f"{len(p_values)} p-values for {len(looks)} planned looks; one for each look taken is needed")

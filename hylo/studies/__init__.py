@@ -1,1 +1,1 @@
-"""A question with cells, seeds, contrasts and claims, and what to run next for it."""
+"""Studies: a question with cells, seeds, contrasts and claims, and what to run next to answer it."""

@@ -1,4 +1,4 @@
-"""What was chosen for a cell on the validation split: of which trials, under which conditions, and with what result."""
+"""Settings chosen for a cell on the validation split: from which trials, under which conditions, with what result."""
 
 import json
 import math
@@ -20,12 +20,12 @@ from hylo.studies.grid_search import Setting, best_setting, ends
 from hylo.training.config import TrainerConfig
 
 ADAMW = {"beta1": "adam_beta1", "beta2": "adam_beta2", "eps": "adam_epsilon", "weight_decay": "weight_decay"}
-"""What a condition calls the settings of AdamW: so they were named when the first choices were published."""
+"""Names of AdamW's settings in a condition: those in use when the first choices were published."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was tried for a cell, and the best of it."""
+    """The settings tried for a cell, and the best of them."""
 
     cell: str
     keys: list[str]
@@ -33,15 +33,15 @@ class Choice:
     """Validation perplexity of each setting by seed; None where the trial failed."""
     seeds: list[int]
     defaults: list[float]
-    """The value of each key without a choice."""
+    """The value of each key without tuning."""
     condition: str
-    """Hash of everything that the choice holds for, see `condition`."""
+    """Hash of everything the choice depends on, see `condition`."""
     recorded: int = 0
-    """Of the settings tried, those that a study was published with: they were not run again."""
+    """Number of settings tried that were reused from a published study instead of being run again."""
 
     @property
     def scores(self) -> dict[Setting, float]:
-        """Mean over seeds of the validation log PPL; infinite where a seed's trial failed."""
+        """Mean over seeds of the validation log PPL; infinite if a seed's trial failed."""
         return {setting: score(found) for setting, found in self.tried.items()}
 
     @property
@@ -51,16 +51,16 @@ class Choice:
 
     @property
     def at_an_end(self) -> list[str]:
-        """The keys whose best value lies at an end of what was tried: a better one may lie beyond."""
+        """The keys whose best value lies at an end of the values tried: a better one may lie beyond it."""
         return [self.keys[place] for place in ends(self.scores, self.best)]
 
     @property
     def trials(self) -> int:
-        """Trials behind the choice, those that failed among them."""
+        """Number of trials behind the choice, failed ones included."""
         return len(self.tried) * len(self.seeds)
 
     def overrides(self) -> list[str]:
-        """What the cell's reported runs are run with."""
+        """The overrides of the cell's reported runs."""
         return [f"{key}={value!r}" for key, value in zip(self.keys, self.best, strict=True)]
 
     def __str__(self) -> str:
@@ -73,7 +73,7 @@ class Choice:
         )
 
     def note(self) -> dict[str, Any]:
-        """The choice as a study's manifest holds it."""
+        """The choice as stored in a study's manifest."""
         return {
             "cell": self.cell,
             "keys": self.keys,
@@ -89,17 +89,17 @@ class Choice:
 
 
 def score(found: Sequence[float | None]) -> float:
-    """Mean over seeds of log PPL; infinite where one of them failed."""
+    """Mean over seeds of log PPL; infinite if one of them failed."""
     values = [value for value in found if value is not None]
     return sum(map(math.log, values)) / len(values) if values and len(values) == len(found) else math.inf
 
 
 def published_choices(experiments: Path) -> Iterator[tuple[Choice, pd.DataFrame]]:
-    """The choices that studies were published with, each with the NLL sums of its trials.
+    """The choices published with studies, each with the NLL sums of its trials.
 
-    Arguments:
-        experiments: of each study in it `records/` holds those of a complete one, `trials/` those of one that is still
-            under way.
+    Args:
+        experiments: the folder of all studies; `records/` holds the choices of a complete one, `trials/` those of one
+            still in progress.
     """
     for notes in sorted([*experiments.glob(f"*/records/{STUDY}"), *experiments.glob(f"*/trials/{CHOICES}")]):
         path = notes.with_name(TRIALS)
@@ -110,24 +110,24 @@ def published_choices(experiments: Path) -> Iterator[tuple[Choice, pd.DataFrame]
 
 
 def of_note(note: dict[str, Any]) -> Choice:
-    """The choice that a manifest holds."""
+    """The choice stored in a manifest."""
     tried = {tuple(each["values"]): each["ppl"] for each in note["tried"]}
     return Choice(note["cell"], note["keys"], tried, note["seeds"], note["defaults"], note["condition"])
 
 
 def no_sums() -> pd.DataFrame:
-    """A table of trials without a row."""
+    """An empty table of trials."""
     return pd.DataFrame(columns=pd.Index(["cell", "setting", "seed", "window", "nll_sum", "tokens"]))
 
 
 def condition(trial: Cell, keys: Sequence[str], session: Session) -> str:
-    """What a choice holds for, as a hash: everything about a trial but the values that are searched, its seed, and what
-    changes no number or next to none (device, kernels, precision)."""
+    """Hash of what a choice depends on: everything about a trial except the searched values, its seed, and settings
+    that change no number or hardly any (device, kernels, precision)."""
     config = trial.config
     content: Any = {name: to_container(getattr(config, name)) for name in ("data", "method", "trainer")}
     for name in TrainerConfig.WITHOUT_EFFECT | TrainerConfig.EVALUATION:
         del content["trainer"][name]
-    content["trainer"]["decay"] = content["trainer"].pop("lr_scheduler")  # so it was named, too
+    content["trainer"]["decay"] = content["trainer"].pop("lr_scheduler")  # its name at that time
     for key in keys:
         *path, last = key.split(".")
         section = content

@@ -1,4 +1,4 @@
-"""The manifest of a study, from which and the records its report is made, and the report's way to the tracker."""
+"""The manifest of a study, the report made from it and the records, and the logging of the report to the tracker."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def report_plan(plan: "Plan", session: Session) -> bool:
-    """Write the plan's manifest and its report from the records, print it, and log it where runs are tracked.
+    """Write the plan's manifest and its report from the records, print the report, and log it if runs are tracked.
 
     Returns:
-        Whether all cells are complete, with the answers to their probe.
+        Whether all cells are complete, including the results of their probe.
     """
-    from hylo.report import SUMMARY, print_report, write_report  # matplotlib comes in where a report is made
+    from hylo.report import SUMMARY, print_report, write_report  # imports matplotlib, which only reports need
 
     content = manifest(plan, session)
     write_json(plan.folder / STUDY, content)
@@ -40,7 +40,7 @@ def report_plan(plan: "Plan", session: Session) -> bool:
 
 
 def manifest(plan: "Plan", session: Session) -> dict[str, Any]:
-    """study.json: everything a report needs that no record of a single run holds."""
+    """study.json: everything a report needs beyond the records of single runs."""
     fingerprints = {id(cell): fingerprint(cell.config, session) for cell in plan.cells}
     base_cells = {fingerprints[id(cell)]: cell.name for cell in plan.cells if not cell.config.components}
     rows: dict[str, dict[str, Any]] = {}
@@ -70,7 +70,7 @@ def _factorial(plan: "Plan") -> list[dict[str, Any]]:
 
 
 def track_report(plan: "Plan", content: dict[str, Any], report: "Report") -> None:
-    """Log the study's table and figures as a run of their own, in the group of its cells."""
+    """Log the study's table and figures as a separate run in the group of its cells."""
     config = plan.cells[0].config
     run = TrackedRun(
         folder=plan.outputs,

@@ -1,4 +1,4 @@
-"""Studies: a question, a protocol and named cells, run one after the other or not at all where they are complete.
+"""Studies: a question, a protocol and named cells. Complete cells are not run again.
 
 A study is `experiments/<name>/study.yaml` (hylo/studies/spec.py). A sweep (`train.py -m`) and a single call of train.py
 are run and reported by the same functions.
@@ -25,27 +25,27 @@ from hylo.studies.manifest import report_plan
 from hylo.studies.spec import StudyConfig, key_of, read_study_file
 
 Compose = Callable[[Sequence[str]], tuple[Config, str]]
-"""Makes a typed configuration of a list of overrides, and tells the name of its method."""
+"""Composes a typed configuration from overrides, and returns it with the name of its method."""
 
 NO_PART_OF_A_CELL = {"study", "seeds", "most_seeds", "seed", "add", "tune"}
 NO_PART_OF_A_NAME = {"tracking", "outputs", "workers", "probe"}
-"""Sections and keys of a command line that are no part of a study's folder: they change no number of its runs."""
+"""Sections and keys of a command line that are not part of a study's folder name: they change no number of its runs."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Cells to run and to report together. One cell of them, or more under one name with different seeds, is a row."""
+    """Cells to run and report together. Cells of the same name with different seeds share a row."""
 
     group: str
     outputs: Path
     cells: list[Cell]
     study: StudyConfig | None = None
     overrides: Sequence[str] = ()
-    """Those of the command line by which the study differs from its file."""
+    """Command-line overrides by which the study differs from its file."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """What the manifest says besides: of the choice of settings, and of the rule that chose the number of seeds."""
+    """Further manifest entries: the choice of settings, and the rule that determined the number of seeds."""
     trials: pd.DataFrame | None = None
-    """NLL sums of the trials behind the choice of settings; None: nothing was chosen."""
+    """NLL sums of the trials behind the choice of settings; None if nothing was tuned."""
 
     @property
     def folder(self) -> Path:
@@ -61,18 +61,18 @@ def plan_study(
     chosen: Mapping[str, Sequence[str]] | None = None,
     only: Collection[str] | None = None,
 ) -> Plan:
-    """The cells of a study, all composed before any runs.
+    """The cells of a study, all composed before any of them runs.
 
-    Arguments:
-        config: the composed command line, with `study` set; `add` names methods that it runs besides its own cells.
-        overrides: the command line's own overrides; they hold for every cell.
-        compose: makes the configuration of a cell.
-        seeds: of each cell that trains; None: those of the command line, or else of the study's file.
-        chosen: further overrides of cells by name: what was chosen on the validation split.
+    Args:
+        config: the composed command line, with `study` set; `add` names methods to run besides the study's own cells.
+        overrides: the command line's own overrides; they apply to every cell.
+        compose: composes the configuration of a cell.
+        seeds: seeds of each cell that trains; None: those of the command line, or else of the study's file.
+        chosen: further overrides by cell name, chosen on the validation split.
         only: names of the cells to compose; None: all.
 
     Raises:
-        ConfigError: the study's file is wrong, or a cell cannot be composed; the message names the cell.
+        ConfigError: the study's file is invalid, or a cell cannot be composed; the message names the cell.
     """
     assert config.study is not None
     study = read_study_file(config.study)
@@ -94,15 +94,17 @@ def plan_study(
             own_config, _ = compose([*texts, f"seed={every_seed[0]}"])
         except HyloError as error:
             raise ConfigError(f"study={config.study}, cell {name}:\n{error}") from error
-        for seed in every_seed if own_config.components else every_seed[:1]:  # else nothing trains: seeds are all one
+        for seed in every_seed if own_config.components else every_seed[:1]:  # without training, all seeds are the same
             cells.append(Cell("", name, dataclasses.replace(own_config, seed=seed), (*texts, f"seed={seed}")))
     group = file_name(",".join([config.study, *named, *(f"+{method}" for method in config.add or [])]))
     return Plan(group, Path(config.outputs), [dataclasses.replace(cell, group=group) for cell in cells], study, named)
 
 
 def with_base_cells(plan: Plan, session: Session) -> Plan:
-    """The plan with a cell that evaluates the base model before the first cell that lacks one: what it is compared
-    with must be evaluated on the same windows, so cells of two context lengths, say, have two."""
+    """The plan with a base-model cell inserted before the first cell that lacks one.
+
+    A cell and its base model must be evaluated on the same windows, so cells of two context lengths, say, need two.
+    """
     known = {fingerprint(cell.config, session) for cell in plan.cells if not cell.config.components}
     cells: list[Cell] = []
     for cell in plan.cells:
@@ -115,7 +117,7 @@ def with_base_cells(plan: Plan, session: Session) -> Plan:
 
 
 def check_plan(plan: Plan, session: Session) -> None:
-    """Refuse the plan if one of its cells cannot work.
+    """Reject the plan if one of its cells cannot work.
 
     Raises:
         ConfigError: the message names the cell.
@@ -129,7 +131,7 @@ def check_plan(plan: Plan, session: Session) -> None:
 
 
 def run_plan(plan: Plan, session: Session) -> bool:
-    """Run every cell that is not complete; one that fails does not stop the others. Then report.
+    """Run every cell that is not complete, then report. A failed cell does not stop the others.
 
     Returns:
         Whether all cells are complete.
@@ -139,17 +141,17 @@ def run_plan(plan: Plan, session: Session) -> bool:
 
 
 def run_checked(plan: Plan, session: Session) -> bool:
-    """`run_plan` of a plan that was checked already."""
+    """`run_plan` for a plan that was already checked."""
     plan = with_base_cells(plan, session)
     run_pending(plan, session)
     return report_plan(plan, session) if is_main_process() else True
 
 
 def run_pending(plan: Plan, session: Session) -> None:
-    """Run the cells that are not complete, several at once where that is better."""
+    """Run the cells that are not complete, several at once where that is faster."""
     run_cells([cell for cell in plan.cells if not reuse_finished(cell, session)], session)
 
 
 def _merged(earlier: Sequence[str], later: Sequence[str]) -> list[str]:
-    """Overrides of which the later one of the same key holds."""
+    """All overrides; of two with the same key, the later one wins."""
     return list({key_of(text): text for text in (*earlier, *later)}.values())

@@ -1,8 +1,8 @@
-"""A whole study: a setting chosen first where the study asks for it, then its seeds, fixed or until it is decided.
+"""A whole study: settings are tuned first if the study asks for it, then its seeds run, fixed or until it is decided.
 
-`seeds=until_decided` looks at the study after each of the seed counts of `hylo.stats.looks`, at the level of confidence
-that the rule gives that look, and stops when every contrast and claim is decided or the most seeds are reached. Its
-error rate is that of `hylo.stats.sequential`.
+`seeds=until_decided` looks at the study after each of the seed counts of `hylo.stats.looks`, at the confidence level
+that the rule assigns to that look, and stops when every contrast and claim is decided or the maximum number of seeds is
+reached. Its error rate is that of `hylo.stats.sequential`.
 """
 
 import dataclasses
@@ -22,22 +22,22 @@ from hylo.studies.plan import Compose, Plan, check_plan, plan_study, run_checked
 from hylo.studies.tuning import tune
 
 SMALL = -math.log1p(-DROP / 100)
-"""Nats a token: an effect that surely is smaller than this is decided, too: the component is not worth having."""
+"""Nats per token. An effect certain to be smaller than this counts as decided: the component is not worth having."""
 
 
 def run_study(config: Config, overrides: Sequence[str], compose: Compose, session: Session) -> bool:
-    """Run a study of experiments/ and report it. What is complete is not run again.
+    """Run a study of experiments/ and report it. Complete cells are not run again.
 
     Returns:
         Whether all cells are complete.
 
     Raises:
-        ConfigError: as `plan_study` and `check_plan`; nothing has run then.
+        ConfigError: as `plan_study` and `check_plan`; nothing has run by then.
     """
     plan = plan_study(config, overrides, compose, seeds=_first_seeds(config))
     check_plan(plan, session)
     if config.seeds == UNTIL_DECIDED and plan.study and not (plan.study.contrasts or plan.study.claims):
-        allowed = "seeds by number: this study names no contrast and no claim that could be decided"
+        allowed = "explicit seeds: this study has no contrast or claim to decide"
         raise ConfigError(problem("seeds", UNTIL_DECIDED, allowed, "'seeds=[0,1,2]', or contrasts in its study.yaml"))
     chosen, notes, trials = tune(plan, config, overrides, compose, session)
     if config.seeds != UNTIL_DECIDED:
@@ -63,15 +63,15 @@ def _first_seeds(config: Config) -> Sequence[int] | None:
 
 
 def recorded(plan: Plan, session: Session) -> StudyRecord:
-    """A plan's runs as a study's records, before a report is written."""
+    """A plan's runs as a study record, before a report is written."""
     return study_of(plan.folder, manifest(plan, session))
 
 
 def undecided(study: StudyRecord) -> Iterator[str]:
     """The contrasts and claims whose interval, at the study's level, still leaves their question open.
 
-    A contrast asks whether its effect is 0, or too small to matter (below 2 %); a claim, whether at least half of the
-    published effect is there.
+    A contrast asks whether its effect is 0 or too small to matter (below 2 %); a claim, whether at least half of the
+    published effect is present.
     """
     for contrast in contrasts_of(study):
         effect = effect_of(study, contrast["cell"], contrast["reference"])

@@ -1,7 +1,7 @@
 """The content of experiments/<name>/study.yaml: question, protocol, cells, contrasts, claims under test. Typed.
 
-Everything a file says is checked before anything runs: unknown keys, wrong types, contrasts of cells that are not
-there, claims that nobody made.
+Everything in a file is checked before anything runs: unknown keys, wrong types, contrasts of missing cells, unknown
+claims.
 """
 
 import itertools
@@ -26,7 +26,7 @@ ALL = "all"
 
 
 class Comparison(Enum):
-    """What a contrast says of its component."""
+    """What a contrast says about its component."""
 
     added = "the component added to a smaller method"
     cumulative = "one step of a series that adds one component after the other"
@@ -39,25 +39,25 @@ class ContrastConfig:
     """One cell against another of the same study."""
 
     cell: str = MISSING
-    """The cell whose improvement is asked for."""
+    """The cell whose improvement is measured."""
     reference: str = MISSING
     """The cell it is compared with, by seed and window."""
     component: str | None = None
-    """What the two differ in: the contrast is then part of the attribution, and has a verdict. None: neither."""
+    """What the two differ in: the contrast is then part of the attribution and has a verdict. None: neither."""
     comparison: Comparison = Comparison.added
-    """What the contrast says of its component."""
+    """What the contrast says about its component."""
 
 
 @dataclass(kw_only=True, slots=True)
 class FactorialConfig:
-    """All combinations of some components, as cells; their Shapley values share out the gain of the whole stack."""
+    """All combinations of some components, as cells; their Shapley values divide up the gain of the whole stack."""
 
     stack: list[str] = MISSING
     """Overrides of the cell with everything on."""
     without: dict[str, list[str]] = MISSING
-    """Overrides that switch a factor off, by its name."""
+    """Overrides that switch a factor off, by factor name."""
     nothing: str = MISSING
-    """Name of the cell with every factor off. The others are named by what is on, joined by +."""
+    """Name of the cell with every factor off. The others are named by the factors that are on, joined by +."""
 
     def cells(self) -> dict[str, list[str]]:
         """Overrides of every combination by name, from nothing to the whole stack."""
@@ -72,32 +72,32 @@ class FactorialConfig:
         return itertools.chain(*(overrides for factor, overrides in self.without.items() if factor not in on))
 
     def name(self, on: frozenset[str]) -> str:
-        """The cell of a combination."""
+        """The cell name of a combination."""
         return "+".join(factor for factor in self.without if factor in on) or self.nothing
 
 
 @dataclass(kw_only=True, slots=True)
 class TuningConfig:
-    """Settings chosen for each cell on the validation split, which no reported number touches."""
+    """Settings chosen for each cell on the validation split, which no reported number uses."""
 
     cells: Any = ALL
     """The cells that get settings of their own: `all` that train, or a list of names."""
     fixed: list[str] = field(default_factory=list)
-    """Of `all` cells those that keep what their overrides and files say: the published rate, for example."""
+    """Cells, of `all`, that keep the settings of their overrides and files: the published rate, for example."""
     keys: dict[str, list[Any]] = field(default_factory=dict)
-    """Keys that are chosen for every tuned cell, each with the start of its grid: two values or more, evenly spaced in
+    """Keys that are tuned for every tuned cell, each with its initial grid: two or more values, evenly spaced in the
     logarithm. The first key is searched first."""
     own: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     """Further keys of single cells, by cell: the learning-rate multiplier of a component, for example."""
     trials: int = bounded(6, ge=2)
-    """Settings that are tried for each cell, each with every seed; the same number for all."""
+    """Number of settings tried for each cell, each with every seed; the same for all."""
     seeds: list[int] = field(default_factory=lambda: [100, 101])
-    """Seeds of the trials; none of the study's, so that no reported run was chosen by its own luck."""
+    """Seeds of the trials; none of the study's, so that no reported run was selected for its own luck."""
     overrides: list[str] = field(default_factory=list)
     """Overrides of the trials alone: faster arithmetic, for example."""
 
     def grids(self, cell: str) -> dict[str, list[float]]:
-        """The start of the grid of each key of a cell."""
+        """The initial grid of each key of a cell."""
         return {key: [*map(float, values)] for key, values in (self.keys | self.own.get(cell, {})).items()}
 
 
@@ -108,21 +108,21 @@ class StudyConfig:
     question: str
     """What the study asks, in one sentence."""
     protocol: str
-    """How it answers, in a few sentences: they stand under its tables."""
+    """How it answers, in a few sentences, which are printed under its tables."""
     cells: dict[str, list[str]] = field(default_factory=dict)
-    """Overrides of each cell, by its name in tables; in the order of the rows."""
+    """Overrides of each cell, by its name in tables, in row order."""
     overrides: list[str] = field(default_factory=list)
     """Overrides of all cells."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Seeds of each cell that trains, unless the command line names others."""
     contrasts: list[ContrastConfig] = field(default_factory=list)
-    """What is compared besides each cell with the base model. None: each cell with the one before it."""
+    """Comparisons besides each cell against the base model. None: each cell against the one before it."""
     claims: list[str] = field(default_factory=list)
     """Published claims (ids of experiments/claims.csv) that this study tests."""
     factorial: FactorialConfig | None = None
-    """Cells made of all combinations of components, after those of `cells`."""
+    """Cells for all combinations of components, after those of `cells`."""
     tuning: TuningConfig | None = None
-    """Settings chosen before the study runs."""
+    """Settings tuned before the study runs."""
 
     def all_cells(self) -> dict[str, list[str]]:
         """Overrides of each cell, those of the factorial last."""
@@ -134,7 +134,7 @@ class StudyConfig:
 
 
 def study_names() -> list[str]:
-    """The studies there are."""
+    """Names of the available studies."""
     return sorted(path.parent.name for path in EXPERIMENTS.glob(f"*/{FILE}"))
 
 
@@ -142,8 +142,8 @@ def read_study_file(name: str) -> StudyConfig:
     """Read and check experiments/<name>/study.yaml.
 
     Raises:
-        ConfigError: there is no such study; its file has unknown keys, wrong types or no cells; a contrast or a claim
-            names a cell that is not there. The message says which.
+        ConfigError: there is no such study; its file has unknown keys, wrong types or no cells; or a contrast or claim
+            names a missing cell. The message says which.
     """
     path = EXPERIMENTS / name / FILE
     if name not in study_names():
@@ -180,7 +180,7 @@ def _problems(study: StudyConfig) -> Iterator[str]:
 
 
 def _tuning_problems(tuning: TuningConfig, cells: Mapping[str, list[str]]) -> Iterator[str]:
-    """What a file alone says of its tuning; the keys themselves are checked where cells are composed."""
+    """Problems with a study's tuning that its file alone shows; the keys are checked when cells are composed."""
     named = [] if tuning.cells == ALL else tuning.cells
     if not isinstance(named, list) or (tuning.cells != ALL and not named):
         yield problem("tuning.cells", tuning.cells, f"{ALL}, or a list of cells", f"tuning.cells={ALL}")

@@ -1,9 +1,9 @@
 """Settings chosen for each cell of a study on the validation split, before its own runs.
 
 Every tuned cell gets the same number of trials, each with every trial seed; the search (hylo/studies/grid_search.py)
-puts them where that cell needs them. Trials are runs like any other, in a group beside the study's: found again across
-studies, side by side, and continued where they were interrupted. A published study holds its choices, and whoever runs
-it under the same conditions takes them over (`tune=recorded`) instead of searching again.
+places them where that cell needs them. Trials are ordinary runs in a group beside the study's: finished ones are reused
+across studies, they run side by side, and they resume after an interruption. A published study stores its choices, and
+running it under the same conditions reuses them (`tune=recorded`) instead of searching again.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ VALIDATION = "data.eval_split=validation"
 Chosen = dict[str, list[str]]
 """Overrides by cell."""
 MakeTrials = Callable[[Mapping[str, Sequence[str]]], list[Cell]]
-"""Makes the trials, one a seed, of cells by name with overrides of their own."""
+"""Makes the trials, one per seed, of cells given by name with their own overrides."""
 
 
 @dataclass(eq=False)
@@ -44,17 +44,17 @@ class Arm:
 
     cell: str
     grids: dict[str, list[float]]
-    """The start of each key's grid."""
+    """The initial grid of each key."""
     ranges: list[tuple[float, float]]
-    """The lowest and highest value that each key may have."""
+    """The lowest and highest allowed value of each key."""
     defaults: list[float]
-    """What the cell's files and overrides say of each key."""
+    """The value of each key in the cell's files and overrides."""
     published: dict[Setting, list[float | None]] = field(default_factory=dict)
-    """Validation perplexities by seed that hold here as well: they are not run again."""
+    """Published validation perplexities by seed that are valid here too: these trials are not run again."""
     published_sums: pd.DataFrame = field(default_factory=no_sums)
     """NLL sums of these trials."""
     trials: dict[Setting, list[Cell]] = field(default_factory=dict)
-    """What was tried, in order; no cells where it was published."""
+    """The settings tried, in order; without cells if they were published."""
 
     def overrides(self, setting: Setting) -> list[str]:
         """A setting as overrides."""
@@ -68,8 +68,7 @@ class Arm:
         }
 
     def wanted(self, trials: int, session: Session) -> list[Setting]:
-        """What must run next, after all that was published has been taken over; nothing where the arm has had its
-        trials."""
+        """The settings to run next, once all published ones are reused; none if the arm has used up its trials."""
         settings = start_settings([*self.grids.values()]) if not self.trials else self._next(trials, session)
         while settings and all(setting in self.published for setting in settings):
             self.trials |= {setting: [] for setting in settings}
@@ -87,21 +86,21 @@ class Arm:
 def tune(
     plan: Plan, config: Config, overrides: Sequence[str], compose: Compose, session: Session
 ) -> tuple[Chosen, dict[str, Any], pd.DataFrame | None]:
-    """Choose the settings of each tuned cell by trials. Those that studies were published with are not run again.
+    """Choose the settings of each tuned cell by trials. Trials published with studies are not run again.
 
     Returns:
-        The chosen overrides of each tuned cell, what the manifest says of the choices, and the trials' sums by window;
-        empty where the study tunes nothing or the command line says `tune=off`.
+        The chosen overrides of each tuned cell, the manifest's notes on the choices, and the trials' sums by window;
+        empty if the study tunes nothing or the command line says `tune=off`.
 
     Raises:
-        ConfigError: a trial cannot work, or has the seed of a reported run; nothing has run then.
-        HyloError: a cell has no setting that ended with a perplexity for every seed.
+        ConfigError: a trial cannot work, or has the seed of a reported run; nothing has run by then.
+        HyloError: no setting of a cell finished with a perplexity for every seed.
     """
     tuning = plan.study.tuning if plan.study else None
     if tuning is None or config.tune is Tune.off:
         return {}, {}, None
     if shared := {cell.config.seed for cell in plan.cells if cell.config.components} & set(tuning.seeds):
-        allowed = "seeds that no reported run has: the choice would favour that run"
+        allowed = "seeds that no reported run has, because the choice would favour that run"
         fix = "other seeds, or tuning.seeds in study.yaml"
         raise ConfigError(problem("tuning.seeds", sorted(shared), allowed, fix))
     texts = [*overrides, VALIDATION, *tuning.overrides]
@@ -125,22 +124,21 @@ def tune(
         return choices, pd.concat([_sums(arm, session) for arm in known], ignore_index=True)
 
     def keep() -> None:
-        """Write what is known so far beside the trials."""
+        """Save the choices so far beside the trials."""
         choices, table = found()
         if is_main_process():
             write_json(trials.folder / CHOICES, {"tuning": [choice.note() for choice in choices]})
             write_table(trials.folder / TRIALS, table)
 
     together = max(1, cells_at_once(first, session) // len(tuning.seeds))
-    for place in range(
-        0, len(arms), together
-    ):  # as many as keep all workers busy: each is complete as early as it can be
+    # Only as many arms at once as keep all workers busy, so that each completes as early as possible.
+    for place in range(0, len(arms), together):
         search(arms[place : place + together], tuning.trials, trials, make_trials, session, after=keep)
     choices, table = found()
     for choice in choices:
         if not any(map(math.isfinite, choice.scores.values())):
             raise HyloError(
-                f"cell {choice.cell}: no trial ended with a perplexity; its runs in {trials.folder} say why"
+                f"cell {choice.cell}: no trial finished with a perplexity; its runs in {trials.folder} say why"
             )
         say(str(choice))
     chosen = {choice.cell: choice.overrides() for choice in choices}
@@ -148,8 +146,7 @@ def tune(
 
 
 def take_over(arms: Sequence[Arm], conditions: Mapping[str, str], seeds: list[int]) -> None:
-    """Give each arm the trials that any study was published with, where they were made under the same conditions: the
-    most of them, where several were."""
+    """Give each arm the published trials made under the same conditions; of several studies, those with the most."""
     for choice, sums in published_choices(hylo.studies.spec.EXPERIMENTS):
         for arm in arms:
             here = conditions[arm.cell], [*arm.grids], seeds
@@ -158,10 +155,10 @@ def take_over(arms: Sequence[Arm], conditions: Mapping[str, str], seeds: list[in
 
 
 def arms_of(plan: Plan, tuning: TuningConfig) -> list[Arm]:
-    """The tuned cells of a study, with every key checked: a number of that cell, whose grid starts within its range.
+    """The tuned cells of a study, with every key checked: it must be a number of that cell, its initial grid in range.
 
     Raises:
-        ConfigError: it is not, or the cell trains nothing; the message names cell and key.
+        ConfigError: a key is invalid, or a named cell trains nothing; the message names cell and key.
     """
     cells = {cell.name: cell for cell in reversed(plan.cells)}
     order = dict.fromkeys(cell.name for cell in plan.cells)
@@ -199,11 +196,11 @@ def search(
     *,
     after: Callable[[], object] = lambda: None,
 ) -> None:
-    """Run the trials of all arms: the start of each grid, then one setting more of each arm at a time.
+    """Run the trials of all arms: the initial grids first, then one more setting per arm at a time.
 
-    Arguments:
-        trials: settings of each arm.
-        plan: of the trials; its cells are replaced.
+    Args:
+        trials: number of settings per arm.
+        plan: the plan of the trials; its cells are replaced.
         after: called after every wave of trials.
     """
     while wave := {arm: settings for arm in arms if (settings := arm.wanted(trials, session))}:
@@ -234,13 +231,13 @@ def _choice(arm: Arm, seeds: list[int], condition: str, session: Session) -> Cho
 
 
 def _record(cell: Cell, session: Session) -> RunRecord | None:
-    """The record of a trial, complete or failed; None where it has not run."""
+    """The record of a trial, complete or failed; None if it has not run."""
     folder = cell.folder(fingerprint(cell.config, session))
     return read_run(folder) if (folder / RESULT).exists() else None
 
 
 def _diverged(cell: Cell, session: Session) -> bool:
-    """Whether a trial was run and diverged: it counts as tried, and would only do so again."""
+    """Whether a trial ran and diverged: it counts as tried, and would only diverge again."""
     record = _record(cell, session)
     return record is not None and record.result["status"] == FAILED and "TrainingDiverged" in record.result["error"]
 
@@ -251,7 +248,7 @@ def _perplexity(cell: Cell, session: Session) -> float | None:
 
 
 def _sums(arm: Arm, session: Session) -> pd.DataFrame:
-    """NLL sums of an arm's trials: cell, setting (its place among those tried), seed, window, nll_sum, tokens."""
+    """NLL sums of an arm's trials: cell, setting (its index among those tried), seed, window, nll_sum, tokens."""
     return pd.concat([no_sums(), *_tables(arm, session)])
 
 

@@ -1,1 +1,1 @@
-"""Where metrics go besides the records: one file a tracker."""
+"""Where metrics go besides the records: one file per tracker."""

@@ -1,8 +1,8 @@
 """The client of Weights & Biases: the only file that imports wandb. Source: own design, tried on wandb 0.31.
 
 W&B receives the resolved config, the curve, the summary, and a report's table and figures. Code, console output, git
-state, command line, package list, name and paths of the machine are not captured. A server out of reach turns into an
-offline file; an error of W&B turns into one line of warning.
+state, command line, package list, name and paths of the machine are not captured. If the server cannot be reached, the
+run is recorded offline; an error of W&B becomes a one-line warning.
 """
 
 import os
@@ -34,12 +34,12 @@ _PRIVATE: dict[str, Any] = {
 }  # fmt: skip
 
 _process = SimpleNamespace(offline_only=False)
-"""Whether this process has learnt that W&B cannot be used online: a sweep runs many jobs in one process."""
+"""Whether this process has found that W&B cannot be used online: a sweep runs many jobs in one process."""
 
 
 @final
 class WandbTracker(Tracker):
-    """A W&B run, online or offline. At the first error it says so once and stays quiet from then on."""
+    """A W&B run, online or offline. At its first error it warns once and stops tracking."""
 
     def __init__(self, run: wandb.Run, folder: Path) -> None:
         self._run: wandb.Run | None = run
@@ -85,7 +85,7 @@ def open_run(
         settings: Further fields of `wandb.Settings`: the run's identity and time-outs.
 
     Returns:
-        The tracker. None where the user has disabled W&B, or where not even an offline run could be opened.
+        The tracker; None if the user has disabled W&B or not even an offline run could be opened.
     """
     settings = settings | _PRIVATE | {"root_dir": str(folder)}
     try:
@@ -128,15 +128,15 @@ def _start_offline(folder: Path, config: Any, settings: dict[str, Any]) -> Wandb
 
 
 def _automatic_mode() -> str:
-    """What `wandb offline` or `wandb disabled` chose for this user, else online where there is a login."""
+    """The mode set by `wandb offline` or `wandb disabled` for this user; else online if there is a login."""
     chosen = wandb.setup(wandb.Settings(silent=True)).settings.mode
     return chosen if chosen in ("offline", "disabled") else "online" if _has_login() else "offline"
 
 
 def _has_login() -> bool:
-    """Whether there is a key for the server, well-formed or not: opening the run says what is wrong with it.
+    """Whether there is a key for the server, well-formed or not: opening the run reports what is wrong with it.
 
-    Asked before any online run, because without a key W&B would wait for an answer in the terminal.
+    Checked before any online run, because without a key W&B would prompt in the terminal.
     """
     host = wandb.setup(wandb.Settings(silent=True)).settings.base_url
     try:
@@ -146,10 +146,10 @@ def _has_login() -> bool:
 
 
 def _drop_service() -> None:
-    """End W&B's service process after an error, so that the next run starts a new one.
+    """Stop W&B's service process after an error, so that the next run starts a new one.
 
-    It may be dead (then ending it fails too, or wants to end this process with its exit code), or still hold the id of
-    the run that failed to start.
+    It may be dead (then stopping it also fails, or tries to exit this process with its exit code), or still hold the id
+    of the run that failed to start.
     """
     with suppress(SystemExit, *_WANDB_ERRORS):
         wandb.teardown()
@@ -159,9 +159,9 @@ def _drop_service() -> None:
 def _environment(folder: Path) -> Iterator[None]:
     """Environment variables for calls into W&B, restored afterwards.
 
-    Three settings exist as variables only: without them staged tables and logs go to the home folder, and even an
+    Three settings exist only as variables: without them staged tables and logs go to the home folder, and even an
     offline run looks up W&B's host for telemetry. W&B itself leaves WANDB_SERVICE behind, which would tie every child
-    process to this one's service. What the user has set stays.
+    process to this one's service. Variables set by the user are kept.
     """
     before = {key: value for key, value in os.environ.items() if key.startswith("WANDB_")}
     files = folder.absolute() / "wandb"

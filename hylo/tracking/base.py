@@ -1,7 +1,7 @@
-"""Where the metrics of runs go besides their records: what a tracker is, and what it is told of a run and of a report.
+"""The interface of trackers, and what is logged of a run and of a report.
 
-The record on disk is the result; a tracker is a view of it. Each tracker is a file of this room with its config, chosen
-by a file of conf/tracking/, and opened by `hylo.tracking.guard.open_tracker`. Source: own design.
+The record on disk is the result; a tracker is a view of it. Each tracker is a module of this package with its config,
+selected by a file of conf/tracking/ and opened by `hylo.tracking.guard.open_tracker`. Source: own design.
 """
 
 import abc
@@ -18,18 +18,18 @@ from hylo.core.errors import MissingDependency
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrackedRun:
-    """What is told of a run when it begins."""
+    """What a tracker is told when a run begins."""
 
     folder: Path
-    """The folder of all records. A tracker writes into a folder of its own name in it, and nowhere else."""
+    """The folder of all records. A tracker writes into the subfolder with its own name, and nowhere else."""
     group: str
     """Name of the study or sweep."""
     name: str
     """Name shown for the run, for example "lora-seed0"."""
     resolved: Mapping[str, Any]
-    """The resolved configuration, nested and JSON-serializable; of a report its manifest."""
+    """The resolved configuration, nested and JSON-serializable; for a report, its manifest."""
     job_type: str
-    """"cell", "probe" (asked of a complete run of the same name) or "report"."""
+    """"cell", "probe" (on a complete run of the same name) or "report"."""
     tags: tuple[str, ...] = ()
     """Labels to filter runs by."""
 
@@ -37,13 +37,13 @@ class TrackedRun:
 class Tracker(abc.ABC):
     """Receives what a run produces.
 
-    Numbers are finite: others are left out before, so that a curve has a gap there. A method may raise: the first error
-    is one line of warning, and the run goes on untracked.
+    Numbers are finite: others are dropped beforehand, which leaves a gap in the curve. A method may raise: the first
+    error becomes a one-line warning, and the run continues untracked.
     """
 
     @abc.abstractmethod
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add one point to each named curve; steps do not decrease."""
+        """Add one point to each named curve; steps never decrease."""
 
     @abc.abstractmethod
     def summary(self, values: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ class Tracker(abc.ABC):
 
     @abc.abstractmethod
     def table(self, name: str, frame: pd.DataFrame) -> None:
-        """Store a table without its index. A column holds values of one kind, and None where there is none."""
+        """Store a table without its index. A column holds values of one kind, or None where a value is missing."""
 
     @abc.abstractmethod
     def image(self, name: str, path: Path) -> None:
@@ -71,7 +71,7 @@ class TrackerConfig(abc.ABC):
 
     @abc.abstractmethod
     def check(self) -> None:
-        """Refuse what cannot work on this machine, before anything expensive runs.
+        """Reject what cannot work on this machine, before anything expensive runs.
 
         Raises:
             MissingDependency: a library is not installed.
@@ -80,14 +80,14 @@ class TrackerConfig(abc.ABC):
 
     @abc.abstractmethod
     def open(self, run: TrackedRun) -> Tracker:
-        """Begin a run. The tracker's library is imported here, and not before."""
+        """Begin a run. The tracker's library is imported here, not earlier."""
 
 
 def need(library: str, choice: str) -> None:
-    """Refuse a tracker whose library is missing, without importing it.
+    """Reject a tracker whose library is missing, without importing it.
 
     Raises:
-        MissingDependency: it is not installed; the message names the extra `hylo[<choice>]`.
+        MissingDependency: the library is not installed; the message names the extra `hylo[<choice>]`.
     """
     if find_spec(library) is None:
         raise MissingDependency(
@@ -100,9 +100,9 @@ def log_step(tracker: Tracker, row: Mapping[str, Any]) -> None:
     """Log one optimizer step.
 
     Args:
-        tracker: Where to.
-        row: A line of the curve: step, loss (nats a token), learning_rate, grad_norm, regularization, and the tokens
-            and seconds of this step. What is missing is left out.
+        tracker: Receives the step.
+        row: A row of the curve: step, loss (nats per token), learning_rate, grad_norm, regularization, and the tokens
+            and seconds of this step. Missing values are left out.
     """
     names = ("loss", "learning_rate", "grad_norm", "regularization")
     metrics = {f"train/{name}": row[name] for name in names if row.get(name) is not None}
@@ -115,10 +115,10 @@ def log_run(tracker: Tracker, result: Mapping[str, Any]) -> None:
     """Log the numbers of a run's result.
 
     Args:
-        tracker: Where to.
+        tracker: Receives the numbers.
         result: The content of result.json. Summary names are its paths, with `metrics` called `eval`: `eval/ppl`,
-            `eval/lim_ppl`, `params/trainable`, `training/seconds`, and of a probe `probe/60/ends_minus_middle`. `audit`
-            names what failed, or says passed. Other lists and text stay in the record.
+            `eval/lim_ppl`, `params/trainable`, `training/seconds`, and for a probe `probe/60/ends_minus_middle`.
+            `audit` names the failed checks, or says passed. Other lists and text stay in the record.
     """
     sections = {"eval": "metrics", "params": "params", "training": "training"}
     numbers = {name: result[section] for name, section in sections.items() if section in result}
@@ -136,7 +136,7 @@ def log_run(tracker: Tracker, result: Mapping[str, Any]) -> None:
 def log_report(
     tracker: Tracker, summary: pd.DataFrame, figures: Sequence[Path], tables: Mapping[str, pd.DataFrame] | None = None
 ) -> None:
-    """Log a study's table as `summary`, further ones by name, and the PNGs among its figures by the names of files."""
+    """Log a study's table as `summary`, further tables by name, and its PNG figures by file name."""
     for name, frame in {"summary": summary, **(tables or {})}.items():
         tracker.table(name, frame)
     for figure in figures:
@@ -145,7 +145,7 @@ def log_report(
 
 
 def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float]]:
-    """The numbers in nested mappings, under their paths joined by `/`."""
+    """The numbers in nested mappings, by their paths joined with `/`."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{key}/")

@@ -1,4 +1,4 @@
-"""Around every tracker: what reaches it is finite and private, and its errors cost one line of warning, never a run.
+"""Wraps every tracker: it receives only finite and private values, and its errors cost a one-line warning, never a run.
 
 Source: own design.
 """
@@ -21,11 +21,11 @@ from hylo.tracking.base import TrackedRun, Tracker, TrackerConfig
 
 _log = logging.getLogger(__name__)
 _said: set[str] = set()
-"""What this process has said: a sweep runs many jobs in one process."""
+"""What this process has already printed: a sweep runs many jobs in one process."""
 
 
 def open_tracker(config: TrackerConfig, run: TrackedRun) -> Tracker:
-    """Begin a run with the chosen tracker. The home folder in its configuration is written as `~`.
+    """Begin a run with the chosen tracker. The home folder is written as `~` in its configuration.
 
     Raises:
         HyloError: as `config.check` does.
@@ -44,7 +44,7 @@ def open_tracker(config: TrackerConfig, run: TrackedRun) -> Tracker:
 
 @final
 class Guarded(Tracker):
-    """Another tracker, which gets clean values; at its first error this says so once and stays quiet from then on."""
+    """Passes clean values to another tracker; at its first error, warns once and stops tracking."""
 
     def __init__(self, tracker: Tracker | None, choice: str) -> None:
         self._tracker, self._choice = tracker, choice
@@ -81,19 +81,19 @@ class Guarded(Tracker):
 
 
 def warn_once(message: str, of: str = "") -> None:
-    """Warn, unless this process has warned of the same thing before: of the message itself where nothing is named."""
+    """Warn once per process about the subject `of`; without one, once per message."""
     if _first(of or message):
         _log.warning(message)
 
 
 def print_once(message: str) -> None:
-    """Print a line, unless this process has printed it before."""
+    """Print a line once per process."""
     if _first(message):
         print(message)
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in at most 200 characters."""
+    """An error's message, in at most 200 characters."""
     return textwrap.shorten(str(error) or type(error).__name__, 200)
 
 
@@ -108,7 +108,7 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cells(column: pd.Series) -> pd.Series:
-    """A column as Python values of one kind, None for what is missing or not finite; mixed kinds become text."""
+    """A column as Python values of one kind, None for missing and non-finite ones; mixed kinds become text."""
     cells = column.astype(object).where(column.notna() & ~column.isin([math.inf, -math.inf]), None)
     kinds = {Real if isinstance(cell, Real) and not isinstance(cell, bool) else type(cell) for cell in cells.dropna()}
     return cells if len(kinds) <= 1 else cells.map(str, na_action="ignore")

@@ -14,7 +14,7 @@ from hylo.tracking.base import TrackedRun, Tracker, TrackerConfig
 @register("tracking", "none")
 @dataclass(kw_only=True, slots=True)
 class NoTrackingConfig(TrackerConfig):
-    """Nothing is sent or written anywhere but to the record."""
+    """Nothing is sent or written anywhere but in the record."""
 
     def check(self) -> None: ...
 

@@ -1,10 +1,10 @@
-"""TensorBoard: event files below the folder of all records, by torch's own writer. Nothing leaves the machine.
+"""TensorBoard: event files below the folder of all records, written by torch. Nothing leaves the machine.
 
     <outputs>/tensorboard/<group>/<name>/events.out.tfevents.*      tensorboard --logdir outputs/tensorboard
 
-Curves and final numbers are scalars, the configuration is text and hyperparameters, tables are text in Markdown. A run
-that is done again, or goes on from a checkpoint, replaces the points from its first step on. Source: own design, tried
-on tensorboard 2.21 and torch 2.13.
+Curves and final numbers are scalars, the configuration is text and hyperparameters, tables are Markdown text. A run
+that is repeated, or resumed from a checkpoint, replaces the points from its first step on. Source: own design, tried on
+tensorboard 2.21 and torch 2.13.
 """
 
 import importlib
@@ -42,7 +42,7 @@ class TensorBoardConfig(TrackerConfig):
 
 @final
 class TensorBoardTracker(Tracker):
-    """The event file of a run. It is begun by what is sent first, which says where the run goes on."""
+    """The event file of a run. It is opened by the first call, whose step tells where the run resumes."""
 
     def __init__(self, run: TrackedRun) -> None:
         self._run = run
@@ -50,7 +50,7 @@ class TensorBoardTracker(Tracker):
         self._folder.mkdir(parents=True, exist_ok=True)
         self._writer: Any = None
         self._step = 0
-        # The thread that writes keeps its error for the next call, and prints a traceback besides.
+        # The writer thread keeps its error for the next call, but also prints a traceback.
         self._excepthook = threading.excepthook
         threading.excepthook = partial(_other_threads, self._excepthook)
 
@@ -73,7 +73,7 @@ class TensorBoardTracker(Tracker):
     def image(self, name: str, path: Path) -> None:
         module: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
         content = path.read_bytes()
-        width, height = struct.unpack(">II", content[16:24])  # a PNG begins with a signature and these
+        width, height = struct.unpack(">II", content[16:24])  # from the PNG's header
         image = module.Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=content)
         writer = self._begun()
         writer.file_writer.add_summary(module.Summary(value=[{"tag": name, "image": image}]), self._step)
@@ -83,13 +83,13 @@ class TensorBoardTracker(Tracker):
             if exit_code:
                 self._begun().add_text("status", "failed", self._step)
             if self._writer is not None:
-                self._writer.flush()  # raises what closing would not say
+                self._writer.flush()  # raises errors that closing would hide
                 self._writer.close()
         finally:
             threading.excepthook = self._excepthook
 
     def _begun(self, step: int | None = None) -> Any:
-        """The writer; a new one hides what an earlier run of this name wrote at the step and after it."""
+        """The writer; a new one hides what an earlier run of this name wrote from this step on."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
             from torch.utils.tensorboard.summary import hparams
@@ -99,7 +99,7 @@ class TensorBoardTracker(Tracker):
             facts = {"job_type": self._run.job_type, "tags": list(self._run.tags), **self._run.resolved}
             self._writer.add_text("config", f"```json\n{json.dumps(facts, indent=2)}\n```", step or 0)
             if self._run.job_type == "cell":
-                # Without the summary of all settings that `add_hparams` writes, too: methods differ in what they have.
+                # Not `add_hparams`: it also writes a summary of all settings, and methods differ in theirs.
                 for part in hparams(dict(_settings(self._run.resolved)), {})[1:]:
                     self._writer.file_writer.add_summary(part)
         return self._writer
@@ -107,7 +107,7 @@ class TensorBoardTracker(Tracker):
 
 @contextmanager
 def _nameless_machine() -> Iterator[None]:
-    """The name of an event file has that of the machine in it; here it says `localhost`."""
+    """Event file names contain the machine's name; here it is `localhost`."""
     from tensorboard.summary.writer import event_file_writer as module
 
     socket, module.socket = module.socket, SimpleNamespace(gethostname=lambda: "localhost")
@@ -118,13 +118,13 @@ def _nameless_machine() -> Iterator[None]:
 
 
 def _other_threads(excepthook: Any, args: Any) -> None:
-    """Report the error of a thread, unless it is one that writes an event file."""
+    """Report a thread's error, unless the thread writes an event file."""
     if type(args.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
         excepthook(args)
 
 
 def _settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str | float | bool]]:
-    """The values in nested mappings, under their dotted paths; lists as text, without what is null."""
+    """The values in nested mappings, by their dotted paths; lists as text, nulls left out."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _settings(value, f"{prefix}{key}.")
@@ -133,7 +133,7 @@ def _settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _markdown(frame: pd.DataFrame) -> str:
-    """A table in Markdown; cells without a value are empty."""
+    """A table in Markdown; missing values are empty cells."""
     rows = [[str(name) for name in frame.columns], ["---"] * len(frame.columns)]
     rows += [["" if cell is None else str(cell) for cell in row] for row in frame.itertuples(index=False)]
     escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]

@@ -1,10 +1,10 @@
-"""trackio: a local project that its own dashboard shows. No account, no server, nothing leaves the machine.
+"""trackio: a local project with its own dashboard. No account, no server, nothing leaves the machine.
 
     <outputs>/trackio/                      TRACKIO_DIR=outputs/trackio trackio show --project hylo
 
 One run per cell and seed in the group of its study, with the configuration; final numbers are points at the last step,
-text is Markdown. trackio reads TRACKIO_DIR when it is imported: a process keeps the folder of its first run, and one
-that the user has set stays. Source: own design, tried on trackio 0.43.
+text is Markdown. trackio reads TRACKIO_DIR when it is imported: a process keeps the folder of its first run, and a
+folder set by the user is kept. Source: own design, tried on trackio 0.43.
 """
 
 import contextvars
@@ -27,13 +27,13 @@ from hylo.tracking.base import TrackedRun, Tracker, TrackerConfig, need
 from hylo.tracking.guard import print_once
 
 SENDING = ("SPACE_ID", "SERVER_URL", "BUCKET_ID", "DATASET_ID", "WEBHOOK_URL")
-"""What TRACKIO_... variables name a place on the network; runs of this project are local whatever they say."""
+"""Names of TRACKIO_... variables for remote destinations; runs of this project are local whatever they say."""
 
 
 @register("tracking", "trackio")
 @dataclass(kw_only=True, slots=True)
 class TrackioConfig(TrackerConfig):
-    """trackio, in files of this machine."""
+    """trackio, in files on this machine."""
 
     project: str = "hylo"
     """Name of the project in the dashboard: letters, digits, - and _."""
@@ -55,7 +55,7 @@ class TrackioConfig(TrackerConfig):
             TRACKIO_DIR.mkdir(parents=True, exist_ok=True)
             config = {"job_type": run.job_type, "tags": list(run.tags), **run.resolved}
             with _loud():
-                begun = contextvars.Context().run(  # a run that the user has begun is neither ended nor replaced
+                begun = contextvars.Context().run(  # neither ends nor replaces a run that the user has begun
                     trackio.init, self.project, name=run.name, group=run.group, config=config, embed=False,
                     auto_log_cpu=False, auto_log_gpu=False,
                 )  # fmt: skip
@@ -66,7 +66,7 @@ class TrackioConfig(TrackerConfig):
 
 @final
 class TrackioTracker(Tracker):
-    """A local run of trackio. A thread of its writes twice a second; what fails there is raised by the next call."""
+    """A local trackio run. A thread of trackio writes twice per second; its failures are raised by the next call."""
 
     def __init__(self, run: Any) -> None:
         self._run = run
@@ -112,7 +112,7 @@ class TrackioTracker(Tracker):
 
 @contextmanager
 def _local(folder: Path) -> Iterator[None]:
-    """Around the import of trackio and the beginning of a run: its folder, and neither a place nor a name of a login.
+    """Around trackio's import and the start of a run: sets its folder, without remote destinations or login look-up.
 
     The environment is restored afterwards.
     """
@@ -136,10 +136,10 @@ def _local(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _loud() -> Iterator[None]:
-    """Raises what trackio only warns of, and keeps what it prints to itself.
+    """Turns trackio's warnings into errors, and discards what it prints.
 
     Raises:
-        RuntimeError: it has warned.
+        RuntimeError: trackio has warned.
     """
     from trackio import utils
 

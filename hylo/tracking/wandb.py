@@ -1,4 +1,4 @@
-"""Weights & Biases: its settings. Its client is in _wandb.py, which is imported where a run is opened.
+"""Settings of Weights & Biases. The client is in _wandb.py, which is imported only when a run is opened.
 
 Tried on wandb 0.31. Source: own design.
 """
@@ -34,7 +34,7 @@ class WandbConfig(TrackerConfig):
     """W&B user or team that owns the project. None: the default of the login."""
 
     mode: Mode = Mode.auto
-    """`online`, `offline`, or `auto`: what WANDB_MODE says, else what `wandb offline` chose for this user, else online
+    """`online`, `offline`, or `auto`: what WANDB_MODE says, else what `wandb offline` set for this user, else online
     when there is a login (WANDB_API_KEY or a netrc entry for the host), else offline."""
 
     init_timeout_seconds: float = bounded(20.0, gt=0)
@@ -44,7 +44,7 @@ class WandbConfig(TrackerConfig):
     """Seconds to wait for uploads when a run ends. What is left stays on disk for `wandb sync`."""
 
     def __post_init__(self) -> None:
-        forbidden = "/\\#?%:"  # an offline run would accept them and fail when it is uploaded
+        forbidden = "/\\#?%:"  # an offline run would accept them and fail on upload
         if not self.project or set(self.project) & set(forbidden):
             allowed = f"a name without any of {' '.join(forbidden)}"
             raise ConfigError(problem("tracking.project", self.project, allowed, "tracking.project=hylo (the default)"))
@@ -67,7 +67,7 @@ class WandbConfig(TrackerConfig):
 
 
 def requested_mode(config: WandbConfig) -> str | None:
-    """What the configuration and WANDB_MODE ask for: online, offline, disabled, or None to decide by the login.
+    """The mode that the configuration and WANDB_MODE request: online, offline, disabled, or None to decide by login.
 
     Raises:
         ConfigError: WANDB_MODE has a value that W&B does not know.

@@ -1,1 +1,1 @@
-"""Training a model's components."""
+"""Training of a model's components."""

@@ -1,8 +1,8 @@
-"""The state from which an interrupted training continues, bit for bit: tensors, optimizer, counters. No pickle.
+"""Checkpoints from which interrupted training resumes bit for bit: tensors, optimizer, counters. No pickle.
 
-state.safetensors     trained tensors, and those that the optimizer keeps for each of them
-optimizer.json        numbers that the optimizer keeps for each of them, and of each group
-counters.json         how far the training is
+state.safetensors     trained tensors, and the optimizer's state tensors for each
+optimizer.json        the optimizer's scalars per trained tensor and per parameter group
+counters.json         training progress
 """
 
 import json
@@ -18,12 +18,12 @@ from hylo.adapters.model import AdaptedModel
 from hylo.core.files import replacing_folder
 
 CHECKPOINT = "checkpoint"
-"""Folder of the state inside a run's folder."""
+"""Name of the checkpoint folder inside a run's folder."""
 STATE, OPTIMIZER, COUNTERS = "state.safetensors", "optimizer.json", "counters.json"
 
 
 class Checkpoint:
-    """Writes the state of a model and its optimizer into a folder from time to time, and reads it back."""
+    """Periodically saves the state of a model and its optimizer to a folder, and restores it."""
 
     def __init__(
         self, folder: Path, model: AdaptedModel, optimizer: torch.optim.Optimizer, *, every_seconds: float
@@ -37,16 +37,16 @@ class Checkpoint:
         self._saved_at = time.monotonic()
 
     def exists(self) -> bool:
-        """Whether there is a state to continue from."""
+        """Whether there is a checkpoint to resume from."""
         return (self.folder / STATE).exists()
 
     def save_if_due(self, counters: dict[str, Any]) -> None:
-        """Save where the last state is older than `every_seconds`."""
+        """Saves if the last checkpoint is older than `every_seconds`."""
         if time.monotonic() - self._saved_at >= self.every_seconds:
             self.save(counters)
 
     def save(self, counters: dict[str, Any]) -> None:
-        """Write the state; a reader sees the old one or the new one, never a part."""
+        """Saves the state atomically: readers see either the old or the new checkpoint."""
         flat = {f"model.{name}": tensor.detach().cpu() for name, tensor in self._tensors.items()}
         optimizer = self._optimizer.state_dict()
         numbers: dict[str, Any] = {"state": {}, "groups": [_numbers(group) for group in optimizer["param_groups"]]}
@@ -62,7 +62,7 @@ class Checkpoint:
 
     @torch.no_grad()
     def restore(self) -> dict[str, Any]:
-        """Put the saved state into model and optimizer and return the counters; {} where nothing was saved."""
+        """Restores model and optimizer and returns the counters; {} if nothing was saved."""
         if not self.exists():
             return {}
         saved = load_file(self.folder / STATE)

@@ -1,4 +1,4 @@
-"""Settings of training and evaluation, and the schedule of the learning rate."""
+"""Training and evaluation settings, and the learning-rate schedule."""
 
 import math
 from collections.abc import Iterator
@@ -17,17 +17,17 @@ from hylo.training.optimizers.base import OptimizerConfig
 
 
 class Kernels(Enum):
-    """How layers and loss are computed; the numbers agree up to rounding."""
+    """How layers and loss are computed; results agree up to rounding."""
 
-    fused = "by the functions in hylo/kernels, where they serve"
-    reference = "by the formulas as they are written, through torch's autograd"
-    compiled = "the reference formulas, each decoder layer through torch.compile"
+    fused = "fused functions from hylo/kernels, where supported"
+    reference = "plain unfused formulas, with torch's autograd"
+    compiled = "the reference kernels, with torch.compile applied to each decoder layer"
 
 
 class LRScheduler(Enum):
-    """Course of the learning rate after warm-up."""
+    """Learning-rate decay after warm-up."""
 
-    linear = "to zero in a straight line"
+    linear = "linearly to zero"
     cosine = "to zero along half a cosine"
     constant = "none"
 
@@ -35,37 +35,37 @@ class LRScheduler(Enum):
 @register("trainer", "trainer")
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
-    """How long, how fast, and on what."""
+    """Training length, optimization, and hardware."""
 
     EVALUATION: ClassVar[frozenset[str]] = frozenset(
         {"eval_batch_size", "eval_memory_gib", "precision", "device", "kernels"}
     )
-    """Fields that can change the numbers of an untrained model."""
+    """Fields that can change the results of a model that is not trained."""
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds", "save_adapter"})
-    """Fields that change no number, and so do not make another run."""
+    """Fields that change no result and are therefore not part of the fingerprint."""
 
     steps: int = bounded(24, ge=1)
     """Optimizer steps."""
     batch_size: int = bounded(4, ge=1)
-    """Windows a forward and backward pass, over all processes together."""
+    """Windows per forward and backward pass, summed over all processes."""
     gradient_accumulation_steps: int = bounded(1, ge=1)
-    """Passes an optimizer step."""
+    """Passes per optimizer step."""
     learning_rate: float = bounded(5e-4, gt=0, le=10)
-    """Peak learning rate, of every optimizer; a component multiplies it by its own factor."""
+    """Peak learning rate, for every optimizer; components multiply it by their own factors."""
     warmup_steps: int = bounded(2, ge=0)
-    """Steps in which the learning rate rises in a straight line to its peak; less than steps."""
+    """Steps over which the learning rate rises linearly to its peak; less than `steps`."""
     lr_scheduler: LRScheduler = LRScheduler.linear
     """linear, cosine or constant."""
     optimizer: OptimizerConfig = MISSING
-    """How gradients become steps: conf/trainer/optimizer/."""
+    """The optimizer: conf/trainer/optimizer/."""
     max_grad_norm: float = bounded(1.0, gt=0)
-    """Gradients are scaled down to at most this norm over all trained tensors."""
+    """Gradients are clipped to this norm, taken over all trained tensors."""
     max_nonfinite_steps: int = bounded(2, ge=0)
-    """Steps with a loss or gradient that is not finite are counted and skipped; one more than this stops the run."""
+    """Steps with a non-finite loss or gradient are skipped and counted; the run stops if there are more than this."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: uses less memory but more time."""
     eval_batch_size: int | None = bounded(None, ge=1)
-    """Evaluation windows a forward pass; None: as many as `eval_memory_gib` holds."""
+    """Evaluation windows per forward pass; None: as many as fit in `eval_memory_gib`."""
     eval_memory_gib: float = bounded(1.0, gt=0)
     """Memory for the activations of an evaluation pass, in GiB."""
     precision: Precision = Precision.float32
@@ -75,13 +75,13 @@ class TrainerConfig:
     kernels: Kernels = Kernels.fused
     """fused, reference or compiled."""
     checkpoint_seconds: float = bounded(60.0, gt=0)
-    """Time between two states from which an interrupted run continues."""
+    """Time between checkpoints from which an interrupted run can resume."""
     save_adapter: bool = True
-    """Keep the trained tensors with the record."""
+    """Save the trained tensors with the record."""
 
 
 def trainer_problems(config: TrainerConfig) -> Iterator[str]:
-    """Settings that contradict each other, as text."""
+    """Yields a message for each conflict between settings."""
     if config.warmup_steps >= config.steps:
         allowed = f"less than trainer.steps ({config.steps})"
         yield problem(
@@ -90,14 +90,14 @@ def trainer_problems(config: TrainerConfig) -> Iterator[str]:
 
 
 def kernel_problems(config: TrainerConfig) -> Iterator[str]:
-    """Kernels that cannot be built on this machine, as text."""
+    """Yields a message if the kernels cannot be built on this machine."""
     if config.kernels is Kernels.compiled and not can_compile():
         allowed = "only with a C++ compiler (g++ or clang++, or the one that CXX names) or a GPU"
         yield problem("trainer.kernels", config.kernels.name, allowed, "trainer.kernels=fused")
 
 
 def learning_rate_factor(step: int, config: TrainerConfig) -> float:
-    """Share of the peak learning rate at a step (from 0): rises to 1 over the warm-up, then decays; never zero."""
+    """Fraction of the peak learning rate at a step (from 0): rises to 1 during warm-up, then decays; never zero."""
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
     left = (config.steps - step) / (config.steps - config.warmup_steps)

@@ -1,4 +1,4 @@
-"""What training writes step by step: curve.jsonl, and trajectory.jsonl where a component has something to follow."""
+"""Per-step training logs: curve.jsonl, and trajectory.jsonl if a component has vectors to track."""
 
 import json
 import math
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 CURVE, TRAJECTORY = "curve.jsonl", "trajectory.jsonl"
 
 LINES = 200
-"""About as many lines as a trajectory has: more would not be told apart in a figure."""
+"""Approximate number of lines in a trajectory: more could not be distinguished in a figure."""
 
 
 class Curve:
-    """curve.jsonl: one line an optimizer step, each on disk as soon as the step is done."""
+    """curve.jsonl: one line per optimizer step, each written as soon as the step is done."""
 
     def __init__(self, path: Path, *, keep: int, write: bool) -> None:
         self.path, self.write = path, write
@@ -25,21 +25,21 @@ class Curve:
             path.write_text("".join(lines))
 
     def add(self, line: dict[str, Any]) -> None:
-        """Append a step."""
+        """Appends a step."""
         if self.write:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
 
 class Trajectory:
-    """trajectory.jsonl: the observed vectors before the first step and after every so many, and after the last.
+    """trajectory.jsonl: the observed vectors before the first step, at regular intervals, and after the last step.
 
-    Which steps have a line follows from their number alone, so that a continued run writes those of an undisturbed one.
+    The logged steps depend only on the step number, so a resumed run writes the same lines as an uninterrupted one.
 
-    Arguments:
-        steps: of the whole training.
-        done: steps that a continued run does not take again; lines after them are dropped.
-        start: the vectors as they are now, by component and name. Empty: there is nothing to follow, and no file.
+    Args:
+        steps: total number of training steps.
+        done: steps already done when resuming; lines after them are dropped.
+        start: the current vectors by component and name. Empty: nothing to track, and no file.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Trajectory:
             self.add(0, start)
 
     def due(self, step: int) -> bool:
-        """Whether the state after this many steps has a line."""
+        """Whether the state after this many steps is logged."""
         return step % self.every == 0 or step == self.steps
 
     def add(self, step: int, vectors: "Mapping[str, Mapping[str, Tensor]]") -> None:
-        """Append the vectors as they are after `step` steps, where that step has a line."""
+        """Appends the vectors after `step` steps, if that step is logged."""
         if self.due(step):
             values = {slot: {name: _listed(t) for name, t in named.items()} for slot, named in vectors.items()}
             self._curve.add({"step": step} | values)

@@ -1,7 +1,7 @@
-"""The training loop: an optimizer on the adapter's tensors, warm-up and decay, clipping, accumulation, resumable.
+"""The training loop: optimizes the adapter's tensors, with warm-up and decay, clipping and accumulation; resumable.
 
-Nothing here knows which method it trains, or with which optimizer. Random numbers of a step come from (seed, step), so
-a run that was stopped and continued draws what an undisturbed one would have drawn.
+The loop is independent of the method and the optimizer. The random numbers of a step depend only on (seed, step), so a
+resumed run draws the same numbers as an uninterrupted one.
 """
 
 import math
@@ -25,7 +25,7 @@ from hylo.data.windows import Windows, batches
 from hylo.training.checkpoint import CHECKPOINT, Checkpoint
 from hylo.training.config import TrainerConfig, learning_rate_factor
 from hylo.training.logs import CURVE, TRAJECTORY, Curve, Trajectory
-from hylo.training.step import make_optimizer, step_seed, update
+from hylo.training.step import StepBatches, make_optimizer, step_seed, update
 
 UNTRAINED: dict[str, Any] = {
     "optimizer": None,
@@ -38,12 +38,12 @@ UNTRAINED: dict[str, Any] = {
     "nonfinite_steps": 0,
     "max_loss_jump": None,
 }
-"""The record's `training` section of a model that was not trained."""
+"""The record's `training` section for a model that was not trained."""
 
 
 @dataclass
 class TrainingState:
-    """Where a training stands, and what has been counted so far."""
+    """Training progress and running totals."""
 
     step: int = 0
     seconds: float = 0.0
@@ -54,15 +54,15 @@ class TrainingState:
     max_loss_jump: float | None = None
     nonfinite_steps: int = 0
 
-    def count(self, loss: float, finite: bool, *, tokens: int, targets: int, padding: int, seconds: float) -> None:
-        """Take a step into account. One without targets has no loss, and is not counted as one that failed."""
+    def count(self, step: StepBatches, loss: float, finite: bool, seconds: float) -> None:
+        """Adds a step to the totals. A step without targets has no loss and does not count as non-finite."""
         self.step += 1
-        self.tokens += tokens
-        self.targets += targets
-        self.padding_targets += padding
+        self.tokens += step.tokens
+        self.targets += step.targets
+        self.padding_targets += step.padding_targets
         self.seconds += seconds
         if not finite:
-            self.nonfinite_steps += targets > 0
+            self.nonfinite_steps += step.targets > 0
             return
         if self.last_loss is not None:
             self.max_loss_jump = max(self.max_loss_jump or 0.0, loss - self.last_loss)
@@ -81,25 +81,25 @@ def train(
     loss_on_padding: bool = False,
     on_step: Callable[[dict[str, Any]], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Train the model's components; continues from a checkpoint in `folder` where there is one.
+    """Trains the model's components; resumes from a checkpoint in `folder` if there is one.
 
-    Arguments:
+    Args:
         windows: training windows, [W, L].
         folder: the run's folder, for curve.jsonl, trajectory.jsonl and the checkpoint.
-        label: what the progress bar calls the run.
+        label: name of the run in the progress bar.
         loss_on_padding: padding counts in the loss like other tokens.
         on_step: receives each line of curve.jsonl as it is written: step, loss, learning_rate, grad_norm, the step's
-            own tokens (without padding) and seconds, and regularization where a component has one. The loss is that
-            of the language model alone. What is not finite is None, and so is the loss of a step without targets.
+            own tokens (without padding) and seconds, and regularization if a component has one. The loss is that of
+            the language model alone. Non-finite values, and the loss of a step without targets, are None.
 
     Returns:
         The record's `training` section: optimizer (its name), steps, tokens and tokens_per_second (without padding),
-        seconds, padding_share (of the loss's targets), final_loss (nats a token, of the last finite step),
-        nonfinite_steps, max_loss_jump (largest rise between neighbouring steps, in nats a token).
+        seconds, padding_share (of the loss's targets), final_loss (nats per token, of the last finite step),
+        nonfinite_steps, max_loss_jump (largest rise between consecutive finite steps, in nats per token).
 
     Raises:
-        ConfigError: the batches cannot be made of these windows and processes.
-        TrainingDiverged: more steps than allowed had a loss or gradient that is not finite.
+        ConfigError: the windows or the number of processes do not fit the batch size.
+        TrainingDiverged: more steps than allowed had a non-finite loss or gradient.
     """
     check_batches(config, windows, accelerator.num_processes)
     optimizer = make_optimizer(model, config)
@@ -120,19 +120,14 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate_factor(done.step, config)
             model.on_step_start(done.step, config.steps)
-            step_batches = list(islice(source, passes))
-            loss, regularization, norm = update(
-                model, network, optimizer, step_batches, accelerator, config, loss_on_padding=loss_on_padding
-            )
+            step = StepBatches(list(islice(source, passes)), loss_on_padding)
+            loss, regularization, norm = update(model, network, optimizer, step, accelerator, config)
             finite = math.isfinite(loss) and math.isfinite(norm)
-            tokens = sum(batch.tokens for batch in step_batches)
-            targets = sum(batch.targets(on_padding=loss_on_padding) for batch in step_batches)
-            padding = targets - sum(batch.targets() for batch in step_batches)
             seconds = time.perf_counter() - began
             rate = config.learning_rate * learning_rate_factor(done.step, config)
-            done.count(loss, finite, tokens=tokens, targets=targets, padding=padding, seconds=seconds)
+            done.count(step, loss, finite, seconds)
             line = {"step": done.step, "loss": finite_or_none(loss), "learning_rate": rate}
-            line |= {"grad_norm": finite_or_none(norm), "tokens": tokens, "seconds": round(seconds, 4)}
+            line |= {"grad_norm": finite_or_none(norm), "tokens": step.tokens, "seconds": round(seconds, 4)}
             if regularization is not None:
                 line["regularization"] = finite_or_none(regularization)
             curve.add(line)
@@ -158,12 +153,12 @@ def train(
 
 
 def training_batches(windows: Windows, batch_size: int, *, seed: int) -> Iterator[Windows]:
-    """The endless batches of a run, in its order."""
+    """The infinite sequence of a run's batches."""
     return batches(windows, batch_size, np.random.default_rng([seed, 1]))
 
 
 def prepare_for_training(model: AdaptedModel, config: TrainerConfig) -> None:
-    """Training mode; activations recomputed where that was asked for."""
+    """Sets training mode, and activation checkpointing as configured."""
     model.train()
     if config.gradient_checkpointing:
         model.base.activation_checkpointing_enable({"use_reentrant": False})
@@ -172,10 +167,10 @@ def prepare_for_training(model: AdaptedModel, config: TrainerConfig) -> None:
 
 
 def check_batches(config: TrainerConfig, windows: Windows, processes: int) -> None:
-    """Refuse batches that cannot be made.
+    """Checks that the batch size fits the windows and processes.
 
     Raises:
-        ConfigError: fewer windows than a batch, or a batch that does not divide among the processes.
+        ConfigError: there are fewer windows than a batch needs, or the batch size is not a multiple of the processes.
     """
     if config.batch_size > len(windows):
         fix = f"trainer.batch_size={len(windows)}, or more text"
@@ -190,10 +185,10 @@ def check_batches(config: TrainerConfig, windows: Windows, processes: int) -> No
 
 
 def diverged(done: TrainingState, config: TrainerConfig, loss: float, norm: float) -> TrainingDiverged:
-    """The error for too many steps that are not finite."""
+    """The error for too many non-finite steps."""
     return TrainingDiverged(
         f"step {done.step}: loss {loss:g}, gradient norm {norm:g}; "
-        f"{done.nonfinite_steps} steps had a loss or gradient that is not finite, "
-        f"allowed are {config.max_nonfinite_steps} (trainer.max_nonfinite_steps). "
+        f"{done.nonfinite_steps} steps had a non-finite loss or gradient; "
+        f"at most {config.max_nonfinite_steps} are allowed (trainer.max_nonfinite_steps). "
         f"Try a lower trainer.learning_rate (now {config.learning_rate:g}) or a longer warm-up."
     )

@@ -1,11 +1,11 @@
-"""How much memory a run will take, told before it: what a short pass keeps for its backward pass, times the tokens.
+"""Estimates a run's memory before it starts, from what autograd saves in a short forward pass.
 
     peak = resident now + activations + workspace + gradients and optimizer state of the trained tensors
 
-Activations are counted, not guessed: the tensors that autograd keeps of a pass over a few tokens, each storage once,
-parameters left out. They grow with the tokens (attention by SDPA keeps no scores). With gradient checkpointing only the
-layers' inputs stay, and one layer at a time is computed again. The workspace is what layers and loss need for a moment.
-Own design; the record holds the estimate beside the measured peak.
+Activations are measured, not guessed: the tensors that autograd saves in a pass over a few tokens, each storage counted
+once, without parameters. They grow linearly with the tokens (SDPA attention keeps no scores). With gradient
+checkpointing only the layers' inputs are kept, and one layer at a time is recomputed. The workspace is temporary memory
+of layers and loss. Own design; the record holds the estimate next to the measured peak.
 """
 
 from dataclasses import dataclass
@@ -20,30 +20,30 @@ from hylo.training.config import TrainerConfig
 from hylo.training.optimizers.base import FLOAT
 
 _WIDE, _NARROW = 5, 8
-"""Tensors of the widest layer's output and of the hidden size that exist at once while a layer is computed."""
+"""Tensors of the widest layer's output size, and of the hidden size, alive at once while a layer is computed."""
 _LOGITS = 4
-"""Copies of the logits that a loss from logits makes, with its gradient."""
+"""Copies of the logits made by a loss computed from logits, including its gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes."""
+    """A memory estimate, in bytes."""
 
     resident: int
-    """Before the first step: weights, libraries, text."""
+    """Used before the first step: weights, libraries, text."""
     activations: int
     """Kept for the backward pass."""
     workspace: int
-    """Needed for a moment, by the larger one of a training and an evaluation pass."""
+    """Temporary memory, the larger of a training and an evaluation pass."""
     trained: int
-    """Gradients of the trained tensors, and what the optimizer keeps for them."""
+    """Gradients and optimizer state of the trained tensors."""
 
     @property
     def peak(self) -> int:
         return self.resident + self.activations + self.workspace + self.trained
 
     def beside(self, measured: int) -> dict[str, int]:
-        """What the record's `training` section says of memory."""
+        """The memory entries of the record's `training` section."""
         return {"peak_memory_bytes": measured, "estimated_peak_memory_bytes": self.peak}
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class MemoryEstimate:
 def estimate(
     model: AdaptedModel, probe: Tensor, config: TrainerConfig, *, length: int, eval_windows: int, processes: int
 ) -> MemoryEstimate:
-    """What a run of this model will take; `probe` [B, T] are a few tokens, `length` those of a window."""
+    """Estimates the memory of a run; `probe` [B, T] holds a few tokens, `length` is the tokens per window."""
     trained = sum(tensor.numel() for tensor in model.adapter_state_dict().values())
     evaluated = min(evaluation_batch_size(model, config, length), eval_windows)
     evaluated *= length * evaluation_bytes_per_token(model)
@@ -75,28 +75,28 @@ def estimate(
 
 
 def evaluation_batch_size(model: AdaptedModel, config: TrainerConfig, length: int) -> int:
-    """Evaluation windows a pass: as configured, or as many as the memory for it holds; at least one."""
+    """Evaluation windows per forward pass: as configured, or as many as fit in `eval_memory_gib`; at least one."""
     if config.eval_batch_size is not None:
         return config.eval_batch_size
     return max(1, int(config.eval_memory_gib * 2**30 / (evaluation_bytes_per_token(model) * length)))
 
 
 def evaluation_bytes_per_token(model: AdaptedModel) -> int:
-    """Memory that a token takes in a pass of which nothing is kept."""
+    """Memory per token in a forward pass that saves nothing for a backward pass."""
     widest = max(max(layer_shape(layer)) for layer in target_layers(model.base, [ALL_LINEAR]).values())
     logits = 0 if model.losses_without_logits else _LOGITS * model.base.config.get_text_config().vocab_size
     return FLOAT * (_WIDE * widest + _NARROW * hidden_size(model.base) + logits)
 
 
 def kept_bytes_per_token(model: AdaptedModel, ids: Tensor) -> float:
-    """Bytes that a training pass over ids [B, T] keeps for its backward pass, a token. Leaves no gradient behind."""
+    """Bytes per token that a training pass over ids [B, T] saves for its backward pass. Leaves no gradients behind."""
     known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = tensor  # held until all are counted, so that no address comes twice
+            kept[storage.data_ptr()] = tensor  # kept alive until all are counted, so that no address is reused
         return tensor
 
     modes = {module: module.training for module in model.modules()}
@@ -111,5 +111,5 @@ def kept_bytes_per_token(model: AdaptedModel, ids: Tensor) -> float:
 
 
 def gib(size: float) -> str:
-    """Bytes in GiB, as text."""
+    """Formats bytes as GiB."""
     return f"{size / 2**30:.1f} GiB"

@@ -1,7 +1,9 @@
-"""One optimizer step: the loss of its batches, gradients, clipping, the optimizer."""
+"""One optimizer step: loss, gradients, clipping, update."""
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,24 +15,45 @@ from hylo.data.windows import Windows, model_inputs, next_tokens
 from hylo.training.config import TrainerConfig
 
 
+@dataclass(frozen=True)
+class StepBatches:
+    """The batches of one optimizer step, over all processes, with their token counts."""
+
+    batches: list[Windows]
+    loss_on_padding: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, without padding."""
+        return sum(batch.tokens for batch in self.batches)
+
+    @cached_property
+    def targets(self) -> int:
+        """Number of tokens that count in the loss."""
+        return sum(batch.targets(on_padding=self.loss_on_padding) for batch in self.batches)
+
+    @property
+    def padding_targets(self) -> int:
+        """Number of targets that are padding."""
+        return self.targets - sum(batch.targets() for batch in self.batches) if self.loss_on_padding else 0
+
+
 def update(
     model: AdaptedModel,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    step_batches: list[Windows],
+    step: StepBatches,
     accelerator: Accelerator,
     config: TrainerConfig,
-    *,
-    loss_on_padding: bool,
 ) -> tuple[float, float | None, float]:
-    """One optimizer step; left out where the loss or a gradient is not finite.
+    """Takes one optimizer step; skipped if the loss or a gradient is not finite.
 
     Returns:
-        Loss of the language model (nats a token), regularization (None where no component has one), gradient norm
-        before clipping.
+        Loss of the language model (nats per token), regularization (None if no component has one), gradient norm before
+        clipping.
     """
     regularization = model.regularization()
-    loss = accumulate(network, step_batches, accelerator, model.regularization, loss_on_padding=loss_on_padding)
+    loss = accumulate(network, step, accelerator, model.regularization)
     model.on_before_optimizer_step()
     norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.max_grad_norm)
     if math.isfinite(loss) and bool(torch.isfinite(norm)):
@@ -41,43 +64,43 @@ def update(
 
 def accumulate(
     network: nn.Module,
-    step_batches: list[Windows],
+    step: StepBatches,
     accelerator: Accelerator,
     regularization: Callable[[], Tensor | None] = lambda: None,
-    *,
-    loss_on_padding: bool = False,
 ) -> float:
-    """Forward and backward over a step's batches; gradients add up to those of the mean loss and the regularization.
+    """Forward and backward passes over a step's batches; accumulates gradients of the mean loss plus regularization.
 
-    The mean is over all targets of the step: each weighs the same in whichever pass and process it comes. A mean of
-    the passes' means would weigh the tokens of short lines more. NaN where the step has no target.
+    The mean is over all targets of the step, so each has the same weight in whichever pass and process it occurs. A
+    mean of per-pass means would give tokens of short lines more weight. NaN if the step has no targets.
 
     Returns:
         The mean loss, without the regularization.
     """
     processes, mine = accelerator.num_processes, accelerator.process_index
-    step_targets = sum(batch.targets(on_padding=loss_on_padding) for batch in step_batches)
     total = 0.0
-    for batch in step_batches:
+    for batch in step.batches:
         shares = [batch.take(rows) for rows in np.array_split(np.arange(len(batch)), processes)]
-        targets = next_tokens(shares[mine].labels(on_padding=loss_on_padding), accelerator.device)
+        targets = next_tokens(shares[mine].labels(on_padding=step.loss_on_padding), accelerator.device)
         with accelerator.autocast():
             inputs = model_inputs(shares[mine].ids, shares[mine].lengths, accelerator.device)
             loss_sum = network(**inputs, targets=targets).sum()
-        # Several processes: their gradients are averaged, not added.
-        weighted = loss_sum * (processes / max(step_targets, 1))
-        # In one backward pass with the loss: several processes average each gradient once, when it is complete.
+        # With several processes, gradients are averaged, not summed.
+        weighted = loss_sum * (processes / max(step.targets, 1))
+        # In the same backward pass as the loss: with several processes, each gradient is averaged once, when complete.
         added = regularization()
-        accelerator.backward(weighted if added is None else weighted + added / len(step_batches))
+        accelerator.backward(weighted if added is None else weighted + added / len(step.batches))
         gathered = accelerator.gather(loss_sum.detach())
         assert isinstance(gathered, Tensor)
         total += float(gathered.double().sum())
-    return total / step_targets if step_targets else math.nan
+    return total / step.targets if step.targets else math.nan
 
 
 def make_optimizer(model: AdaptedModel, config: TrainerConfig) -> torch.optim.Optimizer:
-    """The chosen optimizer of the model's trained tensors. A group is a component's tensors of one kind and one rate:
-    matrices decay, vectors and scalars do not; `peak` is the learning rate that the schedule is a share of."""
+    """The configured optimizer for the model's trained tensors.
+
+    A parameter group holds a component's tensors of one kind and learning rate: matrices decay, vectors and scalars do
+    not. `peak` is the learning rate that the schedule scales.
+    """
     multipliers = model.learning_rate_multipliers()
     groups = []
     for slot, tensors in model.tensors().items():
@@ -91,5 +114,5 @@ def make_optimizer(model: AdaptedModel, config: TrainerConfig) -> torch.optim.Op
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
-    """Seed of the random numbers (dropout) of one step in one process."""
+    """Seed for the random numbers (dropout) of one step in one process."""
     return int(np.random.SeedSequence([seed, 2, step, process]).generate_state(1)[0])

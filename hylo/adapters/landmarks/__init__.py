@@ -1,1 +1,1 @@
-"""Landmark designs: one file each."""
+"""Landmark designs, one file per design."""

@@ -1,25 +1,24 @@
-"""Attention landmarks: every query also sees K learned keys and values, in every layer.
+"""Attention landmarks: in every layer, every query also attends to K learned keys and values.
 
     joint       out = softmax(q [K_L; k]^T / sqrt(D) + mask) [a V_L; v]
     separate    out = softmax(q k^T / sqrt(D) + mask) v + a softmax(q K_L^T / sqrt(D)) V_L
 
-K_L, V_L [H, K, D]: a layer's keys and values, one set for each key/value head; a: one scalar a layer on the values
-(`scale`). The landmarks have no position (keys of the text come here already rotated, K_L as it is) and no mask hides
-them. Own design after the published HyLoRADA; learned keys and values at every layer are the idea of prefix tuning
-(arXiv 2101.00190), which makes them by a network. A softmax of their own is that of zero-initialised attention
-(LLaMA-Adapter, arXiv 2303.16199, section 3.2), which gates each head by tanh of a scalar; here a is one scalar a layer
-and stands as it is.
+K_L, V_L [H, K, D]: a layer's keys and values, one set per key/value head; a (`scale`): one scalar per layer on the
+values. The landmarks have no position (keys of the text arrive here already rotated, K_L is not) and are never masked.
+Own design after the published HyLoRADA; learned keys and values in every layer come from prefix tuning (arXiv
+2101.00190), which generates them by a network. The separate softmax comes from zero-initialized attention
+(LLaMA-Adapter, arXiv 2303.16199, section 3.2), which gates each head by tanh of a scalar; here a is one scalar per
+layer, applied without tanh.
 
-Step 0: K_L, V_L ~ N(0, 0.02^2) and a = `initial_scale`, 0.1 by default. In a joint softmax that is not the base model,
-not even with a = 0: the values then add nothing, but the keys take their share of the softmax. A query whose logits to
-t + 1 tokens are all zero gives the landmarks K / (K + t + 1) of its attention and shrinks what it reads by as much, so
-the first tokens of a text move most, later ones less. SmolLM2-135M on four windows of 256 tokens of a play goes from a
-perplexity of 40.4 to 49.3; the KL to the base model is 5 nats at the first token, 0.65 at the ninth, 0.08 at the last
-and 0.24 on average. In a softmax of their own the landmarks take nothing away: with a = 0 the model is exactly the base
-model, and with a = 0.1 an entry of what a head reads moves by about 0.001. a = 0 passes no gradient to K_L and V_L,
-which move from the second step on.
+Step 0: K_L, V_L ~ N(0, 0.02^2) and a = `initial_scale`, 0.1 by default. With a joint softmax this is not the base
+model, not even for a = 0: the values then add nothing, but the keys still take their share of the softmax. A query
+whose logits to t + 1 tokens are all zero gives the landmarks K / (K + t + 1) of its attention and scales down what it
+reads from the text accordingly. The effect is large at the first tokens of a text and fades with t; perplexity at step
+0 is clearly above the base model's. With a separate softmax the text loses nothing: for a = 0 the model is exactly the
+base model, for a = 0.1 it is close to it. With a = 0, no gradient reaches K_L and V_L in the first step; they move from
+the second step on.
 
-How they enter the attention functions of transformers: hylo/adapters/attention_prefix.py.
+hylo/adapters/attention_prefix.py connects them to transformers' attention functions.
 """
 
 from collections.abc import Iterator
@@ -37,31 +36,31 @@ from hylo.models.architecture import decoder_layers, key_value_shape
 
 
 class Softmax(Enum):
-    """How landmarks share the attention of a query with the text. Member names are what users type."""
+    """How landmarks share a query's attention with the text. Users type the member names."""
 
     joint = "one softmax over both: the landmarks take attention from the text"
     separate = "a softmax of their own, whose result is added: the text keeps all of its attention"
 
 
 FAINT = 0.1
-"""The largest initial scale at which landmarks with a softmax of their own start near the base model."""
+"""Largest initial scale at which landmarks with a separate softmax start near the base model."""
 
 
 @register("component", "landmark_attention")
 @dataclass(kw_only=True, slots=True)
 class AttentionConfig(ComponentConfig):
-    """Landmarks in every attention."""
+    """Landmarks in every attention module."""
 
     num_landmarks: int = bounded(4, ge=1)
-    """K, the number of learned keys and values of a key/value head."""
+    """K, the number of learned keys and values per key/value head."""
     softmax: Softmax = Softmax.joint
-    """joint: one over landmarks and text; separate: one of their own, which takes nothing from the text."""
+    """joint: one over landmarks and text; separate: one for the landmarks alone, which takes nothing from the text."""
     initial_scale: float = bounded(0.1, ge=0)
-    """What a starts at. With softmax=separate and 0 the model at step 0 is exactly the base model."""
+    """Initial value of a. With softmax=separate and 0, the model at step 0 is exactly the base model."""
 
     @property
     def at_start(self) -> AtStart:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the model is at step 0."""
+        """How close the model is to the base model at step 0."""
         if self.softmax is Softmax.joint or self.initial_scale > FAINT:
             return AtStart.apart
         return AtStart.near if self.initial_scale else AtStart.same
@@ -80,7 +79,7 @@ class AttentionConfig(ComponentConfig):
 class LayerLandmarks(nn.Module):
     """One layer's keys and values.
 
-    Shapes: B batch, H key/value heads, K landmarks, T queries, S keys of the text, D width of a head.
+    Shapes: B batch, H key/value heads, K landmarks, T queries, S keys of the text, D head width.
     """
 
     def __init__(self, config: AttentionConfig, context: BuildContext, index: int) -> None:
@@ -93,7 +92,7 @@ class LayerLandmarks(nn.Module):
         self.softmax = config.softmax
 
     def forward(self, key_BHSD: Tensor, value_BHSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the landmarks, and in a joint softmax those of the text after them."""
+        """Keys and values of the landmarks, followed by those of the text if the softmax is joint."""
         extend = prepend if self.softmax is Softmax.joint else beside
         return extend(self.keys, key_BHSD), extend(self.scale * self.values, value_BHSD)
 
@@ -108,7 +107,7 @@ class AttentionLandmark(Component):
         self._prefixes = AttentionPrefixes(self.layers, joint=config.softmax is Softmax.joint)
 
     def merge_refusal(self) -> str:
-        return "its keys and values belong to no token, and no weight holds such"
+        return "its keys and values belong to no token, so no weight can hold them"
 
     def attach(self, model: PreTrainedModel) -> None:
         self._prefixes.attach(model)

@@ -3,13 +3,13 @@
     out = h + a (w L)             w = softmax(m(p) P + C h)
     m_i(p) = s_i - s_(i+1)        s_i = sigmoid((p / P_max - beta_i) / tau),   s_0 = 1,  s_N = 0
 
-beta: the N - 1 boundaries, sorted, as fractions of P_max. m(p) are soft bucket weights: they are not negative, sum to
-one, and become the hard bucket of p as tau goes to 0. The boundaries start where the fixed logarithmic buckets have
-theirs, so that the contrast with those is one of learning alone. See `landmark_mixture` for the other symbols. Own
-design after the published HyLoRADA, whose boundaries were not in the optimizer.
+beta: the N - 1 boundaries, sorted, as fractions of P_max. m(p) are soft bucket weights: nonnegative, summing to one,
+and converging to the hard bucket of p as tau goes to 0. The boundaries start at those of the fixed logarithmic buckets,
+so a comparison with fixed buckets isolates the effect of learning them. See hylo/adapters/landmarks/mixture.py for the
+other symbols. Own design after the published HyLoRADA, whose boundaries were not passed to the optimizer.
 
-Options, each of which changes nothing by default: a course of tau from `temperature` to `final_temperature`; hard
-buckets in the forward pass; a learning rate of the boundaries' own; a part of training in which they stand still; and
+Options, all off by default: a schedule of tau from `temperature` to `final_temperature`; hard buckets in the forward
+pass; a separate learning rate for the boundaries; a warmup during which they are frozen; and
 
     regularization = spread_weight * spread(beta) + repulsion_weight * repulsion(beta)
 
@@ -33,7 +33,7 @@ from hylo.core.schema import bounded
 
 
 class BoundaryStart(Enum):
-    """Where the boundaries start. Member names are what users type."""
+    """Initialization of the boundaries. Users type the member names."""
 
     fixed = "where the fixed logarithmic buckets have theirs"
     uniform = "at i / N"
@@ -54,21 +54,22 @@ class LearnableConfig(MixtureConfig):
     """Landmarks with trained position buckets."""
 
     start: BoundaryStart = BoundaryStart.fixed
-    """Where the boundaries start: fixed, uniform, log or random."""
+    """Initialization of the boundaries: fixed, uniform, log or random."""
     assignment: Assignment = Assignment.soft
     """soft, or hard: the straight-through estimator (Bengio et al. 2013, arXiv 1308.3432)."""
     temperature: float = bounded(0.004, gt=0)
     """tau, the softness of a boundary as a fraction of P_max; 0.004 is one token of a context of 256."""
     final_temperature: float | None = bounded(None, gt=0)
-    """tau at the last training step and in evaluation, reached in equal ratios a step; None: as `temperature`."""
+    """tau at the last training step and in evaluation, reached by a constant factor per step; None: `temperature`."""
     boundary_learning_rate_multiplier: float = bounded(1.0, gt=0)
-    """Times the component's learning rate, for the boundaries alone."""
+    """Factor on the component's learning rate for the boundaries."""
     boundary_warmup: float = bounded(0.0, ge=0, lt=1)
-    """Share of training, from its first step, in which the boundaries stand still; at least one step is left."""
+    """Initial fraction of training during which the boundaries are frozen; at least one step remains."""
     spread_weight: float = bounded(0.0, ge=0)
-    """Weight of `spread` in the training loss, in nats a token. Its gradient counts in trainer.max_grad_norm."""
+    """Weight of `spread` in the training loss, in nats per token. Its gradient is subject to trainer.max_grad_norm."""
     repulsion_weight: float = bounded(0.0, ge=0)
-    """Weight of `repulsion` in the training loss, in nats a token. Its gradient counts in trainer.max_grad_norm."""
+    """Weight of `repulsion` in the training loss, in nats per token. Its gradient is subject to
+    trainer.max_grad_norm."""
     minimum_gap: float = bounded(1.0, gt=0)
     """Distance in tokens below which neighbouring boundaries repel each other."""
 
@@ -78,7 +79,7 @@ class LearnableConfig(MixtureConfig):
             allowed = "0 with two buckets, whose one boundary has no neighbour"
             yield problem(f"{key}.repulsion_weight", self.repulsion_weight, allowed, f"{key}.num_buckets=3, or more")
         elif self.repulsion_weight:
-            # The boundaries that bound buckets on both sides must fit into [0, P_max].
+            # The num_buckets - 2 buckets between two boundaries must fit into [0, P_max].
             widest = (self.max_position or context.context_length) / (self.num_buckets - 2)
             if self.minimum_gap > widest:
                 allowed = f"at most {widest:g}, P_max / (num_buckets - 2)"
@@ -104,24 +105,24 @@ class LearnableLandmark(MixtureLandmark):
 
     @property
     def final_temperature(self) -> float:
-        """tau in evaluation. It follows from the config alone, so a saved adapter needs nothing else."""
+        """tau in evaluation. It follows from the config alone, so saved adapters need not store it."""
         config = self.config
         return config.temperature if config.final_temperature is None else config.final_temperature
 
     @property
     def temperature(self) -> float:
-        """tau of the pass under way: in training that of the step, in evaluation the final one."""
+        """tau of the current pass: that of the step in training, the final one in evaluation."""
         return self._training_temperature if self.training else self.final_temperature
 
     def on_step_start(self, step: int, steps: int) -> None:
-        """tau at step t of T is tau_0^(1 - x) tau_T^x with x = t / (T - 1): exactly both ends, own design."""
+        """Set tau at step t of T to tau_0^(1 - x) tau_T^x with x = t / (T - 1): exact at both ends, own design."""
         first, final = self.config.temperature, self.final_temperature
         done = step / (steps - 1) if steps > 1 else 1.0
         self._training_temperature = first ** (1 - done) * final**done if first != final else first
         self._held = step < min(round(self.config.boundary_warmup * steps), steps - 1)
 
     def on_before_optimizer_step(self) -> None:
-        if self._held:  # not a gradient of zero, which would still age AdamW's moments
+        if self._held:  # with a zero gradient, AdamW's moments would still decay
             self.beta.grad = None
 
     def learning_rate_multipliers(self) -> dict[str, float]:
@@ -136,16 +137,16 @@ class LearnableLandmark(MixtureLandmark):
         return torch.stack(terms).sum() if terms else None
 
     def observed(self) -> dict[str, Tensor]:
-        """The boundaries in the order of beta, not sorted: each keeps its place when it passes another."""
+        """The boundaries in the order of beta, unsorted: each keeps its index when it crosses another."""
         return {"boundaries (tokens)": self.beta.detach() * self.max_position}
 
     def position_logits(self) -> Tensor:
         return self.bucket_weights(self.positions.current) @ self.P
 
     def bucket_weights(self, positions: Tensor) -> Tensor:
-        """Bucket weights of positions of shape [...]: [..., N], each row sums to one.
+        """Bucket weights for positions of shape [...]: [..., N], rows sum to one.
 
-        m(p), or with hard assignment exactly zeros and a one, which have the gradient of m(p).
+        m(p) or, with hard assignment, exactly one-hot weights with the gradient of m(p).
         """
         fraction = (positions / self.max_position).clamp(max=1.0)
         boundaries = self.beta.sort().values
@@ -155,7 +156,7 @@ class LearnableLandmark(MixtureLandmark):
         if self.config.assignment is Assignment.soft:
             return soft
         bucket = torch.bucketize(fraction, boundaries.detach(), right=True)
-        # In this order the sum rounds to exactly zero or one.
+        # In this order the sum is exactly zero or one despite rounding.
         return soft + (F.one_hot(bucket, soft.shape[-1]) - soft).detach()
 
     def learned_boundaries(self) -> Tensor:
@@ -166,10 +167,10 @@ class LearnableLandmark(MixtureLandmark):
 def spread(boundaries: Tensor) -> Tensor:
     """Squared coefficient of variation of the N bucket widths, mean((N g_i - 1)^2) with g the widths. Own design.
 
-    It keeps boundaries from leaving [0, 1] and from gathering at one end: 0 where all buckets are equally wide, N - 1
-    where all boundaries are at one place, and without bound as they leave. Logarithmic buckets are not at its minimum.
+    It keeps boundaries from leaving [0, 1] and from collapsing at one end: 0 for equally wide buckets, N - 1 if all
+    boundaries coincide at 0 or 1, and unbounded outside. Logarithmic buckets are not at its minimum.
 
-    Arguments:
+    Args:
         boundaries: sorted fractions of P_max, [N - 1].
     """
     widths = torch.cat([boundaries, boundaries.new_ones(1)]) - torch.cat([boundaries.new_zeros(1), boundaries])
@@ -177,9 +178,9 @@ def spread(boundaries: Tensor) -> Tensor:
 
 
 def repulsion(boundaries: Tensor, minimum_gap: float) -> Tensor:
-    """Mean over neighbouring boundaries of relu(1 - gap / minimum_gap)^2: 0 where none is too close. Own design.
+    """Mean over neighbouring boundaries of relu(1 - gap / minimum_gap)^2: 0 if no pair is too close. Own design.
 
-    Arguments:
+    Args:
         boundaries: sorted fractions of P_max, [N - 1], at least two.
         minimum_gap: as a fraction of P_max.
     """
@@ -195,7 +196,7 @@ def _start(start: BoundaryStart, num_buckets: int, max_position: int):
             tensor.copy_(index / num_buckets)
         elif start is BoundaryStart.log:
             tensor.copy_(max_position ** (index / num_buckets) / max_position)
-        else:  # half a token earlier: position p itself belongs to the bucket that begins at p
+        else:  # shifted by half a token, so that position p is in the bucket that begins at p
             fixed = bucket_boundaries(Bucketing.logarithmic, num_buckets, max_position)
             tensor.copy_((fixed - 0.5) / max_position)
 

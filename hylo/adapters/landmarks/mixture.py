@@ -1,9 +1,9 @@
-"""What the position-adaptive landmark designs share: a mixture of learned vectors added after the final norm.
+"""Base of the position-adaptive landmark designs: a mixture of learned vectors added after the final norm.
 
     out = h + a (w L)        w = softmax(position_logits + C h)
 
 L [K, d] ~ N(0, 0.02^2), C [K, d] and P [N, K] start at zero (w is uniform at step 0) and the scalar a at 0.1, so the
-output at step 0 lies within a few thousandths of h: close to the base model, not equal to it.
+output at step 0 is within a few thousandths of h: close to the base model, but not equal to it.
 """
 
 from abc import abstractmethod
@@ -45,14 +45,14 @@ class MixtureConfig(ComponentConfig):
     """P_max in tokens, the end of the buckets; None: the run's context length."""
 
     def mixture_problems(self, key: str, context: BuildContext) -> Iterator[str]:
-        """A model without a final norm has no place for the mixture."""
+        """Yields a problem if the model has no final norm to attach the mixture to."""
         try:
             final_norm(context.model)
         except ValueError as error:
             yield problem(key, component_name(self), f"a model with a final norm; {error}", f"{key}=null")
 
     def mixture_parameter_count(self, context: BuildContext) -> int:
-        """K d for L, K d for C, N K for P, one for a."""
+        """Number of scalars: K d for L, K d for C, N K for P, 1 for a."""
         return 2 * self.num_landmarks * hidden_size(context.model) + self.num_buckets * self.num_landmarks + 1
 
 
@@ -75,14 +75,14 @@ class MixtureLandmark(Component):
 
     @abstractmethod
     def position_logits(self) -> Tensor:
-        """The share of position in the mixture's logits for the pass under way: [B, T, K] or [1, T, K]."""
+        """The positional part of the mixture's logits for the current pass: [B, T, K] or [1, T, K]."""
 
     def forward(self, h_BTD: Tensor) -> Tensor:
         w_BTK = F.softmax(self.position_logits() + F.linear(h_BTD, self.C).float(), dim=-1)
         return h_BTD + (w_BTK @ (self.a * self.L)).to(h_BTD.dtype)
 
     def merge_refusal(self) -> str:
-        return "what it adds depends on the token's position and text, and a weight does not"
+        return "what it adds depends on the token's position and text, which no weight can express"
 
     def attach(self, model: PreTrainedModel) -> None:
         self._hook = final_norm(model).register_forward_hook(self._after_norm)

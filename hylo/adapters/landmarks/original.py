@@ -1,14 +1,14 @@
-"""Original landmarks: the mixture depends on what the text has been about so far.
+"""Original landmarks: the mixture depends on the mean hidden state of the text so far.
 
     out = h + a (w L)        w = softmax(G pool(h))
 
 L [K, d] ~ N(0, 0.02^2), G [K, d] starts at zero (w is uniform at step 0) and the scalar a at 0.1, so the output at
-step 0 lies within a few thousandths of h. pool is the mean of h over the text's real tokens: up to and including the
-token itself (`causal`), or over all positions of the pass (`sequence`), as published, which lets every token see the
-later ones. Padding never counts. Own design after the published HyLoRADA.
+step 0 is within a few thousandths of h. pool is the mean of h over the text's real tokens: up to and including the
+token itself (`causal`), or, as published, over all positions of the pass (`sequence`), which leaks later tokens into
+earlier ones. Padding is ignored. Own design after the published HyLoRADA.
 
-Decoding goes on from the tokens of earlier passes, whose running sums ride in the cache as one more layer. So whatever
-happens to the cache (copied, cropped, reordered for beam search, reset) happens to them, too.
+For cached decoding, the running sums of earlier passes are stored in the cache as an additional layer. Whatever happens
+to the cache (copy, crop, reorder for beam search, reset) thus happens to them too.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ from hylo.models.architecture import final_norm, hidden_size
 
 
 class Pooling(Enum):
-    """Which tokens are averaged. Member names are what users type."""
+    """Which tokens are averaged. Users type the member names."""
 
     causal = "the token and those before it"
     sequence = "all tokens of the pass and those before it: leaks"
@@ -39,7 +39,7 @@ class Pooling(Enum):
 @register("component", "landmark_original")
 @dataclass(kw_only=True, slots=True)
 class OriginalConfig(ComponentConfig):
-    """Landmarks chosen by a mean of hidden states."""
+    """Landmarks weighted by a mean of hidden states."""
 
     at_start: ClassVar[AtStart] = AtStart.near
 
@@ -67,9 +67,9 @@ class OriginalConfig(ComponentConfig):
 
 
 class RunningSums(DynamicLayer):
-    """A layer of a cache that holds, for every token, the sum of the hidden states up to it and their number."""
+    """A cache layer that holds, for every token, the sum of the hidden states up to it and their number."""
 
-    is_compileable = True  # leaves the answer to the other layers: without it, caches of fixed size lose their mask
+    is_compileable = True  # defers to the other layers; otherwise fixed-size caches lose their mask
 
 
 class OriginalLandmark(Component):
@@ -94,7 +94,7 @@ class OriginalLandmark(Component):
         return h_BTD + (w_BTK @ (self.a * self.L)).to(h_BTD.dtype)
 
     def pool(self, h_BTD: Tensor) -> Tensor:
-        """The mean of the hidden states of real tokens: [B, T, D], or [B, 1, D] over the sequence."""
+        """Mean hidden state of the real tokens: [B, T, D] if causal, [B, 1, D] over the sequence."""
         counted_BTS = F.pad(h_BTD.float(), (0, 1), value=1.0)
         if self._positions.real is not None:
             counted_BTS = counted_BTS.masked_fill(~self._positions.real.unsqueeze(-1), 0.0)
@@ -106,7 +106,7 @@ class OriginalLandmark(Component):
         return pooled[..., :-1] / pooled[..., -1:].clamp(min=1)
 
     def merge_refusal(self) -> str:
-        return "what it adds depends on the text so far, and a weight does not"
+        return "what it adds depends on the text so far, which no weight can express"
 
     def attach(self, model: PreTrainedModel) -> None:
         def after_norm(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class OriginalLandmark(Component):
 
         def after_pass(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             cache = self._positions.cache
-            if cache is None:  # the model may have made one
+            if cache is None:  # the model may have created one
                 cache = next((part for part in _parts(output) if isinstance(part, Cache)), None)
             if cache is not None and self._sums_BTS is not None:
                 _append_sums(cache, self._sums_BTS)
@@ -137,7 +137,7 @@ def _sums_layer(cache: Cache) -> RunningSums | None:
 
 
 def _last_sums(cache: Cache | None, time: int) -> Tensor | None:
-    """The sums up to the last token of earlier passes, [B, 1, S]; None where this pass is the first.
+    """The sums up to the last token of earlier passes, [B, 1, S]; None in the first pass.
 
     The cache already holds the keys and values of this pass's `time` tokens.
     """
@@ -147,8 +147,8 @@ def _last_sums(cache: Cache | None, time: int) -> Tensor | None:
     known, seen = layer.get_seq_length() if layer else 0, int(cache.get_seq_length()) - time
     if known != seen:
         raise ValueError(
-            f"the cache holds {seen} tokens of earlier passes and running sums of {known}: it was filled without these "
-            f"landmarks; start from an empty cache"
+            f"the cache holds {seen} tokens from earlier passes but running sums for {known}: it was filled without "
+            f"these landmarks; start from an empty cache"
         )
     if layer is None or layer.keys is None:
         return None

@@ -1,13 +1,12 @@
-"""Per-layer landmarks: each layer's FFN output attends to learned vectors of its own.
+"""Per-layer landmarks: each layer's FFN output attends to that layer's own learned vectors.
 
     out = h + a (w L)        w = softmax(h L^T / sqrt(d))
 
-h: the FFN's output before the residual is added. Each layer has its L [K, d] ~ N(0, 0.02^2) and its scalar a, which
-starts at 0.05, so that an entry of h moves by about 0.0005 at step 0: close to the base model, not equal to it. With
-`share=layers` all layers have one L and each keeps its own a: K d + layers parameters instead of layers (K d + 1).
-Every token chooses by itself (`token`); `sequence` chooses by the mean over the real tokens of the pass, as published,
-which lets every token see the later ones. Own design after the published HyLoRADA, which hooked parts of the FFN as
-well.
+h: the FFN's output before the residual is added. Each layer has its own L [K, d] ~ N(0, 0.02^2) and scalar a, which
+starts at 0.05, so the model at step 0 is close to the base model but not equal to it. With `share=layers` all layers
+share one L and each keeps its own a: K d + layers parameters instead of layers (K d + 1). Each token computes its own
+weights w (`token`); `sequence`, as published, uses the mean over the real tokens of the pass, which leaks later tokens
+into earlier ones. Own design after the published HyLoRADA, which also hooked submodules of the FFN.
 """
 
 import math
@@ -29,14 +28,14 @@ from hylo.models.architecture import decoder_layers, ffn_modules, hidden_size
 
 
 class Choice(Enum):
-    """What chooses among the landmarks. Member names are what users type."""
+    """What determines the weights of the landmarks. Users type the member names."""
 
     token = "the token itself"
     sequence = "the mean over all tokens of the pass: leaks"
 
 
 class Share(Enum):
-    """What of the landmarks layers have in common. Member names are what users type."""
+    """What layers share. Users type the member names."""
 
     none = "nothing: each layer has its own vectors"
     layers = "the vectors; each layer has its own scalar"
@@ -50,11 +49,11 @@ class PerLayerConfig(ComponentConfig):
     at_start: ClassVar[AtStart] = AtStart.near
 
     num_landmarks: int = bounded(4, ge=1)
-    """K, the number of learned vectors of a layer."""
+    """K, the number of learned vectors per layer."""
     pooling: Choice = Choice.token
     """token, or sequence as published, which leaks later tokens."""
     share: Share = Share.none
-    """none, or layers: one L for all layers. The scalar a is always a layer's own."""
+    """none, or layers: one L for all layers. The scalar a is never shared."""
 
     @property
     def breaks(self) -> frozenset[str]:
@@ -75,7 +74,10 @@ class PerLayerConfig(ComponentConfig):
 
 
 class LayerLandmarks(nn.Module):
-    """One layer's vectors, or those of all layers. Shapes: B batch, T tokens, D hidden size, K landmarks."""
+    """One layer's landmarks; L may be shared by all layers.
+
+    Shapes: B batch, T tokens, D hidden size, K landmarks.
+    """
 
     def __init__(self, config: PerLayerConfig, context: BuildContext, index: int, shared: nn.Parameter | None) -> None:
         super().__init__()
@@ -85,13 +87,13 @@ class LayerLandmarks(nn.Module):
         self._positions = context.positions
 
     def forward(self, h: Tensor) -> Tensor:
-        """h [B, T, D], or [B T, D] where the architecture joins a batch for its FFN."""
+        """Adds the landmarks to h [B, T, D], or [B T, D] where the architecture flattens the batch for its FFN."""
         chooses = h.float() if self.pooling is Choice.token else self.mean(h.float())
         w = F.softmax(F.linear(chooses, self.L) / math.sqrt(self.L.shape[-1]), dim=-1)
         return h + (w @ (self.a * self.L)).to(h.dtype)
 
     def mean(self, h: Tensor) -> Tensor:
-        """The mean over the real tokens of a text, for each of its tokens, in the shape of h."""
+        """Mean over the real tokens of each text, expanded to the shape of h."""
         h_BTD = h.reshape(-1, self._positions.current.shape[-1], h.shape[-1])
         real = self._positions.real
         counts_BT1 = h_BTD.new_ones(h_BTD.shape[:2]).unsqueeze(-1) if real is None else real.unsqueeze(-1).to(h.dtype)
@@ -105,19 +107,19 @@ class PerLayerLandmark(Component):
     def __init__(self, config: PerLayerConfig, context: BuildContext) -> None:
         super().__init__()
         count = len(decoder_layers(context.model))
-        # Set before the layers: of a shared tensor's names the first one counts.
+        # Set before the layers: a shared tensor goes by the first name registered.
         self.L = _vectors(config, context, "landmark.L") if config.share is Share.layers else None
         self.layers = nn.ModuleList(LayerLandmarks(config, context, index, self.L) for index in range(count))
         self._hooks: list[RemovableHandle] = []
 
     def merge_refusal(self) -> str:
-        return "what it adds depends on the text, and a weight does not"
+        return "what it adds depends on the text, which no weight can express"
 
     def attach(self, model: PreTrainedModel) -> None:
         for landmarks, ffn in zip(self.layers, ffn_modules(model), strict=True):
 
             def after_ffn(module: nn.Module, args: object, output: Any, landmarks: nn.Module = landmarks) -> Any:
-                if isinstance(output, tuple):  # mixtures of experts return their router's scores as well
+                if isinstance(output, tuple):  # mixture-of-experts FFNs also return router scores
                     return landmarks(output[0]), *output[1:]
                 return landmarks(output)
 

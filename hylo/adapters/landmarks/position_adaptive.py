@@ -2,8 +2,9 @@
 
     out = h + a (w L)        w = softmax(P[bucket(p)] + C h)
 
-See `landmark_mixture` for the symbols and what they start as, `buckets` for bucket(p). Own design after the published
-HyLoRADA, whose buckets were linear over 32,768 positions (`bucketing: uniform`, `max_position: 32768`).
+See hylo/adapters/landmarks/mixture.py for the symbols and their initialization, hylo/adapters/buckets.py for bucket(p).
+Own design after the published HyLoRADA, whose buckets were linear over 32,768 positions (`bucketing: uniform`,
+`max_position: 32768`).
 """
 
 from collections.abc import Iterator

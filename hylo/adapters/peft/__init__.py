@@ -1,1 +1,1 @@
-"""Any method of the peft library as a component."""
+"""Methods of the `peft` library as components."""

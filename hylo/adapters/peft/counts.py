@@ -1,14 +1,14 @@
 """Closed formulas for the number of trainable scalars of the `peft` library's simpler methods.
 
-    LORA            r (in + out) a layer                           arXiv 2106.09685
-    ... use_dora    out more a layer                               arXiv 2402.09353
-    VERA            r + out a layer                                arXiv 2310.11454, table 1
-    IA3             out a layer; in a layer of the FFN             arXiv 2205.05638, section 3.3
-    OFT             in (b - 1) / 2 a layer: in / b blocks of b (b - 1) / 2, for block size b    arXiv 2306.07280
+    LORA            r (in + out) per layer                         arXiv 2106.09685
+    ... use_dora    out more per layer                             arXiv 2402.09353
+    VERA            r + out per layer                              arXiv 2310.11454, table 1
+    IA3             out per layer; in for FFN layers               arXiv 2205.05638, section 3.3
+    OFT             in (b - 1) / 2 per layer: in / b blocks of b (b - 1) / 2, for block size b    arXiv 2306.07280
     PREFIX_TUNING   2 P L H D                                      arXiv 2101.00190
     PROMPT_TUNING   P d                                            arXiv 2104.08691
 
-P virtual tokens, L layers, H key/value heads, D width of a head, d hidden size.
+P virtual tokens, L layers, H key/value heads, D head width, d hidden size.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ Kwargs = dict[str, Any]
 
 
 def closed_formula(peft_type: str, kwargs: Kwargs, model: PreTrainedModel) -> int | None:
-    """The count, or None where the type has no simple formula or a setting changes it."""
+    """The count, or None if the type has no simple formula or a setting changes it."""
     if peft_type not in _FORMULAS:
         return None
     understood, formula = _FORMULAS[peft_type]
@@ -69,7 +69,7 @@ def _ia3(kwargs: Kwargs, model: PreTrainedModel) -> int | None:
 def _oft(kwargs: Kwargs, model: PreTrainedModel) -> int | None:
     block = kwargs.get("oft_block_size", 32)
     inputs = [fan_in for fan_in, _ in _shapes(kwargs, model).values()]
-    # Where the block size does not divide a layer, the library takes another one for it.
+    # For layers that the block size does not divide, the library picks another one.
     return None if any(fan_in % block for fan_in in inputs) else sum(fan_in * (block - 1) // 2 for fan_in in inputs)
 
 
@@ -94,4 +94,4 @@ _FORMULAS: dict[str, tuple[set[str], Callable[[Kwargs, PreTrainedModel], int | N
     "PREFIX_TUNING": ({"num_virtual_tokens", "init_weights"}, _prefix),
     "PROMPT_TUNING": ({"num_virtual_tokens", "prompt_tuning_init"}, _prompt),
 }
-"""By type: the settings that leave the formula as it is, and the formula."""
+"""By type: the settings under which the formula holds, and the formula."""

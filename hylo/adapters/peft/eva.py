@@ -1,11 +1,11 @@
-"""EVA: LoRA whose A starts as what varies most in each layer's inputs (arXiv 2410.07170, section 3).
+"""EVA: LoRA with A initialized to the directions of largest variance in each layer's inputs.
 
-    X - mean = U S V^T        A0 = V_r^T, B0 = 0        y = W x + s B A x
+    X - mean = U S V^T        A0 = V_r^T, B0 = 0        y = W x + s B A x        (arXiv 2410.07170, section 3)
 
-X [tokens, in] are the inputs that a layer of the untouched base model gets on the first batches of training. The
-library decomposes them batch by batch until the directions of every layer stand still (their cosines reach 0.99).
-Every layer keeps its rank: the paper's moving of ranks between layers (rho > 1) would make the number of parameters
-depend on the data, so arms of one rank would not be equal.
+X [tokens, in] are the inputs of a layer of the unmodified base model on the first training batches. The library
+decomposes them batch by batch until the directions of every layer have converged (their cosines reach 0.99). Every
+layer keeps its rank: the paper's redistribution of ranks between layers (rho > 1) would make the number of parameters
+depend on the data, so arms of equal rank would no longer be comparable.
 """
 
 from collections.abc import Sequence
@@ -23,29 +23,29 @@ from hylo.models.architecture import decoder
 def input_directions(
     kwargs: dict[str, Any], model: PreTrainedModel, batches: Sequence[dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The start of A [r, in] by the path of its layer.
+    """The initial A [r, in] of each layer, by path.
 
-    Arguments:
+    Args:
         kwargs: settings of the library's LoRA with `init_lora_weights=eva`.
-        model: the untouched base model, which is left as it was.
+        model: the unmodified base model, which is left unchanged.
         batches: inputs of the model; input_ids [B, T].
 
     Raises:
-        ValueError: a batch has fewer tokens than the rank, so that it has no such directions.
+        ValueError: a batch has fewer tokens than the rank, too few for that many directions.
     """
     from peft.tuners.lora.eva import get_eva_state_dict
 
     config: Any = make_config("LORA", kwargs, model, transposed=has_transposed_layers(model))
     ranks = {config.r, *config.rank_pattern.values()}
     if (fewest := min(len(batch["input_ids"].flatten()) for batch in batches)) < max(ranks):
-        raise ValueError(f"EVA finds {max(ranks)} directions in batches of at least as many tokens; one has {fewest}")
+        raise ValueError(f"EVA needs batches of at least {max(ranks)} tokens, the rank; one has {fewest}")
     modes = [(module, module.training) for module in model.modules()]
     try:
         return get_eva_state_dict(
             model,
             batches,
             peft_config=config,
-            # The hidden states alone: nobody reads the logits of the whole vocabulary.
+            # Hidden states only: the logits are not needed.
             forward_fn=lambda whole, inputs: decoder(whole)(**inputs, use_cache=False),
             gather_distributed_inputs=False,  # each process reads the same batches
             show_progress_bar=False,

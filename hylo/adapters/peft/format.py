@@ -1,8 +1,8 @@
-"""LoRA, rank-stabilized LoRA and DoRA adapters in the folder format of the `peft` library, both ways.
+"""Import and export of LoRA, rank-stabilized LoRA and DoRA adapters in the folder format of the `peft` library.
 
-The folder holds adapter_config.json (the library's LoraConfig) and adapter_model.safetensors with, for each layer,
+The folder contains adapter_config.json (the library's LoraConfig) and adapter_model.safetensors with, for each layer,
 `base_model.model.<path>.lora_A.weight` [r, in], `.lora_B.weight` [out, r] and, for DoRA, `.lora_magnitude_vector`
-[out]: the tensors A, B and m of hylo/adapters/low_rank.py, on Conv1D layers too. Only safetensors are read.
+[out]: the tensors A, B and m of hylo/adapters/low_rank.py, for Conv1D layers too. Only safetensors are read.
 """
 
 import json
@@ -30,18 +30,18 @@ from hylo.models.architecture import ALL_LINEAR, model_context_length, target_la
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-    from hylo.adapters.model import AdaptedModel  # which imports every module beside it, this one too
+    from hylo.adapters.model import AdaptedModel  # circular: it imports every module of hylo.adapters
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 SLOT, LIBRARY_SLOT, PREFIX = "low_rank", "peft", "base_model.model."
 _KINDS = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
 _EXPORTED = {"r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "target_modules", "fan_in_fan_out"}
-"""Settings of the library's LoRA that leave the form of its update as it is."""
+"""Settings of the library's LoRA that do not change the form of its update."""
 _READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules"}
 _WITHOUT_EFFECT = {
     *("base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version", "fan_in_fan_out"),
-    *("megatron_core", "qalora_group_size", "runtime_config"),  # settings of options that are refused, or of memory
+    *("megatron_core", "qalora_group_size", "runtime_config"),  # belong to refused options, or only affect memory
 }
 _ONLY: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
@@ -49,17 +49,18 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, False, "gaussian", "orthogonal"),  # the others change the base model's weights
 }
-"""Values that this project can express. Any other option has to be off."""
+"""Values that this project can express. All other options must be off."""
 _OFF = (None, False, {}, [])
 
 
 def export_peft(model: "AdaptedModel", folder: Path) -> None:
     """Write the adapter so that `peft.PeftModel.from_pretrained(base, folder)` gives the same model.
 
-    Arguments:
-        model: with the component `low_rank` alone, as the library has no position bias and no landmarks; or with the
-            library's own LoRA. One that starts from the weights (PiSSA, OLoRA) is written as the LoRA of twice the
-            rank that it is on the untouched base model.
+    Args:
+        model: with only the component `low_rank`, since the library has no position bias and no landmarks, or with the
+            library's own LoRA. A LoRA initialized from the weights (PiSSA, OLoRA) is written as the equivalent LoRA of
+            twice the rank on the unmodified base model.
+        folder: created if missing.
 
     Raises:
         ConfigError: the method has other components, or settings of the library's LoRA that change its form.
@@ -96,7 +97,7 @@ def export_peft(model: "AdaptedModel", folder: Path) -> None:
 
 
 def _export_library(model: "AdaptedModel", config: PeftConfig, folder: Path) -> None:
-    """Write the library's own LoRA: y = W x + s [B, -B0] [A; A0] x, without A0 and B0 where it starts at W."""
+    """Write the library's own LoRA: y = W x + s [B, -B0] [A; A0] x, without A0 and B0 if it starts at W."""
     tuning = dict(model.slots())[LIBRARY_SLOT]
     assert isinstance(tuning, LayerTuning), "LORA changes layers"
     wrong = sorted(config.kwargs.keys() - _EXPORTED)
@@ -130,7 +131,7 @@ def _export_library(model: "AdaptedModel", config: PeftConfig, folder: Path) -> 
 
 
 def _alpha(alpha: float) -> Any:
-    """As the library writes it: a fraction is fine in all but its annotation."""
+    """Alpha as the library writes it: it is annotated as int, but fractions work."""
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
@@ -142,10 +143,10 @@ def _write(folder: Path, settings: "LoraConfig", tensors: dict[str, Tensor]) -> 
 
 
 def import_peft(base: PreTrainedModel, folder: Path) -> "AdaptedModel":
-    """The adapter of a folder that the `peft` library (or `export_peft`) wrote, on its base model, in evaluation mode.
+    """Load an adapter written by the `peft` library (or `export_peft`) onto its base model, in evaluation mode.
 
     Raises:
-        RecordError: a file is missing or damaged, is a pickle, or does not fit the base model.
+        RecordError: a file is missing, damaged or a pickle, or does not fit the base model.
         ConfigError: the adapter has an option that this project cannot express; the message names it.
     """
     from hylo.adapters.model import AdaptedModel
@@ -155,7 +156,9 @@ def import_peft(base: PreTrainedModel, folder: Path) -> "AdaptedModel":
     for key, tensor in saved.items():
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_(A\.weight|B\.weight|magnitude_vector(?:\.weight)?)", key)
         if match is None:
-            raise RecordError(f"{folder / WEIGHTS}: {key!r} is no tensor of a LoRA or DoRA adapter of linear layers")
+            raise RecordError(
+                f"{folder / WEIGHTS}: {key!r} is not a tensor of a LoRA or DoRA adapter for linear layers"
+            )
         kind = match[2].partition(".")[0].removesuffix("_vector")
         tensors[f"{SLOT}.layers.{match[1]}.{kind}"] = tensor.float()
     paths = {name.removeprefix(f"{SLOT}.layers.").rpartition(".")[0] for name in tensors}
@@ -207,7 +210,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     if not path.exists() and (folder / PICKLE).exists():
-        raise RecordError(f"{folder / PICKLE} is a pickle, which can run any code; save it again as {WEIGHTS}")
+        raise RecordError(f"{folder / PICKLE} is a pickle, which can run arbitrary code; save it again as {WEIGHTS}")
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -215,7 +218,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _check_layers(base: PreTrainedModel, targets: Any, paths: set[str], folder: Path) -> None:
-    """Refuse tensors that are not those of the layers that the config names."""
+    """Refuse tensors that do not match the layers named by the config."""
     linear = set(target_layers(base, [ALL_LINEAR]))
     if targets == ALL_LINEAR:
         named = linear
@@ -226,14 +229,16 @@ def _check_layers(base: PreTrainedModel, targets: Any, paths: set[str], folder: 
     else:
         named = paths
     if unknown := sorted(paths - linear):
-        raise RecordError(f"{folder / WEIGHTS}: {unknown[0]} is no linear layer of this {type(base).__name__}")
+        raise RecordError(f"{folder / WEIGHTS}: {unknown[0]} is not a linear layer of this {type(base).__name__}")
     if differing := sorted(named ^ paths):
         where = "no tensors" if differing[0] in named else "tensors, which target_modules does not name"
-        raise RecordError(f"{folder / WEIGHTS}: {differing[0]} has {where}; the adapter is damaged or of another model")
+        raise RecordError(
+            f"{folder / WEIGHTS}: {differing[0]} has {where}; the adapter is damaged or belongs to another model"
+        )
 
 
 def _names(base: PreTrainedModel, paths: set[str]) -> list[str]:
-    """The last parts of the paths where they name these modules and no others, else the paths themselves."""
+    """The last parts of the paths if they match exactly these modules, else the full paths."""
     names = sorted({path.rpartition(".")[2] for path in paths})
     same = {path for path, _ in base.named_modules() if any(_matches(path, name) for name in names)} == paths
     return names if same else sorted(paths)

@@ -1,8 +1,8 @@
-"""Layers of the `peft` library in a base model, and out of it again.
+"""Attaching and detaching layers of the `peft` library.
 
-The library replaces modules of the model it is given. Here it does so once, the replaced modules are put back at once,
-and a component swaps the two sets when it attaches and detaches: the base model is the same object before and after,
-with the same modules and weights. What the library would change in another way is refused.
+The library replaces modules of the model it is given. Here it does so once, the original modules are restored
+immediately, and a component swaps the two sets on attach and detach: the base model is the same object before and
+after, with the same modules and weights. Anything that the library would change in another way is refused.
 """
 
 import copy
@@ -32,31 +32,31 @@ from hylo.adapters.peft.start import TakenPart, check_ranks, copied_layers, star
 from hylo.adapters.start import KeepsStart
 
 ADAPTER = "default"
-"""The library's name for an adapter; no part of a saved tensor's name."""
+"""The library's name for the adapter; not part of saved tensor names."""
 LIBRARY_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError, AssertionError)
-"""What the library raises for settings that it cannot use on a model."""
+"""Errors that the library raises for settings it cannot apply to a model."""
 
 
 @dataclass
 class Layers:
-    """What the library made for a model."""
+    """The library's modules for a model."""
 
     replaced: dict[str, nn.Module]
-    """The new modules by the path of those that they stand for."""
+    """The new modules, by the path of the modules they replace."""
     shared: dict[str, nn.Module]
-    """Tensors that layers share, such as VeRA's projections, by the library's name."""
+    """Modules shared by layers, such as VeRA's projections, by the library's name."""
     taken: dict[str, TakenPart] = field(default_factory=dict)
-    """By path, what the weights of the new modules lack because A and B start with it."""
+    """By path, the part of the weight that was moved into the initial A and B."""
 
 
 def make_layers(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel) -> Layers:
-    """The library's layers for a model, which is left as it was.
+    """The library's layers for a model, which is left unchanged.
 
-    A type that does not know GPT-2's transposed Conv1D is given linear layers on the same weights instead. A start that
-    changes weights is given copies.
+    Types that do not support GPT-2's transposed Conv1D get linear layers on the same weights instead. Initializations
+    that change weights get copies.
 
     Raises:
-        ValueError, TypeError, ...: the library cannot use the settings on this model, or would change more of it than
+        ValueError, TypeError, ...: the library cannot apply the settings to this model, or would change more of it than
             layers (LIBRARY_ERRORS).
     """
     if not takes_from_weights(peft_type, kwargs):
@@ -64,7 +64,7 @@ def make_layers(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel) 
         if takes_from_inputs(peft_type, kwargs):
             check_ranks(layers.replaced, ADAPTER, model)
         return layers
-    if model.device.type == "meta":  # nothing to decompose: the layers alone, as from any other start
+    if model.device.type == "meta":  # nothing to decompose: build the layers with the default initialization
         layers = _make(peft_type, {name: value for name, value in kwargs.items() if name != START_KEY}, model)
         check_ranks(layers.replaced, ADAPTER, model)
         return layers
@@ -78,7 +78,7 @@ def make_layers(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel) 
 
 def _make(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel) -> Layers:
     transposed = has_transposed_layers(model)
-    if transposed and kwargs.get(START_KEY) == OLORA:  # the library decomposes a Conv1D's W as it is stored
+    if transposed and kwargs.get(START_KEY) == OLORA:  # the library would decompose a Conv1D's W as stored, transposed
         with _linear_views(model):
             return _inject(peft_type, kwargs, model, transposed=False)
     try:
@@ -96,13 +96,13 @@ def _make(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel) -> Lay
 
 
 def outline(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model on the meta device: everything but the numbers."""
+    """A copy of a model on the meta device: everything but the values."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, memo | {id(buffer): buffer.to("meta") for buffer in model.buffers()})
 
 
 def needs_weights(error: Exception) -> bool:
-    """Whether an error says no more than that an outline has no numbers: some types start from the weights."""
+    """Whether an error only means that an outline has no values: some types initialize from the weights."""
     return isinstance(error, NotImplementedError) and "meta" in str(error)
 
 
@@ -112,7 +112,7 @@ def _inject(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel, *, t
     modules = list(model.modules())
     hooks = _hooks(modules)
     with _restored(model) as replaced, warnings.catch_warnings():
-        # peft 0.21.2 reads a property that transformers 5.23.0 calls deprecated (November 2026).
+        # peft 0.21.2 reads a property that transformers 5.23.0 deprecates (November 2026).
         warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
         tuner = tuner_class(peft_type)(model, config, ADAPTER)
         trained = [name for name, p in model.named_parameters() if p.requires_grad and id(p) in own]
@@ -124,7 +124,7 @@ def _inject(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel, *, t
     if trained:
         raise ValueError(f"it would train the base model's own {trained[0]}")
     if hooked:
-        raise ValueError("it would put hooks into the base model")
+        raise ValueError("it would register hooks on the base model")
     if not replaced:
         raise ValueError("it finds no layer to adapt in this model")
     return layers
@@ -132,7 +132,7 @@ def _inject(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel, *, t
 
 @contextmanager
 def _restored(model: PreTrainedModel) -> Iterator[dict[str, nn.Module]]:
-    """Takes out of the model, at the end of the block, all modules that came into it, and yields them by path."""
+    """Restores the model's modules at the end of the block; the yielded dict then has the new modules by path."""
     before = dict(model.named_modules(remove_duplicate=False))
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     replaced: dict[str, nn.Module] = {}
@@ -150,7 +150,7 @@ def _restored(model: PreTrainedModel) -> Iterator[dict[str, nn.Module]]:
 
 @contextmanager
 def _linear_views(model: PreTrainedModel) -> Iterator[None]:
-    """Linear layers on the same weights stand in for every Conv1D in the block."""
+    """Replaces every Conv1D with a linear layer on the same weights for the duration of the block."""
     transposed = {path: module for path, module in model.named_modules() if isinstance(module, Conv1D)}
     for path, module in transposed.items():
         model.set_submodule(path, LinearView(module))
@@ -162,12 +162,12 @@ def _linear_views(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _hooks(modules: list[nn.Module]) -> int:
-    """Number of hooks of the modules together."""
+    """Total number of hooks of the modules."""
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
 
 
 def _freeze_what_is_not_trained(module: nn.Module) -> None:
-    """Moving a layer to a device makes some of the library's constants (AdaLoRA's `ranknum`) trainable."""
+    """Freeze constants of the library (AdaLoRA's `ranknum`) that become trainable when a layer is moved to a device."""
     for name in getattr(module, "other_param_names", ()):
         constants = getattr(module, name, None)
         if isinstance(constants, nn.ParameterDict):
@@ -175,7 +175,7 @@ def _freeze_what_is_not_trained(module: nn.Module) -> None:
 
 
 class LinearView(nn.Linear):
-    """GPT-2's Conv1D as the linear layer that it is, on the same weights."""
+    """GPT-2's Conv1D as an equivalent linear layer on the same weights."""
 
     def __init__(self, source: Conv1D) -> None:
         nn.Module.__init__(self)
@@ -194,12 +194,13 @@ class LinearView(nn.Linear):
 
 
 class LayerTuning(KeepsStart):
-    """A layer-based method of the library: its layers in the places of the base model's.
+    """A layer-based method of the library: its layers replace those of the base model.
 
-    Merged, where it is LoRA or DoRA on linear layers: the library's own sum W' = W + s B A, or m / n (W + s B A).
+    LoRA and DoRA on linear layers can be merged, by the library itself: W' = W + s B A, or m / n (W + s B A).
 
-    Arguments:
-        rates: learning-rate multipliers by a part of a tensor's name.
+    Args:
+        layers: the library's layers for the base model.
+        rates: learning-rate multipliers by substring of a tensor's name.
     """
 
     def __init__(self, layers: Layers, rates: Mapping[str, float]) -> None:
@@ -230,7 +231,7 @@ class LayerTuning(KeepsStart):
 
     @torch.no_grad()
     def take_directions(self, directions: Mapping[str, Tensor]) -> None:
-        """Start each A [r, in] of LoRA at these, by the path of its layer."""
+        """Initialize each A [r, in] of LoRA with these, by the path of its layer."""
         trained = self.tensors()
         for path, A in directions.items():
             trained[f"layers.{path}.lora_A.weight"].copy_(A)
@@ -261,9 +262,9 @@ class LayerTuning(KeepsStart):
                 dtype = base.weight.dtype
                 return f"the weight of {path} is {dtype}, which would round the update; convert the model with .float()"
             if layer.lora_bias[ADAPTER] and base.bias is None:
-                return f"{path} has no bias to add the update's own to"
+                return f"{path} has no bias that the update's bias could be added to"
             if isinstance(base, LinearView) and layer.use_dora[ADAPTER]:
-                return f"{path} is a view of a transposed layer, which the library's DoRA does not write into"
+                return f"{path} is a view of a transposed layer, which the library's DoRA cannot write to"
         return None
 
     @torch.no_grad()

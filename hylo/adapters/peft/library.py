@@ -1,4 +1,4 @@
-"""What the `peft` library offers, and whether settings fit it. It is imported on first use: that takes seconds."""
+"""What the `peft` library offers, and checks of its settings. The library is imported lazily because that is slow."""
 
 import dataclasses
 import difflib
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 
 REFUSED = {
     "ADAPTION_PROMPT": "it puts attention modules of its own into Llama and has no tuner like the others",
-    "CPT": "it needs labelled kinds of prompt tokens and a loss of its own",
-    "MULTITASK_PROMPT_TUNING": "it needs the number of a task for every text",
-    "POLY": "it needs the number of a task for every text",
+    "CPT": "it needs prompt tokens labelled by type and a loss of its own",
+    "MULTITASK_PROMPT_TUNING": "it needs a task id for every text",
+    "POLY": "it needs a task id for every text",
     "SHADOW": "it runs a second model beside the base model",
-    "XLORA": "it mixes adapters that were trained before",
+    "XLORA": "it mixes previously trained adapters",
 }
 """Types that cannot run under the common protocol, with the reason."""
 OWN_TARGETS = {"IA3", "LN_TUNING", "TRAINABLE_TOKENS"}
-"""Types whose definition says which layers they change: keys, values and FFN; norms; embeddings."""
+"""Types whose definition determines the layers they change: keys, values and FFN; norms; embeddings."""
 _NOT_SETTINGS = {"peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_version"}
-"""Fields of every PeftConfig that are set here, or change nothing."""
+"""Fields of every PeftConfig that are set here or have no effect."""
 
 
 START_KEY = "init_lora_weights"
-"""The setting that says how LORA starts."""
+"""The setting that selects the initialization of LORA."""
 PISSA, OLORA = "pissa", "olora"
-"""Starts of LORA that move a part of each layer's weight into its A and B: see hylo/adapters/peft/start.py."""
+"""Initializations of LORA that move part of each layer's weight into A and B: see hylo/adapters/peft/start.py."""
 EVA = "eva"
-"""Start of LORA from the inputs of each layer: see hylo/adapters/peft/eva.py."""
+"""Initialization of LORA from the inputs of each layer: see hylo/adapters/peft/eva.py."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """Values of a setting that need no data and no more than what an adapter holds."""
+    """The supported values of a setting: those that work with no data and no tensors beyond what an adapter stores."""
 
     setting: str
     allowed: tuple[object, ...]
@@ -56,25 +56,25 @@ LIMITS: dict[str, tuple[Limit, ...]] = {
         Limit(
             START_KEY,
             (True, False, "gaussian", "orthogonal", PISSA, OLORA, EVA),
-            "the others need data of their own, or keep frozen tensors that no adapter holds",
+            "the others need data of their own, or keep frozen tensors that adapters do not store",
         ),
         Limit("eva_config", (None,), "ranks stay equal for all layers, and the rest is as published"),
         Limit("alora_invocation_tokens", (None,), "only the library's own model class looks for them"),
         Limit("layer_replication", (None,), "the base model keeps its layers"),
     ),
-    "CARTRIDGE": (Limit("num_frozen_tokens", (0,), "an adapter holds trained tensors only, and these are random"),),
+    "CARTRIDGE": (Limit("num_frozen_tokens", (0,), "adapters store only trained tensors, and these are random"),),
 }
 
 
 def types_known() -> list[str]:
-    """The names of PEFT's methods that can run."""
+    """Names of the supported PEFT methods."""
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as tuners
 
     return sorted(kind.value for kind in tuners if kind.value not in REFUSED)
 
 
 def config_class(peft_type: str) -> "type[PeftConfig]":
-    """The library's config of a type that it knows."""
+    """The library's config class for a type."""
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as configs
 
@@ -82,7 +82,7 @@ def config_class(peft_type: str) -> "type[PeftConfig]":
 
 
 def tuner_class(peft_type: str) -> Any:
-    """The library's tuner (layer-based types) or prompt encoder (prompt-learning types) of a type that it knows."""
+    """The library's tuner (layer-based types) or prompt encoder (prompt-learning types) class for a type."""
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as tuners
 
@@ -97,7 +97,7 @@ def learns_prompts(peft_type: str) -> bool:
 
 
 def settings(peft_type: str) -> dict[str, Any]:
-    """The keywords that a type takes, with their types."""
+    """The keyword arguments of a type's config, with their annotations."""
     cls = config_class(peft_type)
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
@@ -106,13 +106,15 @@ def settings(peft_type: str) -> dict[str, Any]:
 def make_config(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel, *, transposed: bool) -> "PeftConfig":
     """The library's config for a model.
 
-    Arguments:
-        kwargs: the user's settings. Where they name no `target_modules`, those of hylo for the architecture are taken,
-            so that methods are compared on the same layers; types in OWN_TARGETS keep the library's choice.
+    Args:
+        peft_type: the library's name of the method.
+        kwargs: the user's settings. If they name no `target_modules`, hylo's defaults for the architecture are used, so
+            that methods are compared on the same layers; types in OWN_TARGETS keep the library's choice.
+        model: the base model.
         transposed: whether the model's linear layers store [in, out] (GPT-2's Conv1D).
 
     Raises:
-        ValueError, TypeError, ...: whatever the library thinks of the settings.
+        ValueError, TypeError, ...: the library rejects the settings.
     """
     given, names = dict(kwargs), settings(peft_type)
     if "target_modules" in names and peft_type not in OWN_TARGETS:
@@ -125,27 +127,27 @@ def make_config(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel, 
 
 
 def takes_from_weights(peft_type: str, kwargs: dict[str, Any]) -> bool:
-    """Whether A and B start as a part of each layer's weight, which the layer then lacks."""
+    """Whether A and B are initialized with a part of each layer's weight, which is subtracted from the layer."""
     return peft_type == "LORA" and kwargs.get(START_KEY) in (PISSA, OLORA)
 
 
 def takes_from_inputs(peft_type: str, kwargs: dict[str, Any]) -> bool:
-    """Whether A starts from the inputs of each layer on training batches."""
+    """Whether A is initialized from the inputs of each layer on training batches."""
     return peft_type == "LORA" and kwargs.get(START_KEY) == EVA
 
 
 def rates_of(names: Iterable[str], rates: Mapping[str, float]) -> dict[str, float]:
-    """The learning-rate multiplier of each tensor: the product of those whose key is a part of its name."""
+    """Learning-rate multiplier of each tensor: the product of those whose key is a substring of its name."""
     return {name: math.prod(rate for part, rate in rates.items() if part in name) for name in names}
 
 
 def has_transposed_layers(model: PreTrainedModel) -> bool:
-    """Whether linear layers of the model are GPT-2's Conv1D."""
+    """Whether the model's linear layers are GPT-2's Conv1D."""
     return any(isinstance(module, Conv1D) for module in model.modules())
 
 
 def setting_problems(key: str, peft_type: str, kwargs: dict[str, Any]) -> Iterator[str]:
-    """A type or setting that the library does not know, or of another type than it says; as text."""
+    """Yields a message for each type or setting that the library does not know, or that has the wrong type."""
     if peft_type in REFUSED:
         yield problem(f"{key}.peft_type", peft_type, f"another method: {REFUSED[peft_type]}", f"{key}.peft_type=LORA")
         return
@@ -171,7 +173,7 @@ def setting_problems(key: str, peft_type: str, kwargs: dict[str, Any]) -> Iterat
 
 
 def fits(value: object, hint: Any) -> bool:
-    """Whether a value from YAML (scalar, list, dict) is of an annotated type. A list stands for a set or tuple."""
+    """Whether a value from YAML (scalar, list, dict) matches a type annotation. A list also matches a set or tuple."""
     if hint is Any:
         return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -1,17 +1,18 @@
-"""Any method of the `peft` library as a peer of this project's own: same protocol, records and tables.
+"""Methods of the `peft` library on a par with this project's own: same protocol, records and tables.
 
 `peft_type` names the method and `kwargs` are the settings of its config in the library; both are checked before
-anything expensive, by a trial on a copy of the model without numbers. Layer-based methods are in
+anything expensive, by a dry run on a copy of the model on the meta device. Layer-based methods are in
 hylo/adapters/peft/layers.py, prompt-learning methods in hylo/adapters/peft/prompts.py. Forward passes are those of the
-library's layers. Its training utilities are not called, so what a method does between steps does not happen: AdaLoRA
-keeps its first ranks. What such a utility does by learning rates alone is a setting here: LoRA+ (arXiv 2402.12354) is
+library's layers. Its training utilities are not called, so whatever a method does between steps is skipped: AdaLoRA
+keeps its initial ranks. Utilities that only change learning rates are covered by a setting: LoRA+ (arXiv 2402.12354) is
 `tensor_learning_rate_multipliers`.
 
-Step 0: exactly the base model for the types and settings that the library starts so, which are most; another function
-for those in `_APART` and where a setting `init_...` is false. With `init_lora_weights` pissa or olora it is the base
-model up to rounding (hylo/adapters/peft/start.py); eva reads the first batches of training (hylo/adapters/peft/eva.py).
-A prefix of zeros (peft_prefix) still takes its share of every attention. The library draws from torch's global
-generator; here that generator is set from the run's seed and put back, so that building depends on the seed alone.
+Step 0: exactly the base model where the library initializes it so, which is true of most types and settings; a
+different function for the types in `_APART` and if an `init_...` setting is false. With `init_lora_weights` pissa or
+olora it is the base model up to rounding (hylo/adapters/peft/start.py); eva reads the first training batches
+(hylo/adapters/peft/eva.py). A prefix of zeros (peft_prefix) still takes its share of every attention. The library draws
+from torch's global generator; here it is seeded from the run's seed and restored afterwards, so the initialization
+depends on the seed alone.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ from hylo.models.architecture import model_context_length
 
 _APART = {"C3A", "CARTRIDGE", "FOURIERFT", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "VBLORA"}
 _NEAR = {"DEFT", "FROD", "HRA", "OSF", "UNILORA"}
-"""Types that compute the base layer's weight anew, up to rounding, or start with tiny updates."""
+"""Types that recompute the base layer's weight, up to rounding, or start with tiny updates."""
 
 
 @register("component", "peft_method")
@@ -48,15 +49,15 @@ class PeftConfig(ComponentConfig):
     peft_type: str = "LORA"
     """Name in the library's PeftType: LORA, VERA, IA3, PREFIX_TUNING, OFT, ..."""
     kwargs: dict[str, Any] = field(default_factory=dict)
-    """Settings of that type's config in the library. No target_modules: the layers that this project's methods adapt;
-    for types whose definition names its layers (IA3, LN_TUNING) the library's choice."""
+    """Settings of that type's config in the library. Without target_modules, the default targets of this project's
+    methods are adapted; for types whose definition names its layers (IA3, LN_TUNING), the library's choice."""
     tensor_learning_rate_multipliers: dict[str, float] = field(default_factory=dict)
-    """By a part of a tensor's name, what its learning rate is multiplied with: {lora_B: 16.0} is LoRA+. A tensor whose
-    name has several of the parts takes all of them."""
+    """Learning-rate multipliers by substring of a tensor's name: {lora_B: 16.0} is LoRA+. If several match, they are
+    multiplied."""
 
     @property
     def at_start(self) -> AtStart:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the model is at step 0."""
+        """How close the model is to the base model at step 0."""
         if self.peft_type in _APART or any(k.startswith("init_") and v is False for k, v in self.kwargs.items()):
             return AtStart.apart
         near = self.peft_type in _NEAR or self.starts_from_weights
@@ -64,7 +65,7 @@ class PeftConfig(ComponentConfig):
 
     @property
     def starts_from_weights(self) -> bool:
-        """Whether tensors start as a part of the base model's weights, whatever the seed is."""
+        """Whether tensors are initialized from the base model's weights, independently of the seed."""
         return takes_from_weights(self.peft_type, self.kwargs)
 
     def problems(self, key: str, context: BuildContext) -> Iterator[str]:
@@ -76,7 +77,7 @@ class PeftConfig(ComponentConfig):
         yield from wrong
 
     def _trial(self, key: str, context: BuildContext) -> Iterator[str]:
-        """What the library says when it is given a model without numbers."""
+        """Yields what the library objects to when given a copy of the model on the meta device."""
         try:
             made = self._make(BuildContext(outline(context.model), context.context_length, context.seed))
         except LIBRARY_ERRORS as error:
@@ -84,12 +85,13 @@ class PeftConfig(ComponentConfig):
                 return
             reason = (str(error) or type(error).__name__).splitlines()[0]
             given = f"{key}.kwargs"
-            yield problem(given, self.kwargs, f"what {self.peft_type} takes on this model: {reason}", f"{given}=...")
+            allowed = f"settings that {self.peft_type} accepts on this model: {reason}"
+            yield problem(given, self.kwargs, allowed, f"{given}=...")
             return
         yield from self._multiplier_problems(key, made)
         limit = model_context_length(context.model)
         if isinstance(made, VirtualTokens) and made.length + context.context_length > limit:
-            allowed = f"at most {limit - context.context_length}: {limit} positions less data.context_length"
+            allowed = f"at most {limit - context.context_length}: {limit} positions minus data.context_length"
             where = f"{key}.kwargs.num_virtual_tokens"
             yield problem(where, made.length, allowed, f"{where}=..., or a smaller data.context_length")
 
@@ -125,9 +127,11 @@ class PeftConfig(ComponentConfig):
             return LayerTuning(make_layers(self.peft_type, self.kwargs, context.model), rates)
 
     def parameter_count(self, context: BuildContext) -> int:
-        """By the closed formula where the type has a simple one; otherwise what the library makes for a copy of the
-        model without numbers. The latter shows that the attached model trains all of it and nothing else, but shares
-        the library's own idea of the method's size."""
+        """Number of trainable scalars, from the closed formula if the type has a simple one.
+
+        Otherwise the library's tensors for a copy of the model on the meta device are counted. That verifies that the
+        attached model trains all of them and nothing else, but not that the library's count is right.
+        """
         formula = closed_formula(self.peft_type, self.kwargs, context.model)
         if formula is not None:
             return formula

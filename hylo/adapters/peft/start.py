@@ -1,4 +1,4 @@
-"""Starts of the `peft` library's LoRA that move a part of each layer's weight into A and B, where it is trained.
+"""Initializations of the `peft` library's LoRA that move a part of each layer's weight into the trainable A and B.
 
     y = (W - s B0 A0) x + s B A x        A, B start at A0 [r, in], B0 [out, r]
 
@@ -8,10 +8,10 @@
 _r: the r largest singular values, the first r columns of Q, the first r rows of R. At step 0 the layer is W up to
 rounding, whatever A0 and B0 are.
 
-The library changes the weights of the layers that it is given. Here these are copies: the base model's own layers stand
-aside while the adapter is attached, untouched, and come back when it leaves. What W lacks follows from A0 and B0,
-which are computed from W alone, by the library, when the layers are made. They are an adapter's start
-(hylo/adapters/start.py). The function is also that of a LoRA of twice the rank on W: [B, -B0] [A; A0].
+The library changes the weights of the layers it is given. Here these are copies: the base model's own layers are set
+aside unchanged while the adapter is attached and restored on detach. The part subtracted from W follows from A0 and B0,
+which the library computes from W alone when the layers are built; they are stored as the adapter's start
+(hylo/adapters/start.py). The layer is equivalent to a LoRA of twice the rank on W: [B, -B0] [A; A0].
 """
 
 import copy
@@ -28,7 +28,7 @@ from hylo.models.architecture import ALL_LINEAR, layer_shape, target_layers, wei
 
 @contextmanager
 def copied_layers(model: PreTrainedModel) -> Iterator[None]:
-    """Copies of all linear layers, with weights of their own, stand in for them in the block."""
+    """Replaces all linear layers by copies with their own weights for the duration of the block."""
     originals = target_layers(model, [ALL_LINEAR])
     for path, module in originals.items():
         bias: Any = module.bias
@@ -43,7 +43,7 @@ def copied_layers(model: PreTrainedModel) -> Iterator[None]:
 
 
 def check_ranks(layers: Mapping[str, Any], adapter: str, model: PreTrainedModel) -> None:
-    """Refuse a rank that a weight cannot have.
+    """Check that the rank is possible for every weight.
 
     Raises:
         ValueError: it is larger than the smaller side of a layer's weight.
@@ -51,14 +51,14 @@ def check_ranks(layers: Mapping[str, Any], adapter: str, model: PreTrainedModel)
     for path, layer in layers.items():
         limit = min(layer_shape(model.get_submodule(path)))
         if (rank := layer.r[adapter]) > limit:
-            raise ValueError(f"r is {rank} and the smaller side of the weight of {path} {limit}")
+            raise ValueError(f"r is {rank}, but the smaller side of the weight of {path} is {limit}")
 
 
 class TakenPart:
-    """What a layer's weight lacks: s B0 A0, which A and B start at.
+    """The part s B0 A0 subtracted from a layer's weight; A0 and B0 are the initial A and B.
 
-    Arguments:
-        layer: the library's layer as it starts, on a copy of the base model's.
+    Args:
+        layer: the library's newly initialized layer, on a copy of the base model's.
         adapter: the library's name for the adapter.
         original: the base model's layer.
     """
@@ -71,26 +71,26 @@ class TakenPart:
 
     @torch.no_grad()
     def take_away(self, original: nn.Module) -> None:
-        """Leave the copy with W - s B0 A0, W being the original's weight."""
+        """Set the copy's weight to W - s B0 A0, where W is the original's weight."""
         W_OI = weight_OI(original)
         A, B = self.A.to(W_OI.device), self.B.to(W_OI.device)
         weight_OI(self._copy).copy_(W_OI.float() - self.scale * (B @ A))
 
     def replace(self, A: Tensor, B: Tensor, original: nn.Module) -> None:
-        """Take away another part."""
+        """Subtract another part instead."""
         self.A, self.B = A.float(), B.float()
         self.take_away(original)
 
     @torch.no_grad()
     def give_back(self, original: nn.Module) -> None:
-        """Write the copy's weight, into which an update was merged, into the original."""
+        """Copy the weight, after an update was merged into it, to the original."""
         weight_OI(original).copy_(weight_OI(self._copy))
 
     def follow(self, original: nn.Module) -> None:
-        """Move the original, which stood aside, to where the copy is, in its type."""
+        """Move the original, which was set aside, to the copy's device and dtype."""
         original.to(self._copy.weight.device, self._copy.weight.dtype)
 
 
 def start_of(parts: Mapping[str, TakenPart]) -> dict[str, Tensor]:
-    """A0 and B0 by name, of parts by the path of their layers."""
+    """A0 and B0 of all parts by name; `parts` is keyed by layer path."""
     return {f"{path}.{name}": getattr(part, name) for path, part in parts.items() for name in ("A", "B")}

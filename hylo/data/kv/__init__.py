@@ -1,1 +1,1 @@
-"""Lists of facts and questions on them: their text and words."""
+"""Text and vocabulary of key-value lists and the questions about them."""

@@ -1,4 +1,4 @@
-"""The words of key-value lists: common nouns. Those asked for by the probe and those trained on share none."""
+"""The words of key-value lists: common nouns. The probe and the training text share none."""
 
 _PROBE = """
 anchor apple arrow basket beach bell bird blanket boat bottle bridge brush bucket butter button cabin camera candle

@@ -1,1 +1,1 @@
-"""Where texts come from: one file a source, with its typed config in it."""
+"""Text sources: one file per source, including its typed config."""

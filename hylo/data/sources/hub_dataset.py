@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face hub, or a local folder in the hub's format, through `datasets`."""
+"""A data set from the Hugging Face hub, or a local folder in the same format, loaded with `datasets`."""
 
 import os
 import re
@@ -20,23 +20,23 @@ from hylo.data.base import DataConfig, Document, Protocol, Split
 @register("data", "hub_dataset")
 @dataclass(kw_only=True, slots=True)
 class HubDatasetConfig(DataConfig):
-    """Which data set, which column, and what a document is in it."""
+    """The data set, its text column, and what counts as a document."""
 
     repo: str = MISSING
     """owner/name on the hub, or the path of a local folder in the same format (parquet, JSON lines, text)."""
     subset: str | None = None
-    """Configuration of the data set, where it has several."""
+    """Configuration of the data set, if it has several."""
     revision: str | None = None
     """Branch, tag or commit; None: main."""
     text_column: str = "text"
     """Column that holds the text."""
     document_start: str | None = None
-    """Regular expression of the row that begins a document: the first, or one after a blank row. The rows of a document
-    are joined. None: every row is a document."""
+    """Regular expression for the row that begins a document; it has to be the first row or follow a blank one. The rows
+    of a document are joined. None: every row is a document."""
     splits: dict[str, str] = field(default_factory=lambda: {split.name: split.name for split in Split})
     """The data set's split for each of ours; slices such as train[:90%] are allowed."""
     max_documents: int | None = bounded(None, ge=1)
-    """Documents taken from the start of each split, read as a stream where it is no slice; None: all."""
+    """Number of documents taken from the start of each split, streamed unless the split is a slice; None: all."""
 
     def documents(self, split: Split) -> list[Document]:
         documents = self._joined(self._rows(split)) if self.document_start else self._single(self._rows(split), split)
@@ -58,31 +58,31 @@ class HubDatasetConfig(DataConfig):
                 self.subset,
                 split=theirs,
                 revision=self.revision,
-                streaming=self.max_documents is not None and "[" not in theirs,  # a stream has no slices
+                streaming=self.max_documents is not None and "[" not in theirs,  # streams cannot be sliced
             )
         columns = (rows.features or {}).items()
         texts = [name for name, kind in columns if isinstance(kind, datasets.Value) and "string" in kind.dtype]
         if self.text_column not in texts:
-            allowed = f"a column of text ({', '.join(texts) or 'there is none'})"
+            allowed = f"a text column ({', '.join(texts) or 'there is none'})"
             raise ConfigError(problem("data.text_column", self.text_column, allowed, "name the column with the text"))
         with self._explained():
             for row in rows:
                 yield row[self.text_column] or ""
 
     def _split_of(self, split: Split) -> str:
-        """The data set's split for one of ours, which no other of ours may share."""
+        """The data set's split for one of ours; no two of ours may share one."""
         key, theirs = f"data.splits.{split.name}", self.splits.get(split.name)
         if theirs is None:
             raise ConfigError(problem(key, None, "a split of the data set, or a slice of one", f"+{key}={split.name}"))
         for name, other in self.splits.items():
             if other == theirs and name != split.name:
-                fix = "divide a split with slices, for example train[:90%] and train[90%:]"
-                raise ConfigError(problem(key, theirs, f"another split than data.splits.{name}", fix))
+                fix = "slice one split, for example train[:90%] and train[90%:]"
+                raise ConfigError(problem(key, theirs, f"a different split from data.splits.{name}", fix))
         return theirs
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns the errors of `datasets` into those that a user can act on."""
+        """Turns errors of `datasets` into ones a user can act on."""
         from datasets.exceptions import DatasetGenerationError
 
         try:
@@ -122,7 +122,7 @@ class HubDatasetConfig(DataConfig):
             yield Document(f"document-{count}", self._text(lines))
 
     def _text(self, rows: list[str]) -> str:
-        """The rows joined. Where rows are samples each stays a line: blank ones come without the end of a line."""
+        """Joins rows. If lines are samples, each row stays a line: blank rows come without a line ending."""
         if self.protocol is Protocol.lines:
             return "".join(row if row.endswith("\n") else f"{row}\n" for row in rows)
         return "".join(rows)

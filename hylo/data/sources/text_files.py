@@ -1,4 +1,4 @@
-"""Any local text files. One file is one document."""
+"""Local text files. Each file is one document."""
 
 import os
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ from hylo.data.base import DataConfig, Document, Split
 @register("data", "text_files")
 @dataclass(kw_only=True, slots=True)
 class TextFilesConfig(DataConfig):
-    """Files of each split, as paths or glob patterns relative to where train.py is started."""
+    """Files of each split, as paths or glob patterns relative to the working directory."""
 
     train_files: list[str] = field(default_factory=list)
     """Files to train on."""
     validation_files: list[str] = field(default_factory=list)
     """Files for choosing settings."""
     test_files: list[str] = field(default_factory=list)
-    """Files that reported numbers come from."""
+    """Files used for reported numbers."""
 
     def documents(self, split: Split) -> list[Document]:
         files = {each: self._files(each) for each in Split}
@@ -32,7 +32,7 @@ class TextFilesConfig(DataConfig):
         return [Document(str(path), _read(path, key)) for path in files[split].values()]
 
     def _files(self, split: Split) -> dict[Path, Path]:
-        """A split's files as they were named, by where they are: one that two patterns match is there once."""
+        """A split's files as named, by resolved path: a file matched by two patterns is listed once."""
         files: dict[Path, Path] = {}
         for pattern in getattr(self, f"{split.name}_files"):
             for path in _matches(pattern, f"data.{split.name}_files"):
@@ -41,8 +41,8 @@ class TextFilesConfig(DataConfig):
 
 
 def _matches(pattern: str, key: str) -> list[Path]:
-    path = Path(os.path.expanduser(pattern))  # Path.expanduser fails on the name of a stranger
-    if path.is_file():  # its name may hold brackets, which a pattern reads as a choice of letters
+    path = Path(os.path.expanduser(pattern))  # Path.expanduser raises for unknown users
+    if path.is_file():  # its name may contain brackets, which a glob pattern would interpret
         return [path]
     matches = sorted(match for match in map(Path, glob(str(path), recursive=True)) if match.is_file())
     if not matches:
@@ -53,7 +53,7 @@ def _matches(pattern: str, key: str) -> list[Path]:
 
 def _read(path: Path, key: str) -> str:
     try:
-        return path.read_bytes().decode("utf-8")  # read_text would change line ends
+        return path.read_bytes().decode("utf-8")  # read_text would change line endings
     except (OSError, UnicodeDecodeError) as error:
         fix = f"convert it to UTF-8, or leave it out ({error})"
         raise ConfigError(problem(key, str(path), "readable UTF-8 text", fix)) from error

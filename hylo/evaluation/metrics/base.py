@@ -1,4 +1,4 @@
-"""What a metric is: sums by window of what was recorded, and how their mean reads. Without torch: reports need it."""
+"""The interface of a metric: sums per window, and the value of their mean. Imports no torch, since reports use it."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,60 +11,60 @@ from hylo.core.registry import import_all, registered
 from hylo.stats.estimates import perplexity
 
 Table = Any
-"""A DataFrame: pandas types what its tables give as everything that a table can hold."""
+"""A DataFrame, typed as Any because pandas types every column access as a union of all it could return."""
 
 
 class Metric(ABC):
-    """A mean of the negative log-likelihood (NLL) over something, lower is better. Registered as `metric`."""
+    """A mean of the negative log-likelihood (NLL) over some weight; lower is better. Registered as `metric`."""
 
     name: ClassVar[str]
-    """As in result.json, tables and claims (`<name>_improvement`)."""
+    """Used in result.json, tables and claims (`<name>_improvement`)."""
     label: ClassVar[str]
-    """As in headers and figures."""
+    """Used in headers and figures."""
     short: ClassVar[str]
-    """Before "improvement" in headers."""
+    """Used before "improvement" in headers."""
     description: ClassVar[str]
-    """As in sentences."""
+    """Used in sentences."""
     about: ClassVar[str]
-    """What it is, in a sentence without a full stop."""
+    """Definition, as a phrase without a full stop."""
     order: ClassVar[int]
-    """Its place among the metrics."""
+    """Position among the metrics."""
     prefix: ClassVar[str]
-    """Of its columns in summary.csv and contrasts.csv; empty for the first metric alone."""
+    """Prefix of its columns in summary.csv and contrasts.csv; empty only for the first metric."""
     brief: ClassVar[bool] = True
-    """Whether it is shown where room is short: on the console, on paper, in figures."""
+    """Whether it is shown where space is limited: on the console, on paper, in figures."""
     success: ClassVar[float | None] = None
-    """Percent of improvement that counts as success; None: it is no criterion."""
+    """Improvement in percent that counts as success; None: not a criterion."""
 
     @abstractmethod
     def window_sums(self, bins: Table, thirds: Table) -> Table:
         """Sums by window: columns nll_sum (nats) and weight, index window.
 
-        Arguments:
-            bins: window, bin (tenths of the positions), nll_sum, tokens, bytes; as eval.parquet.
-            thirds: window, third, and the same sums; as thirds.parquet.
+        Args:
+            bins: window, bin (tenths of the positions), nll_sum, tokens, bytes; as in eval.parquet.
+            thirds: window, third, and the same sums; as in thirds.parquet.
         """
 
     @abstractmethod
     def value(self, nll_sum: float, weight: float) -> float:
-        """The metric of sums over windows."""
+        """The metric from sums over all windows."""
 
     @abstractmethod
     def percent(self, difference: float, reference: float) -> float:
-        """The improvement in percent that a difference of mean NLL is.
+        """Converts a difference of mean NLL to an improvement in percent.
 
-        Arguments:
-            difference: of the cell less its reference, nats per weight.
+        Args:
+            difference: cell minus reference, nats per weight.
             reference: mean NLL of the reference, nats per weight; taken as known.
         """
 
     @abstractmethod
     def difference(self, percent: float, reference: float) -> float:
-        """The difference of mean NLL that an improvement in percent is: the inverse of `percent`."""
+        """Converts an improvement in percent to a difference of mean NLL: the inverse of `percent`."""
 
 
 class Perplexity(Metric):
-    """exp of the mean NLL: a difference of means is a ratio of perplexities, whatever the reference."""
+    """exp of the mean NLL: a difference of means is a ratio of perplexities, independent of the reference."""
 
     def value(self, nll_sum: float, weight: float) -> float:
         return perplexity(nll_sum / weight)
@@ -79,7 +79,7 @@ class Perplexity(Metric):
 
 @cache
 def all_metrics() -> tuple[Metric, ...]:
-    """Every metric by its order."""
+    """All metrics, by order."""
     import hylo.evaluation.metrics
 
     import_all(hylo.evaluation.metrics)
@@ -87,14 +87,14 @@ def all_metrics() -> tuple[Metric, ...]:
 
 
 def main_metric() -> Metric:
-    """The first metric: settings are chosen by it, and verdicts on components rest on it."""
+    """The first metric: used to choose settings and for verdicts on components."""
     return all_metrics()[0]
 
 
 def metric_named(name: str) -> Metric:
-    """A metric by name.
+    """The metric of this name.
 
     Raises:
-        KeyError: there is none of that name.
+        KeyError: there is no such metric.
     """
     return {metric.name: metric for metric in all_metrics()}[name]

@@ -1,4 +1,4 @@
-"""Bits per byte: comparable across tokenizers, because it counts bytes of the text and not tokens.
+"""Bits per byte: comparable across tokenizers, because it counts bytes of text rather than tokens.
 
 sum of token NLL / (ln 2 * UTF-8 bytes of the predicted tokens)        as in arXiv 2101.00027, section 3.1
 """
@@ -11,7 +11,7 @@ from hylo.evaluation.metrics.base import Metric, Table
 
 @register("metric", "bits_per_byte")
 class BitsPerByte(Metric):
-    """Bits per byte; improvements are in percent of the reference's."""
+    """Bits per byte; improvements are in percent of the reference value."""
 
     name, label, short, description = "bits_per_byte", "Bits per byte", "Bits per byte", "bits per byte"
     prefix, order, brief = "bits_per_byte_", 2, False

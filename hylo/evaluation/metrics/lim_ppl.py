@@ -1,11 +1,11 @@
 """Lost-in-the-middle perplexity: the perplexity of the middle third of each window's predicted positions (own design;
-the effect that it is named after: arXiv 2307.03172)."""
+named after the effect described in arXiv 2307.03172)."""
 
 from hylo.core.registry import register
 from hylo.evaluation.metrics.base import Perplexity, Table
 
 MIDDLE = 1
-"""Of the thirds."""
+"""Index of the middle third."""
 
 
 @register("metric", "lim_ppl")

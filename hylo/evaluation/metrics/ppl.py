@@ -1,4 +1,4 @@
-"""Perplexity: exp of the mean negative log-likelihood of a token, over all windows and positions. Natural logarithm."""
+"""Perplexity: exp of the mean negative log-likelihood (nats) per token, over all windows and positions."""
 
 from hylo.core.registry import register
 from hylo.evaluation.metrics.base import Perplexity, Table

@@ -1,1 +1,1 @@
-"""Probes: what a model can do besides predicting text, asked of a complete run. One file each, with its config."""
+"""Probes: test what a model can do besides predicting text, on complete runs. One file each, including its config."""

@@ -1,7 +1,7 @@
-"""What every choice of `probe` is, and what runs need of one: its questions, and their answers by a model.
+"""The interface of a probe: its config, its questions, and a model's answers.
 
-A probe is asked of a complete run, whose adapter is read from its record. It is no part of the run's fingerprint; its
-own settings and code are its fingerprint (hylo/runs/fingerprint.py), by which answers are found again.
+A probe is asked of a complete run, whose adapter is read from its record. It is not part of the run's fingerprint: its
+own settings and code form a separate one (hylo/runs/fingerprint.py), by which recorded answers are found.
 """
 
 from abc import ABC, abstractmethod
@@ -17,34 +17,38 @@ from hylo.adapters.model import AdaptedModel
 
 
 @dataclass(kw_only=True, slots=True)
-class ProbeChoice(ABC):  # noqa: B024  `none` is one, and asks nothing
+class ProbeChoice(ABC):  # noqa: B024  `none` has nothing to implement
     """A choice of `probe`."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ProbeConfig(ProbeChoice):
-    """Settings of a probe that asks something. Subclasses add their own."""
+    """Settings of a probe. Subclasses add their own."""
 
     @abstractmethod
     def problems(self) -> Iterator[str]:
-        """Settings that contradict each other, as text."""
+        """Yields a message for each conflict between settings."""
 
     @abstractmethod
     def too_long(self, allowed: str, otherwise: str) -> str:
-        """The problem of questions that are too long, as text: which setting has them shorter, or `otherwise`."""
+        """The message for questions that are too long; the fix is a setting that shortens them, or `otherwise`."""
 
     @abstractmethod
     def build(self, tokenizer: PreTrainedTokenizerBase) -> "Probe":
-        """The probe with its questions in a model's tokens. They depend on nothing of a run, so all cells and seeds are
-        asked the same."""
+        """Returns the probe with its questions as tokens.
+
+        Questions do not depend on the run, so all cells and seeds get the same ones.
+        """
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered.
+    """A model's answers.
 
-    table: a row a question; the record's probe.parquet. section: numbers that the record's section `probe` gets.
-    said: lines for the terminal.
+    Attributes:
+        table: one row per question; becomes the record's probe.parquet.
+        section: numbers for the record's section `probe`.
+        said: lines to print.
     """
 
     table: pd.DataFrame
@@ -53,27 +57,27 @@ class Answers:
 
 
 class Probe(ABC):
-    """Questions in a model's tokens."""
+    """Questions as tokens of a model's tokenizer."""
 
     @property
     @abstractmethod
     def longest(self) -> int:
-        """Tokens of the longest question with its answer: the model's context must hold it."""
+        """Tokens of the longest question with its answer; it must fit the model's context."""
 
     @property
     @abstractmethod
     def tokens(self) -> int:
-        """Tokens that the model reads to answer all, about."""
+        """Approximate number of tokens that the model reads to answer all questions."""
 
     @abstractmethod
     def ask(self, model: AdaptedModel, accelerator: Accelerator, *, cached: bool, label: str) -> Answers:
-        """Ask every question.
+        """Asks every question.
 
-        Arguments:
-            cached: what questions share may be read once, into a cache; False where the audit found that cached
-                decoding is not the full pass.
-            label: what the progress bar calls the run.
+        Args:
+            cached: a prefix shared by questions may be read once, into a cache; False if the audit found that cached
+                decoding differs from the full forward pass.
+            label: name of the run in the progress bar.
 
         Raises:
-            TrainingDiverged: an answer is no finite number.
+            TrainingDiverged: the log-probability of an answer is not finite.
         """

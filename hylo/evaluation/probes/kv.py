@@ -1,9 +1,9 @@
-"""The retrieval probe: a fact in a list is asked for, at several depths of the list.
+"""The retrieval probe: asks for facts at several depths of a list.
 
-Its wording is that of hylo/data/kv/text.py. A model that is lost in the middle answers where the fact is the first or
-the last of the list, and fails in between. Lists depend on the probe's own seed and on nothing of the run, so all
-cells and seeds are asked the same; more lists are those of a smaller probe and further ones. A list is read once for
-its questions: with 60 facts and five depths, 803 tokens are read instead of 3,715. Key-value retrieval after Liu et al.
+The wording is that of hylo/data/kv/text.py. A model that is lost in the middle answers correctly if the fact is the
+first or last of the list, and fails in between. Lists depend only on the probe's own seed, not on the run, so all cells
+and seeds get the same questions; increasing `lists` keeps the existing ones. Each list is read only once for all of its
+questions: with 60 facts and five depths, 803 tokens are read instead of 3,715. Key-value retrieval after Liu et al.
 2023, arXiv 2307.03172.
 """
 
@@ -32,19 +32,19 @@ from hylo.evaluation.probes.score import COLUMNS, ends_minus_middle
 @register("probe", "kv")
 @dataclass(kw_only=True, slots=True)
 class KvProbeConfig(ProbeConfig):
-    """How many facts, depths and lists."""
+    """Number of facts, depths and lists."""
 
     facts: list[int] = field(default_factory=lambda: [8, 24, 60])
-    """Facts of a list, each number a measure of its own: at least as many as depths, at most as many as words."""
+    """Facts per list, each number measured separately: at least `depths`, at most the number of words."""
     depths: int = bounded(5, ge=3, le=len(PROBE_WORDS))
-    """Places of the fact that is asked for, in equal steps from the first fact to the last."""
+    """Number of positions to ask for, evenly spaced from the first fact to the last."""
     lists: int = bounded(20, ge=2, le=1_000)
-    """Lists for each number of facts. Every depth of a list is asked for."""
+    """Lists for each number of facts. Every list is asked at every depth."""
     seed: int = bounded(0, ge=0)
-    """Of the lists: words, codes and their order."""
+    """Seed of the lists: words, codes and their order."""
 
     def problems(self) -> Iterator[str]:
-        """Numbers of facts that make no list or no measure, as text."""
+        """Yields a message for each invalid number of facts."""
         low, high = self.depths, len(PROBE_WORDS)
         if not self.facts or len(set(self.facts)) < len(self.facts):
             yield problem("probe.facts", self.facts, "one or more numbers, each once", "probe.facts=[8,24,60]")
@@ -62,9 +62,12 @@ class KvProbeConfig(ProbeConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts(Questions):
-    """The questions on one list, one at each depth.
+    """The questions about one list, one per depth.
 
-    facts: of the list. number: of the list among those of as many facts. places: [D], the index of the fact asked for.
+    Attributes:
+        facts: number of facts in the list.
+        number: index of the list among those with as many facts.
+        places: [D], index of the fact asked for.
     """
 
     facts: int
@@ -73,7 +76,7 @@ class Prompts(Questions):
 
 
 class KvProbe(Probe):
-    """All lists in the order in which they are asked."""
+    """All lists, in the order of asking."""
 
     def __init__(self, prompts: Sequence[Prompts]) -> None:
         self.prompts = prompts
@@ -110,7 +113,7 @@ class KvProbe(Probe):
 
 
 def _measures(table: pd.DataFrame, facts: int, seconds: float) -> dict[str, Any]:
-    """Accuracy (also by depth), mean log-probability by depth, the difference, wall time."""
+    """Accuracy (overall and by depth), mean log-probability by depth, `ends_minus_middle`, wall time."""
     own: Any = table[table["facts"] == facts]
     by_depth = own.groupby("depth")[["exact", "answer_logprob"]].mean()
     accuracy = by_depth["exact"].to_numpy(dtype=float)
@@ -128,12 +131,12 @@ def _in_words(facts: str, found: dict[str, Any]) -> str:
 
 
 def depth_places(facts: int, depths: int) -> np.ndarray:
-    """The index of the fact asked for at each depth, [D]: from the first to the last."""
+    """Index of the fact asked for at each depth, [D], from the first fact to the last."""
     return np.linspace(0, facts - 1, depths).round().astype(int)
 
 
 def make_prompts(config: KvProbeConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompts]:
-    """All lists in the order in which they are asked: one of each number of facts, then the next of each."""
+    """All lists in the order of asking: one for each number of facts, then the next for each."""
     order = [(number, facts) for number in range(config.lists) for facts in config.facts]
     texts: list[str] = []
     answers: list[str] = []
@@ -163,7 +166,7 @@ def make_prompts(config: KvProbeConfig, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def _shared(ids: list[np.ndarray], answers: list[int]) -> int:
-    """Tokens at the start that all have in common, leaving to each at least one before its answer."""
+    """Length of the common prefix, which leaves each question at least one token before its answer."""
     most = min(len(each) - answer - 1 for each, answer in zip(ids, answers, strict=True))
     heads = np.stack([each[:most] for each in ids])
     same = (heads == heads[0]).all(axis=0)

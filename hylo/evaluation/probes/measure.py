@@ -1,11 +1,10 @@
-"""Texts with an answer at their end, as a model sees them: the answer's log-probability, and whether greedy decoding
-would give it. What probes share.
+"""Scores answers at the end of texts: log-probability, and whether greedy decoding gives them. Shared by probes.
 
-Questions that begin alike are read together: what they share is read once, into a cache, which is then repeated for
-the rest of each. Where the audit of the run found that the cache changes the numbers (published pooling that sees later
-tokens), every question is a full pass.
+Questions with a common prefix are read together: the prefix is read once, into a cache, which is then repeated for the
+rest of each question. If the run's audit found that the cache changes the numbers (published pooling that sees later
+tokens), every question gets a full forward pass.
 
-Shapes: D questions, P tokens that they share, T tokens of the longest rest, V words of the vocabulary.
+Shapes: D questions, P shared tokens, T tokens of the longest remainder, V vocabulary size.
 """
 
 import inspect
@@ -26,10 +25,12 @@ from hylo.data.windows import model_inputs
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
-    """D questions that begin alike, as tokens.
+    """D questions with a common prefix, as tokens.
 
-    prefix: [P] int32, what all D begin with; may be empty where they are read by full passes. tails: D arrays [T_d]
-    int32, what follows; they end with the answer. answer_tokens: [D], tokens of the answer.
+    Attributes:
+        prefix: [P] int32, the common prefix; may be empty if the questions are read by full forward passes.
+        tails: D arrays [T_d] int32, the remainders, each ending with the answer.
+        answer_tokens: [D], number of tokens of the answer.
     """
 
     prefix: np.ndarray
@@ -38,22 +39,22 @@ class Questions:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest question with its answer."""
+        """Number of tokens of the longest question with its answer."""
         return len(self.prefix) + max(len(tail) for tail in self.tails)
 
     @property
     def tokens(self) -> int:
-        """Tokens that are read where what is shared is read once."""
+        """Number of tokens read if the prefix is read once."""
         return len(self.prefix) + sum(len(tail) for tail in self.tails)
 
 
 def tokens_of(
     texts: Sequence[str], answers: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[np.ndarray], list[int]]:
-    """The tokens of texts that end with their answers, and how many of them are the answer's.
+    """Tokenises texts that end with their answers; returns the tokens and how many of them belong to the answer.
 
-    A text is tokenised as a whole, and a token belongs to the answer if any of its characters does: so the tokens are
-    those that the tokenizer makes of such a text, wherever it puts the space before a word.
+    A text is tokenised as a whole, and a token belongs to the answer if any of its characters does. This gives the
+    tokenizer's natural tokens, wherever it puts the space before a word.
     """
     tokenized = tokenize([Document(str(place), text) for place, text in enumerate(texts)], tokenizer)
     before = [len(text.encode()) - len(answer.encode()) for text, answer in zip(texts, answers, strict=True)]
@@ -65,8 +66,10 @@ def tokens_of(
 def answered(
     model: AdaptedModel, questions: Questions, accelerator: Accelerator, *, cached: bool
 ) -> list[tuple[bool, float]]:
-    """Of each question, whether greedy decoding gives its answer, and the answer's log-probability in nats, which may
-    not be finite. The model is in evaluation mode."""
+    """For each question, whether greedy decoding gives its answer, and the answer's log-probability in nats.
+
+    The log-probability may not be finite. The model must be in evaluation mode.
+    """
     with accelerator.autocast():
         logits_DTV = (cached_logits if cached else full_logits)(model, questions)
     counts = questions.answer_tokens
@@ -74,9 +77,9 @@ def answered(
 
 
 def graded(logits_TV: Tensor, tail: np.ndarray, tokens: int) -> tuple[bool, float]:
-    """Whether every token of the answer is the likeliest given those before it, and their log-probability in nats.
+    """Whether every answer token is the most likely given those before it, and their total log-probability in nats.
 
-    The first holds exactly where greedy decoding from the question gives the answer.
+    The former is equivalent to greedy decoding from the question producing the answer.
     """
     first = len(tail) - tokens
     answer = torch.from_numpy(tail[first:].astype(np.int64)).to(logits_TV.device)
@@ -86,11 +89,13 @@ def graded(logits_TV: Tensor, tail: np.ndarray, tokens: int) -> tuple[bool, floa
 
 
 def cached_logits(model: AdaptedModel, questions: Questions) -> Tensor:
-    """Logits [D, T, V] of what follows the shared tokens, which are read once. Tails are padded on the right, where no
-    token of theirs sees it."""
+    """Logits [D, T, V] of the tails, with the prefix read once.
+
+    Tails are padded on the right, where causal attention hides the padding from their tokens.
+    """
     device, count = model.base.device, len(questions.tails)
     prefix = torch.from_numpy(questions.prefix.astype(np.int64)).to(device)
-    one_logit = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}  # the head is a fifth of the work
+    one_logit = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}  # the head is costly
     cache = model(input_ids=prefix[None], use_cache=True, **one_logit).past_key_values
     cache.batch_repeat_interleave(count)
     tails = torch.from_numpy(_padded(questions.tails).astype(np.int64)).to(device)
@@ -98,14 +103,14 @@ def cached_logits(model: AdaptedModel, questions: Questions) -> Tensor:
 
 
 def full_logits(model: AdaptedModel, questions: Questions) -> Tensor:
-    """The same by passes over whole questions, padding masked."""
+    """Logits [D, T, V] of the tails from forward passes over whole questions, with padding masked."""
     whole = [np.concatenate([questions.prefix, tail]) for tail in questions.tails]
     inputs = model_inputs(_padded(whole), np.array([len(each) for each in whole]), model.base.device)
     return model(**inputs, use_cache=False).logits[:, len(questions.prefix) :]
 
 
 def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of several lengths as one array, the ends filled with each row's last token."""
+    """Stacks rows of different lengths, padding each with its last token."""
     length = max(len(row) for row in rows)
     return np.stack([np.pad(row, (0, length - len(row)), mode="edge") for row in rows])
 

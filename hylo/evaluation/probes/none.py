@@ -9,4 +9,4 @@ from hylo.evaluation.probes.base import ProbeChoice
 @register("probe", "none")
 @dataclass(kw_only=True, slots=True)
 class NoProbeConfig(ProbeChoice):
-    """Nothing is asked, and there is nothing to set."""
+    """No probe, no settings."""

@@ -1,9 +1,8 @@
-"""The figures of a study, one file each. They are functions of records or of tables; none reads a file.
+"""The figures of a study, one file each: functions of records or tables that read no files.
 
-`study_figures` draws all that a study has something for: every file of this folder that registers a figure
-(`hylo.report.figures.base`). Files without one are what figures share, or drawn on request (`loss`). No pyplot, the
-same bytes for the same input, and every mark shows its value on pointing where the figure is saved as SVG
-(`hylo.report.render.files.save`).
+`study_figures` draws every figure registered in this folder (`hylo.report.figures.base`) that the study has data for.
+Files that register none hold shared code, or figures drawn on request (`loss`). No pyplot; the same input gives the
+same bytes; every mark has a tooltip when the figure is saved as SVG (`hylo.report.render.files.save`).
 """
 
 import sys

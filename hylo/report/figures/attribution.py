@@ -1,4 +1,4 @@
-"""What each component contributes, by each kind of comparison."""
+"""What each component contributes, by kind of comparison."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +31,7 @@ COLUMNS = ["component", "comparison", "effect", "low", "high", "seeds"]
 
 @study_figure("attribution", order=40)
 def attribution_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
-    """`attribution_figure` of what a study asks after; None where it asks after no component."""
+    """`attribution_figure` of a study; None if it tests no component."""
     table = attribution_table(study).rename(columns={"effect_pct": "effect"})
     if table.empty:
         return None
@@ -40,15 +40,15 @@ def attribution_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | 
 
 
 def attribution_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figure:
-    """One row a component: its effect on perplexity, a point and interval for each kind of comparison.
+    """One row per component: its effect on perplexity, with a point and interval per kind of comparison.
 
     Args:
-        title, lines: above the figure, and what its caption says besides what is drawn.
+        title, lines: title, and caption lines beyond the description of what is drawn.
         table: component, comparison (cumulative, leave-one-out, Shapley), effect, low, high (percent of PPL, positive
             is better), seeds. Numbers may be missing.
 
     Raises:
-        ValueError: a column is missing, or there is no row.
+        ValueError: a column is missing, or the table is empty.
     """
     by_component = checked(table, COLUMNS, "attribution_figure").groupby("component", sort=False)
     comparisons = list(dict.fromkeys(table["comparison"]))
@@ -72,7 +72,7 @@ def attribution_figure(title: str, lines: Sequence[str], table: pd.DataFrame) ->
                 text = precise(effect, low, high)
                 said = f"{component}, {row['comparison']}: {text} % of PPL"
                 estimate(axes, effect, y, (low, high), said, **style(row["comparison"]))
-                beside(axes, y, [text if np.isfinite(effect) else f"{MISSING} not known"], [0], color="0.25")
+                beside(axes, y, [text if np.isfinite(effect) else f"{MISSING} unknown"], [0], color="0.25")
         row_axis(axes, places, labels)
         axes.margins(x=0.05)
         axes.autoscale_view(scaley=False)

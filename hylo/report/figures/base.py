@@ -1,10 +1,10 @@
-"""How a figure becomes part of every report: one file in this folder, with one function that is registered here.
+"""Registering figures. A file in this folder with one decorated function becomes part of every report:
 
     @study_figure("seed_spread", order=35)
     def seed_spread_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | None: ...
 
 The function takes a study's records and its summary (`hylo.analysis.summary.summarize`), prepares what it draws, and
-returns None where there is nothing to draw. Nothing else is edited: every file of the folder is found.
+returns None if there is nothing to draw. No other file needs editing: every file in the folder is found.
 """
 
 import re
@@ -27,11 +27,12 @@ _ORDER: dict[str, int] = {}
 def study_figure(name: str, *, order: int) -> Callable[[F], F]:
     """Function decorator: draw this in every report, as `figures/<name>.png` and `.svg`.
 
-    Arguments:
-        order: where it stands among the others: small ones first; of equal order, by name.
+    Args:
+        name: of the files: lower-case letters, digits and _, starting with a letter.
+        order: position in the report, lowest first; ties are broken by name.
 
     Raises:
-        ValueError: another function has the name, or it is no name of a file: lower-case letters, digits and _.
+        ValueError: the name is taken or malformed.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"figure {name!r}: a name is lower-case letters, digits and _, for example 'learning_rates'")
@@ -45,12 +46,12 @@ def study_figure(name: str, *, order: int) -> Callable[[F], F]:
 
 
 def all_figures() -> dict[str, Draw]:
-    """The functions of all figures by name, in the order of the report."""
+    """All figure functions by name, in report order."""
     return dict(sorted(registered("figure").items(), key=lambda item: (_ORDER[item[0]], item[0])))
 
 
 def study_figures(study: StudyRecord, summary: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    """Name and figure of all that a study has something for."""
+    """Yield name and figure of everything a study has data for."""
     for name, draw in all_figures().items():
         if (drawn := draw(study, summary)) is not None:
             yield name, drawn

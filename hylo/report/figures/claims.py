@@ -1,4 +1,4 @@
-"""The published claims of a study beside what was measured."""
+"""The published claims of a study next to what was measured."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from hylo.runs.store import StudyRecord
 
 @study_figure("claims", order=10)
 def claims_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
-    """One row a claim: published and measured effect; None where nothing comparable was measured."""
+    """One row per claim: published and measured effect; None if nothing comparable was measured."""
     table: Any = claim_table(study)
     measured = table[table["effect_pct"].notna()]
     if measured.empty:

@@ -16,7 +16,7 @@ from hylo.runs.store import StudyRecord
 
 @study_figure("contrasts", order=20)
 def contrasts_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
-    """One row a contrast, once where it is asked for in several ways; None where the study has none."""
+    """One row per contrast, once even if it is named in several ways; None if the study has none."""
     table: Any = contrast_table(study).drop_duplicates(["cell", "reference", "component", "measure"])
     drawn = table[[metric_named(name).brief for name in table["measure"]]]
     if drawn.empty:

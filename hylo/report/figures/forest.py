@@ -1,4 +1,4 @@
-"""Contrasts with their intervals, beside what was published and what the study could have seen."""
+"""Contrasts with their intervals, next to what was published and what the study could detect."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -32,14 +32,14 @@ COLUMNS = [
 _HEADERS = ["effect (%)", "p (Holm)", "verdict"]
 _MEASURES = {metric.name: metric.label for metric in all_metrics()} | {"mean_window_ppl": "mean window PPL"}
 _PUBLISHED, _DETECTABLE = "published", "too small to detect"
-_BAND = "0.9"  # grey of what the study could not detect
-_MAGNIFIED = 8  # effects smaller than the largest by this factor get a panel of their own scale
+_BAND = "0.9"  # grey of effects too small to detect
+_MAGNIFIED = 8  # effects smaller than the largest by this factor get a panel with its own scale
 
 Contrast = dict[Any, Any]
 
 
 class _Group(NamedTuple):
-    """Contrasts of one row: the same cells, one a measure."""
+    """Contrasts in one row: the same cells, one per measure."""
 
     label: str
     contrasts: list[Contrast]
@@ -48,18 +48,18 @@ class _Group(NamedTuple):
 
 
 def forest_figure(title: str, lines: Sequence[str], contrasts: pd.DataFrame) -> Figure:
-    """One row a contrast: its effect with interval, published claim, smallest detectable effect, p and verdict.
+    """One row per contrast: effect with interval, published claim, smallest detectable effect, p and verdict.
 
-    Where effects differ by more than eightfold, a second panel shows the small ones again, magnified; what lies beyond
-    it is an arrowhead at its edge. Both panels are linear, so that intervals keep their shape.
+    If effects differ by more than eightfold, a second panel magnifies the small ones; effects outside its range are
+    arrowheads at its edge. Both panels are linear, so intervals keep their shape.
 
     Args:
-        title, lines: above the figure, and what its caption says besides what is drawn.
+        title, lines: title, and caption lines beyond the description of what is drawn.
         contrasts: cell, reference, component (may be empty), measure, effect, low, high (percent, positive is better),
             seeds, p_holm, detectable (percent), published (percent), verdict. Numbers may be missing.
 
     Raises:
-        ValueError: a column is missing, or there is no row.
+        ValueError: a column is missing, or the table is empty.
     """
     table = checked(contrasts, COLUMNS, "forest_figure")
     groups, measures = _groups(table), list(dict.fromkeys(table["measure"]))
@@ -109,7 +109,7 @@ def _texts(contrast: Contrast) -> list[str]:
 
 
 def _scales(contrasts: Any) -> list[tuple[float, float]]:
-    """Ends of each panel's axis in percent: of everything, and of the small effects where those would not be seen."""
+    """Limits of each panel's axis in percent: of all effects, and of the small ones if they would be invisible."""
     values = contrasts[["effect", "low", "high", "published"]].to_numpy(dtype=float, na_value=np.nan)
     finite = values[np.isfinite(values)]
     if not finite.size or not finite.any():
@@ -147,7 +147,7 @@ def _draw(axes: Any, contrast: Contrast, slot: tuple[float, float], measure: int
 
 
 def _handles(contrasts: Any, measures: list[str]) -> dict[str, Any]:
-    """What the legend shows, by its name."""
+    """Legend handles by name."""
     handles: dict[str, Any] = {}
     for place, measure in enumerate(measures):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]

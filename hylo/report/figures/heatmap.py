@@ -1,4 +1,4 @@
-"""Accuracy of retrieval as small heat maps: every number of a study at a glance, without lines that cover others."""
+"""Retrieval accuracy as small heat maps: every number of a study at a glance, without overlapping lines."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,15 +22,15 @@ from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import interval, number
 from hylo.runs.store import StudyRecord
 
-_COLOURS = colormaps["cividis"]  # sequential, and the same to readers with and without a colour blindness
+_COLOURS = colormaps["cividis"]  # sequential and safe for colour-blind readers
 _SCALE = Normalize(0, 100)
-_SQUARE, _ROW = 0.18, 0.18  # inches: what a number of three digits needs
+_SQUARE, _ROW = 0.18, 0.18  # inches: room for three digits
 _NUMBER = 6  # points
 
 
 @study_figure("retrieval_heatmap", order=90)
 def heatmap_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
-    """`retrieval_heatmap` of the probed cells; None where no probe was asked."""
+    """`retrieval_heatmap` of the probed cells; None if none was probed."""
     table = retrieval_table(study)
     if table.empty:
         return None
@@ -38,17 +38,16 @@ def heatmap_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | None
 
 
 def retrieval_heatmap(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figure:
-    """A small map a cell: number of facts against the depth of the one asked for, its accuracy in each square.
+    """One small map per cell: number of facts against depth of the fact asked for, with the accuracy in each square.
 
-    A row is cut evenly among the depths that were asked for, from the first fact on the left to the last.
-
-    Args and Raises: as `retrieval_figure`; a missing accuracy leaves its square white.
+    A row is divided evenly among the depths asked for, from the first fact on the left to the last. A missing accuracy
+    leaves its square white. Takes and raises the same as `retrieval_figure`.
     """
     whole = as_percent(checked(table, COLUMNS, "retrieval_heatmap"))
     cells, counts = list(dict.fromkeys(table["cell"])), sorted(set(table["facts"]))
     widest = int(whole.groupby(["cell", "facts"]).size().max())
     columns = max(1, min(5, int(6.0 / (widest * _SQUARE + 0.2))))
-    # As wide as the page has place for, but numbers stay beside each other.
+    # As many columns as the page has room for without numbers overlapping.
     shape = grid(cells, columns=columns, panel=_ROW * len(counts), width=max(14, int(85 / columns)))
     half = (whole["accuracy_high"] - whole["accuracy_low"]).max() / 2
     said = ["Numbers: accuracy in percent", f"widest interval: ± {number(half)} points"]

@@ -18,9 +18,9 @@ from hylo.runs.store import StudyRecord
 
 @study_figure("improvement", order=30)
 def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
-    """Bars of the improvement over the base model in percent, with its interval, one a trained cell.
+    """One bar per trained cell: improvement over the base model in percent, with its interval.
 
-    None where nothing was trained.
+    None if nothing was trained.
     """
     if not set(summary["reference"]) - {""}:
         return None
@@ -59,9 +59,9 @@ def improvement_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | No
         axes.margins(x=0.04)
         axes.grid(axis="x", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.set_xlabel("improvement of perplexity over the base model (%), higher is better")
+        axes.set_xlabel("improvement in perplexity over the base model (%), higher is better")
         axes.set_ylabel("cell")
 
-    lines = ["Bars: 100 (1 - PPL / PPL of the base model), whiskers: the interval", *caption(study, summary)]
+    lines = ["Bars: 100 (1 - PPL / PPL of the base model), whiskers: intervals", *caption(study, summary)]
     height = 1.5 + max(0.6, sum(place.height for place in places))
     return framed(f"{study.name}: improvement over the base model", lines, height, draw)

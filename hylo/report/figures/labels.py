@@ -1,4 +1,4 @@
-"""Names beside points that do not cover each other."""
+"""Placement of point labels without overlaps."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,26 +8,27 @@ import numpy as np
 
 from hylo.report.figures.style import LINE, SMALL, text_size
 
-_FAR = 0.15  # inches: a name further from its point has a thin line back to it
+_FAR = 0.15  # inches: a label further from its point gets a thin leader line
 _DISTANCES = np.arange(0.08, 2.4, 0.06)  # inches, the nearest first
 _ANGLES = np.deg2rad([0, 180, 45, -45, 135, -135, 90, -90, 20, -20, 160, -160])
-_CROSSING = 0.03  # square inches of cover that a line across a name or point counts as, or a name across a line
+_CROSSING = 0.03  # square inches: penalty for a line across a label or point, or a label across a line
 
-_STEPS = np.linspace(0, 1, 60)  # of a line, to see what it crosses
+_STEPS = np.linspace(0, 1, 60)  # sample points on a line, to see what it crosses
 
 # Boxes are [left, bottom, right, top] in inches.
 
 
 def place_names(axes: Any, names: Sequence[str], points: np.ndarray, colours: Sequence[str], line: np.ndarray) -> None:
-    """A name beside each point, at the nearest place that no other name, point or whisker has.
+    """Label each point at the nearest spot not taken by another label, point or whisker.
 
-    Greedy, from the right to the left. The figure must have been laid out, and the names take no space in its layout.
+    Greedy, from right to left. The figure must already be laid out; labels take no space in its layout.
 
     Args:
+        axes: holds the points.
         names: with line breaks, as they will be drawn.
-        points: [names, 4] in data units: across, up, and both ends of the upright whisker (NaN where there is none).
-        colours: of the names.
-        line: [points, 2] in data units of a line that names keep off where they can.
+        points: [names, 4] in data units: x, y, and both ends of the vertical whisker (NaN if there is none).
+        colours: of the labels.
+        line: [points, 2] in data units, a line that labels avoid where they can.
     """
     figure = axes.get_figure()
     in_inches = axes.transData + figure.dpi_scale_trans.inverted()
@@ -65,11 +66,14 @@ def place_names(axes: Any, names: Sequence[str], points: np.ndarray, colours: Se
 def _free(
     point: np.ndarray, size: tuple[float, float], taken: np.ndarray, lines: np.ndarray, frame: np.ndarray
 ) -> np.ndarray:
-    """The nearest box of a size around a point that covers nothing and stays in the frame, or what covers least.
+    """Nearest box of a size around a point that covers nothing and stays in the frame, or else the one covering least.
 
     Args:
-        taken: [boxes, 4].
-        lines: [points, 2] of the lines to other names.
+        point: x and y.
+        size: width and height.
+        taken: [boxes, 4], boxes to keep clear.
+        lines: [points, 2], points of lines to keep clear.
+        frame: box to stay in.
     """
     best, least = _around(point, size), np.inf
     for distance in _DISTANCES:
@@ -90,18 +94,18 @@ def _around(centre: np.ndarray, size: tuple[float, float]) -> np.ndarray:
 
 
 def _shared(box: np.ndarray, others: np.ndarray) -> float:
-    """The area that a box shares with others, [boxes, 4]."""
+    """Area that a box shares with others, [boxes, 4]."""
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     return float(np.maximum(sides, 0).prod(axis=1).sum())
 
 
 def _nearest(point: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The point of a box that is nearest to another point."""
+    """The point of a box nearest to another point."""
     return np.clip(point, box[:2], box[2:])
 
 
 def _way(point: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """[points, 2] of the line from a point, but not its own mark, to the middle of a box, but not into it."""
+    """[points, 2] on the line from a point to the middle of a box, excluding the point's mark and the box."""
     middle = (box[:2] + box[2:]) / 2
     way = point + _STEPS[:, None] * (middle - point)
     within = ((way > box[:2]) & (way < box[2:])).all(axis=1)
@@ -109,6 +113,6 @@ def _way(point: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def _inside(points: np.ndarray, boxes: np.ndarray) -> int:
-    """How many boxes hold any of the points."""
+    """Number of boxes that contain any of the points."""
     held = (points[:, None] > boxes[None, :, :2]) & (points[:, None] < boxes[None, :, 2:])
     return int(held.all(axis=2).any(axis=0).sum())

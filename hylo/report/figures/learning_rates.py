@@ -1,4 +1,4 @@
-"""How a cell's quality depends on its learning rate: the trials behind each choice, and what was chosen."""
+"""How a cell's quality depends on its learning rate: the tuning trials and the value chosen."""
 
 import math
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ from hylo.report.tables.numbers import number
 from hylo.runs.store import StudyRecord
 
 ABOVE_BEST = 1.15
-"""The upright axis ends at most at so many times the best perplexity; what is worse stands at its upper edge."""
+"""The y axis ends at most at this multiple of the best perplexity; anything worse is drawn at its upper edge."""
 
 
 @study_figure("learning_rates", order=50)
 def learning_rate_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
-    """Validation perplexity against the first chosen key, a panel a cell, with the lines of the others in grey.
+    """Validation perplexity against the first tuned key, one panel per cell, with the lines of other cells in grey.
 
-    Points are means over the trial seeds, whiskers reach from the lowest to the highest seed. The line joins trials
-    with the chosen values of all other keys; other trials stand alone, hollow. A ring marks what was chosen, a dotted
-    line the value without a choice. None where nothing was chosen.
+    Points are means over trial seeds, whiskers reach from the lowest to the highest seed. The line joins trials with
+    the chosen values of all other keys; other trials are unconnected and hollow. A ring marks the chosen value, a
+    dotted line the default. None if nothing was tuned.
     """
     chosen = choices(study)
     if not chosen:
@@ -62,9 +62,9 @@ def learning_rate_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | 
 
     trials = {choice["trials"] for choice in chosen.values()}
     lines = [
-        "Points: mean over trial seeds, whiskers from the lowest to the highest; ring: chosen; dotted: the rate of the "
-        "files; hollow: other values of a second key; at the upper edge: worse, or diverged",
-        f"{' or '.join(map(str, sorted(trials)))} trials a cell on validation documents",
+        "Points: mean over trial seeds, whiskers: lowest to highest seed; ring: chosen; dotted: default; hollow: other "
+        "values of a second key; at the upper edge: worse, or diverged",
+        f"{' or '.join(map(str, sorted(trials)))} trials per cell on validation documents",
     ]
     against = key.rpartition(".")[2].replace("_", " ")
     return framed(f"{study.name}: perplexity against {against}", lines, shape.height + 1, draw)
@@ -96,7 +96,7 @@ def _panel(axes: Any, cell: str, choice: Mapping[str, Any], most: float) -> None
 
 
 def _line(choice: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
-    """The trials with the chosen values of all keys but the first: its values, perplexities, and those other values."""
+    """Trials at the chosen values of all keys but the first: values of the first, perplexities, the other values."""
     others = tuple(choice["chosen"][1:])
     found = {
         each["values"][0]: mean_ppl(each["ppl"]) for each in choice["tried"] if tuple(each["values"][1:]) == others

@@ -1,4 +1,4 @@
-"""The training loss of each cell."""
+"""Training loss of each cell."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ from hylo.runs.store import StudyRecord
 
 
 def loss_figure(study: StudyRecord, *, smoothing: int = 1) -> Figure:
-    """Training loss against the step, one line a cell: mean over seeds, then running mean of `smoothing` steps.
+    """Training loss by step, one line per cell: mean over seeds, then running mean over `smoothing` steps.
 
-    Where a cell has several seeds a band shows the lowest and the highest of them. Many cells have a panel each.
+    With several seeds, a band spans the lowest to the highest of them. Many cells get one panel each.
     """
     every = {cell: _losses(study, cell, smoothing) for cell in study.cells}
     losses = {cell: loss for cell, loss in every.items() if len(loss)}
@@ -31,7 +31,7 @@ def loss_figure(study: StudyRecord, *, smoothing: int = 1) -> Figure:
         axes.margins(x=0.01)
         axes.grid(color=GRID, linewidth=0.6)
         axes.set_xlabel("optimizer step")
-        axes.set_ylabel("training loss (nats a token)")
+        axes.set_ylabel("training loss (nats per token)")
         legend(names, axes.lines, list(losses))
 
     def apart(figure: Figure) -> None:
@@ -43,18 +43,18 @@ def loss_figure(study: StudyRecord, *, smoothing: int = 1) -> Figure:
             _line(panel, cell, loss, cell_style(0))
             panel.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         same_scale(axes)
-        label_outer(axes, shape, "optimizer step", "loss (nats a token)")
+        label_outer(axes, shape, "optimizer step", "loss (nats per token)")
 
     lines = ["Lines: mean over seeds" + (f", running mean over {smoothing} steps" if smoothing > 1 else "")]
     if counts and counts[-1] > 1:
         lines.append("bands: lowest to highest seed")
-    lines.append(f"seeds a cell: {' to '.join(str(count) for count in dict.fromkeys([*counts[:1], *counts[-1:]]))}")
+    lines.append(f"seeds per cell: {' to '.join(str(count) for count in dict.fromkeys([*counts[:1], *counts[-1:]]))}")
     title = f"{study.name}: training loss"
     if len(losses) <= TOGETHER:
         return framed(title, lines, 3.8 + legend_columns(list(losses))[1], together)
     return framed(
         title,
-        ["A panel a cell, the others in grey", lines[0].lower(), *lines[1:]],
+        ["One panel per cell, other cells in grey", lines[0].lower(), *lines[1:]],
         grid(list(losses)).height + 0.7,
         apart,
     )
@@ -64,16 +64,16 @@ def _line(axes: Any, cell: str, loss: Any, style: dict[str, Any]) -> None:
     mean, seeds = loss.mean(axis=1), loss.shape[1]
     (line,) = axes.plot(mean.index, mean, color=style["color"], linestyle=style["linestyle"], linewidth=1.2, label=cell)
     text = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
-    hover(line, f"{cell}: {mean.iloc[-1]:.3f} nats a token at step {mean.index[-1]}, {text}")
+    hover(line, f"{cell}: {mean.iloc[-1]:.3f} nats per token at step {mean.index[-1]}, {text}")
     if seeds > 1:
         low, high = loss.min(axis=1), loss.max(axis=1)
         band = axes.fill_between(mean.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        last = f"{low.iloc[-1]:.3f} to {high.iloc[-1]:.3f} nats a token at step {mean.index[-1]}"
+        last = f"{low.iloc[-1]:.3f} to {high.iloc[-1]:.3f} nats per token at step {mean.index[-1]}"
         hover(band, f"{cell}: lowest to highest of {seeds} seeds, {last}")
 
 
 def _losses(study: StudyRecord, cell: str, smoothing: int) -> Any:
-    """Loss in nats a token by step (rows) and seed (columns)."""
+    """Loss in nats per token by step (rows) and seed (columns)."""
     runs = [run for run in complete_runs(study, cell) if len(run.curve)]
     if not runs:
         return pd.DataFrame()

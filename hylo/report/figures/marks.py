@@ -1,4 +1,4 @@
-"""Marks that figures share: estimates with intervals, each with the text shown on pointing, and rows of long names."""
+"""Marks shared by figures: estimates with intervals and tooltips, and rows with long names."""
 
 import math
 from collections.abc import Sequence
@@ -13,25 +13,25 @@ from hylo.report.render.hover import hover
 from hylo.report.tables.numbers import number
 
 GUIDES = {2: "drop below 2 %", 5: "core above 5 %"}
-"""Limits of the verdicts on components, in percent of perplexity, drawn as light lines on both sides of 0."""
+"""Thresholds of component verdicts in percent of perplexity, drawn as light lines on both sides of 0."""
 LABEL = 7.5
-"""Points: names of rows."""
+"""Font size of row names, points."""
 
 
 class Row(NamedTuple):
-    """Where a row of a figure is, in inches from its top."""
+    """Position of a figure's row, in inches from the top."""
 
     centre: float
     slots: list[float]
-    """One a mark of the row."""
+    """One per mark of the row."""
     height: float
 
 
 def checked(table: pd.DataFrame, columns: Sequence[str], figure: str, *, may_be_empty: bool = False) -> Any:
-    """A figure's table, as Any, because pandas types the columns of a table as everything a table can hold.
+    """Return a figure's table after checking it; Any because pandas types its columns as everything a table can hold.
 
     Raises:
-        ValueError: it lacks columns, which are named, or has no row.
+        ValueError: it lacks columns, which are named, or is empty.
     """
     if lacking := [column for column in columns if column not in table.columns]:
         raise ValueError(f"{figure}: the table lacks {', '.join(lacking)}; columns are {', '.join(columns)}")
@@ -41,24 +41,24 @@ def checked(table: pd.DataFrame, columns: Sequence[str], figure: str, *, may_be_
 
 
 def with_seeds(lines: Sequence[str], table: pd.DataFrame, *, base: str = "") -> list[str]:
-    """A caption's lines and the number of seeds behind a table's estimates, but for the base model, which has none.
+    """Caption lines plus the number of seeds behind a table's estimates, unless the lines already say it.
 
-    Nothing is added to lines that say it.
+    The base model `base` is not counted: it has no seeds.
     """
-    if any("seeds a cell" in line for line in lines):
+    if any("seeds per cell" in line for line in lines):
         return list(lines)
     part: Any = table[table["cell"] != base] if "cell" in table.columns else table
     counts: Any = sorted({int(seeds) for seeds in part["seeds"].dropna()})
     span = " to ".join(str(count) for count in dict.fromkeys([*counts[:1], *counts[-1:]]))
-    return [*lines, f"seeds a cell: {span}" if counts else "no complete run"]
+    return [*lines, f"seeds per cell: {span}" if counts else "no complete run"]
 
 
 def rows(labels: Sequence[str], marks: Sequence[Sequence[float]], *, gap: float = 0.08) -> list[Row]:
-    """Rows below each other, each as high as its marks or the lines of its label need.
+    """Stack rows, each as tall as its marks or its label require.
 
     Args:
         labels: with line breaks, as they will be drawn.
-        marks: the heights in inches of the marks of each row.
+        marks: heights in inches of each row's marks.
         gap: inches between rows.
     """
     found, top = [], 0.0
@@ -73,7 +73,7 @@ def rows(labels: Sequence[str], marks: Sequence[Sequence[float]], *, gap: float 
 
 
 def row_axis(axes: Any, places: Sequence[Row], labels: Sequence[str]) -> None:
-    """Rows from top to bottom with their labels; data units of the axis are inches."""
+    """Set up a y axis in inches with labelled rows from top to bottom."""
     axes.set_ylim(sum(place.height for place in places), 0)
     axes.set_yticks([place.centre for place in places], labels, fontsize=LABEL, linespacing=LINE)
     axes.tick_params(axis="y", length=0)
@@ -82,7 +82,7 @@ def row_axis(axes: Any, places: Sequence[Row], labels: Sequence[str]) -> None:
 
 
 def effect_axis(axes: Any, limits: tuple[float, float]) -> None:
-    """An axis of effects in percent: 0 drawn, and the limits of the verdicts where they are in sight."""
+    """Set up an x axis of effects in percent, with lines at 0 and at the visible verdict thresholds."""
     axes.set_xlim(*limits)
     axes.axvline(0, color="black", linewidth=0.8, zorder=1)
     for size in GUIDES:
@@ -94,11 +94,15 @@ def effect_axis(axes: Any, limits: tuple[float, float]) -> None:
 def estimate(
     axes: Any, x: float, y: float, interval: tuple[float, float], text: str, *, upright: bool = False, **style: Any
 ) -> None:
-    """A point with its interval, across or upright; both show `text`. Nothing where there is no estimate.
+    """Draw a point with its interval, horizontal or upright; both have `text` as tooltip. No-op without an estimate.
 
     Args:
-        interval: both ends on the axis of the estimate; NaN where it has none.
-        style: color, marker, and what else lines take.
+        axes: to draw on.
+        x, y: the point.
+        interval: both bounds on the axis of the estimate; NaN if there are none.
+        text: tooltip.
+        upright: whether the interval is vertical.
+        style: color, marker and other line properties.
     """
     if not np.isfinite([x, y]).all():
         return
@@ -113,10 +117,15 @@ def estimate(
 
 
 def curve(axes: Any, x: Any, table: pd.DataFrame, measure: str, texts: Sequence[str], name: str, **style: Any) -> Any:
-    """A line through estimates, its intervals as a light band, and a marker a point that shows its text.
+    """Draw a line through estimates, their intervals as a light band, and one marker per point with a tooltip.
 
     Args:
+        axes: to draw on.
+        x: one position per row of the table.
         table: columns `measure`, `measure_low`, `measure_high`.
+        measure: the column to draw.
+        texts: tooltips of the points.
+        name: tooltip of the line.
         style: color, linestyle, marker.
 
     Returns:
@@ -136,14 +145,14 @@ def curve(axes: Any, x: Any, table: pd.DataFrame, measure: str, texts: Sequence[
 
 
 def ends(table: pd.DataFrame, measure: str) -> np.ndarray:
-    """[rows, 3]: estimates and the two ends of their intervals."""
+    """[rows, 3]: estimates and the bounds of their intervals."""
     names = measure.removesuffix("_pct")
     columns: Any = table[[measure, f"{names}_low", f"{names}_high"]]
     return columns.to_numpy(dtype=float, na_value=np.nan)
 
 
 def precise(value: Any, low: Any, high: Any) -> str:
-    """For example `0.02 [-0.08, 0.12]`: one digit more than tables have where an effect is small."""
+    """For example `0.02 [-0.08, 0.12]`: one more digit than tables show for small effects."""
     if pd.isna(value) or pd.isna(low) or pd.isna(high) or low == high:
         return number(value, 2)
     decimals = min(4, max(1, 1 + math.ceil(-math.log10((high - low) / 2))))
@@ -151,7 +160,7 @@ def precise(value: Any, low: Any, high: Any) -> str:
 
 
 def beside(axes: Any, y: float, texts: Sequence[str], widths: Sequence[float], **style: Any) -> None:
-    """Columns of text to the right of a row; `y` in the axis' units, widths in inches."""
+    """Write columns of text to the right of a row; `y` in axis units, widths in inches."""
     left = 0.1
     for text, width in zip(texts, widths, strict=True):
         axes.annotate(
@@ -168,7 +177,7 @@ def beside(axes: Any, y: float, texts: Sequence[str], widths: Sequence[float], *
 
 
 def perplexity_axis(axes: Any) -> None:
-    """The upright axis: perplexity on a log scale, with the decimals that its range needs."""
+    """Set up the y axis: perplexity on a log scale, with as many decimals as its range needs."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     plain = ScalarFormatter(useOffset=False)

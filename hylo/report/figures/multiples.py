@@ -1,4 +1,4 @@
-"""Small multiples: a panel a cell, for studies of more cells than lines can be told apart in one panel."""
+"""Small multiples: one panel per cell, for studies with too many cells to distinguish lines in one panel."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -8,29 +8,29 @@ from matplotlib.figure import Figure, SubFigure
 from hylo.report.figures.style import GRID, LINE, SMALL, fold, text_size
 
 TOGETHER = 6
-"""Cells whose lines and intervals are told apart in one panel."""
-_COLUMNS, _NAME_WIDTH = 5, 22  # panels beside each other; characters of a line above each
+"""Most cells whose lines and intervals are distinguishable in one panel."""
+_COLUMNS, _NAME_WIDTH = 5, 22  # panels per row; characters per title line
 
 
 class Grid(NamedTuple):
-    """Panels by rows, each below its name."""
+    """Panels in rows, each below its title."""
 
     titles: list[str]
     columns: int
     height: float
-    """Inches of all rows."""
+    """Total height in inches."""
 
     def first(self, place: int) -> bool:
-        """Whether a panel is the first of its row."""
+        """Whether a panel is the first in its row."""
         return place % self.columns == 0
 
     def lowest(self, place: int) -> bool:
-        """Whether no panel is below."""
+        """Whether there is no panel below."""
         return place + self.columns >= len(self.titles)
 
 
 def grid(names: Sequence[str], *, columns: int = _COLUMNS, panel: float = 0.8, width: int = _NAME_WIDTH) -> Grid:
-    """Panels of a height in inches, one a name, which is folded at `width` characters."""
+    """A grid with one panel per name; `panel` is its height in inches, names are folded at `width` characters."""
     titles = [fold(name, width) for name in names]
     columns = min(columns, max(1, len(titles)))
     lines = [titles[start : start + columns] for start in range(0, len(titles), columns)]
@@ -39,7 +39,7 @@ def grid(names: Sequence[str], *, columns: int = _COLUMNS, panel: float = 0.8, w
 
 
 def panels(figure: Figure | SubFigure, shape: Grid) -> list[Any]:
-    """The axes, in the order of the names."""
+    """Create the axes, in the order of the names."""
     rows = -(-len(shape.titles) // shape.columns)
     axes = figure.subplots(rows, shape.columns, squeeze=False).ravel()
     for unused in axes[len(shape.titles) :]:
@@ -52,14 +52,14 @@ def panels(figure: Figure | SubFigure, shape: Grid) -> list[Any]:
 
 
 def same_scale(axes: Sequence[Any]) -> None:
-    """Give panels the upright axis that holds what each of them shows."""
+    """Give all panels the same y limits, wide enough for each of them."""
     limits = [panel.get_ylim() for panel in axes]
     for panel in axes:
         panel.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
 
 def label_outer(axes: Sequence[Any], shape: Grid, across: str, upright: str, *, own: Collection[int] = ()) -> None:
-    """Name the axes on the left and below; panels inside have no numbers, but for those with an axis of their `own`."""
+    """Label the outer axes only; inner panels have no tick labels, except those with an axis of their `own`."""
     for place, panel in enumerate(axes):
         if shape.lowest(place):
             panel.set_xlabel(across, fontsize=SMALL)

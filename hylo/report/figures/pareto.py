@@ -1,4 +1,4 @@
-"""Quality against the parameters that are trained for it."""
+"""Quality against trained parameters."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,18 +20,18 @@ from hylo.report.tables.numbers import interval
 from hylo.runs.store import StudyRecord
 
 COLUMNS = ["cell", "trainable_params", "ppl", "ppl_low", "ppl_high", "seeds", "front"]
-_OTHER = "0.45"  # grey of cells that another one beats in both
-_NAMED = 8  # cells whose names find a place beside their points
+_OTHER = "0.45"  # grey of cells that are not on the front
+_NAMED = 8  # more cells than this get numbers instead of names next to their points
 
 FEWEST_ON_A_FRONT = 3
-"""Trained cells from which quality against parameters is worth a figure."""
+"""Trained cells needed for a figure of quality against parameters."""
 
 
 @study_figure("pareto", order=70)
 def pareto_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
-    """`pareto_figure` of the cells that share the first base model's windows; None of few cells.
+    """`pareto_figure` of the cells that share the first base model's windows; None if there are too few.
 
-    Perplexities on other windows cannot be compared.
+    Perplexities on different windows are not comparable.
     """
     rows: Any = summary[summary["reference"].isin(["", study.base]) & summary["ppl"].notna()]
     same = [study.base_of(cell) == study.base for cell in rows["cell"]]
@@ -44,7 +44,7 @@ def pareto_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
 
 
 def pareto_front(params: ArrayLike, ppl: ArrayLike) -> NDArray[np.bool_]:
-    """Whether no other cell has as few parameters and as low a perplexity, and one of them lower.
+    """Whether no other cell is at least as good in parameters and perplexity, and better in one of them.
 
     Args:
         params: [cells], trained parameters.
@@ -66,13 +66,13 @@ def pareto_front(params: ArrayLike, ppl: ArrayLike) -> NDArray[np.bool_]:
 
 
 def pareto_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figure:
-    """Perplexity against trainable parameters on a log axis, the Pareto front joined; 0 stands left of a break.
+    """Perplexity against trainable parameters on a log axis, with the Pareto front joined; 0 is left of a break.
 
-    Names stand beside the points; many cells have numbers, in the order of their parameters, and their names below.
+    Names are next to the points; many cells are numbered by parameters instead, with a key below.
 
     Args:
-        title, lines: above the figure, and what its caption says besides what is drawn.
-        table: one row a cell: cell, trainable_params, ppl, ppl_low, ppl_high, seeds, front (see `pareto_front`).
+        title, lines: title, and caption lines beyond the description of what is drawn.
+        table: one row per cell: cell, trainable_params, ppl, ppl_low, ppl_high, seeds, front (see `pareto_front`).
             A cell without a perplexity is not drawn.
 
     Raises:
@@ -109,14 +109,14 @@ def pareto_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figu
     said = ["Points: PPL, whiskers: intervals; filled and joined: the Pareto front, where no cell has both fewer "
             "parameters and a lower PPL"]  # fmt: skip
     figure = framed(title, [*said, *with_seeds(lines, table)], 4.2 + key_height, draw)
-    figure.draw_without_rendering()  # lays it out: only then is known where points are
+    figure.draw_without_rendering()  # point positions are known only after layout
     shown = [str(number) for number in range(1, len(names) + 1)] if key else [fold(name) for name in names]
     place_names(figure.axes[0], shown, np.column_stack([x, ends(table, "ppl")]), colours, line)
     return figure
 
 
 def _places(params: np.ndarray) -> tuple[np.ndarray, float]:
-    """Where cells stand on the log axis, and the smallest number of parameters; none at all stand left of it."""
+    """Positions of cells on the log axis, and the smallest positive number of parameters; 0 is placed left of it."""
     positive = params[params > 0]
     first = float(positive.min()) if positive.size else 1.0
     spread = float(positive.max()) / first if positive.size else 1.0

@@ -1,4 +1,4 @@
-"""Perplexity by the position in the window, and the improvement over the base model, where differences show."""
+"""Perplexity by position in the window, and the improvement over the base model, where differences are visible."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ _UNITS = {"ppl": "PPL {}", _IMPROVEMENT: "improvement {} %"}
 
 @study_figure("ppl_by_position", order=60)
 def position_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
-    """Perplexity against the position in the window, ten bins, and the improvement over the base model."""
+    """Perplexity by position in the window, in ten bins, and the improvement over the base model."""
     edges, unit = _bin_edges(study)
     title, lines = f"{study.name}: perplexity by position", caption(study, summary)
     return ppl_by_position_figure(title, lines, ppl_by_bin(study), edges=edges, unit=unit, base=study.base)
@@ -34,14 +34,14 @@ def position_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure:
 def ppl_by_position_figure(
     title: str, lines: Sequence[str], bins: pd.DataFrame, *, edges: np.ndarray, unit: str, base: str
 ) -> Figure:
-    """Perplexity and improvement side by side, a line a cell; of many cells, the improvement in a panel a cell.
+    """Perplexity and improvement side by side, one line per cell; many cells get one panel each, of the improvement.
 
     Args:
-        title, lines: above the figure, and what its caption says besides what is drawn.
-        bins: columns as of `hylo.analysis.positions.ppl_by_bin`; intervals are drawn as bands.
-        edges: [bins + 1] of the bins, in `unit`. The middle third of what they span is shaded.
+        title, lines: title, and caption lines beyond the description of what is drawn.
+        bins: columns as in `hylo.analysis.positions.ppl_by_bin`; intervals are drawn as bands.
+        edges: [bins + 1], bin edges in `unit`. The middle third of their span is shaded.
         unit: of positions, for example tokens.
-        base: name of the cell that has a perplexity and no improvement.
+        base: name of the base cell, which has a perplexity but no improvement.
 
     Raises:
         ValueError: a column is missing.
@@ -55,13 +55,13 @@ def ppl_by_position_figure(
         said = [f"Left: exp of the mean over seeds of log PPL; right: {improvement}", bands]
         height, draw = 3.5 + drawing.legend_height, drawing.together
     else:
-        said = [f"A panel a cell, the others in grey: {improvement}; the base model: its PPL", bands]
+        said = [f"One panel per cell, other cells in grey: {improvement}; for the base model, its PPL", bands]
         height, draw = grid(list(cells)).height + 0.7, drawing.apart
     return framed(title, [*said, *with_seeds(lines, bins, base=base)], height, draw)
 
 
 class _Drawing:
-    """Both ways to draw the same cells."""
+    """Draws the same cells either together or in one panel each."""
 
     def __init__(self, cells: dict[str, pd.DataFrame], edges: np.ndarray, unit: str, base: str):
         self.cells, self.edges, self.unit, self.base = cells, edges, unit, base
@@ -125,9 +125,9 @@ class _Drawing:
 
 
 def _bin_edges(study: StudyRecord) -> tuple[np.ndarray, str]:
-    """Edges of the ten bins and their unit: tokens, or percent where windows differ in length.
+    """Edges of the ten bins and their unit: tokens, or percent if windows differ in length.
 
-    The first token of a window, position 0, is context and not predicted.
+    The first token of a window, position 0, is context only and not predicted.
     """
     windows = [run.windows["length"] for cell in study.cells for run in complete_runs(study, cell)]
     lengths = set(pd.concat(windows)) if windows else set()

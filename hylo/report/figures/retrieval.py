@@ -1,4 +1,4 @@
-"""Accuracy and log-probability of a fact against its depth in a list: the curve that is lost in the middle."""
+"""Accuracy and log-probability of a fact by its depth in a list: the lost-in-the-middle curve."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ class _Measure(NamedTuple):
     name: str
     label: str
     short: str
-    """Of the label, where there is little space."""
+    """Label where space is tight."""
     unit: str
 
 
@@ -41,7 +41,7 @@ _MEASURES = (
 
 @study_figure("retrieval", order=80)
 def retrieval_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
-    """`retrieval_figure` of the probed cells; None where no probe was asked."""
+    """`retrieval_figure` of the probed cells; None if none was probed."""
     table = retrieval_table(study)
     if table.empty:
         return None
@@ -49,15 +49,15 @@ def retrieval_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | No
 
 
 def retrieval_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figure:
-    """Accuracy above log-probability against the depth, a panel a number of facts; of many cells, a panel a cell.
+    """Accuracy above log-probability by depth, one panel per number of facts; many cells get one panel each.
 
     Args:
-        title, lines: above the figure, and what its caption says besides what is drawn.
-        table: cell, facts (in the list), depth (0 is the first that is asked for), place (index in the list of the fact
-            asked for), accuracy (0 to 1), logprob (of the answer, nats), both with _low and _high, seeds.
+        title, lines: title, and caption lines beyond the description of what is drawn.
+        table: cell, facts (in the list), depth (0 is the first asked for), place (index in the list of the fact asked
+            for), accuracy (0 to 1), logprob (of the answer, nats), both with _low and _high, seeds.
 
     Raises:
-        ValueError: a column is missing, or there is no row.
+        ValueError: a column is missing, or the table is empty.
     """
     whole = as_percent(checked(table, COLUMNS, "retrieval_figure"))
     cells = list(dict.fromkeys(table["cell"]))
@@ -65,7 +65,7 @@ def retrieval_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> F
     if len(cells) <= TOGETHER:
         legend_height = legend_columns(cells)[1]
         return framed(title, said, 4.6 + legend_height, lambda figure: _together(figure, whole, cells, legend_height))
-    said[0] = f"A panel a cell, a line a number of facts. {said[0]}"
+    said[0] = f"One panel per cell, one line per number of facts. {said[0]}"
     counts = [f"{facts} facts" for facts in sorted(set(table["facts"]))]
     legend_height = legend_columns(counts)[1]
     height = 2 * grid(cells).height + legend_height + 1.3
@@ -73,7 +73,7 @@ def retrieval_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> F
 
 
 def as_percent(table: Any) -> Any:
-    """A table with accuracies in percent and `position`, the place in percent of the list; by cell, facts and depth."""
+    """The table with accuracies in percent and `position`, the place in percent of the list; by facts and depth."""
     accuracies = {name: 100 * table[name].astype(float) for name in ("accuracy", "accuracy_low", "accuracy_high")}
     position = 100 * table["place"] / np.maximum(table["facts"] - 1, 1)
     return table.assign(**accuracies, position=position).sort_values(["facts", "depth"], kind="stable")

@@ -1,4 +1,4 @@
-"""What all figures share. No pyplot, so nothing global is touched and no display is needed."""
+"""Style and layout shared by all figures. No pyplot, so no global state and no display needed."""
 
 import re
 import textwrap
@@ -12,18 +12,18 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 DPI = 200
-# Okabe and Ito 2008, "Color universal design": told apart with every common colour blindness. Yellow is left out, it
-# vanishes on white. Cells beyond the seventh repeat the colours with another line and marker.
+# Okabe and Ito 2008, "Color universal design": distinguishable under common forms of colour blindness. Yellow is left
+# out because it vanishes on white. Cells beyond the seventh repeat the colours with another line and marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
 GRID, FAINT = "0.9", "0.75"
-"""Greys: of grid lines, and of what is there for comparison only."""
+"""Greys of grid lines, and of anything drawn for comparison only."""
 SMALL = 7
-"""Points: the smallest text that is still read in print, of labels and numbers beside marks."""
+"""Smallest legible font size in print, points; for labels and numbers next to marks."""
 LINE = 1.1
-"""From line to line of names and numbers, by the height of the text."""
+"""Line spacing of names and numbers, relative to the text height."""
 WIDTH = 7.2
-"""Inches: the text width of a two-column page."""
+"""Text width of a two-column page, inches."""
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "xtick.labelsize": 8,
@@ -37,11 +37,11 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "hylo",
 }
 _NAME_WIDTH, _CAPTION_WIDTH = 28, 115  # characters
-_LEGEND_SIZE, _LEGEND_HANDLE = 8, 0.55  # points; inches beside each name
+_LEGEND_SIZE, _LEGEND_HANDLE = 8, 0.55  # points; inches next to each name
 
 
 def framed(title: str, lines: list[str], height: float, draw: Callable[[Figure], None]) -> Figure:
-    """A figure of the page's width: title above, caption below, both laid out with what `draw` adds."""
+    """A figure as wide as the page: title above, caption below, laid out together with what `draw` adds."""
     text = textwrap.fill("; ".join(lines), _CAPTION_WIDTH) if lines else ""
     with rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, height + 0.16 * text.count("\n")), dpi=DPI)
@@ -51,15 +51,15 @@ def framed(title: str, lines: list[str], height: float, draw: Callable[[Figure],
         figure.supxlabel(text, x=0.01, ha="left", fontsize=SMALL, color="0.35")
         for axes in figure.get_axes():
             for axis in (axes.xaxis, axes.yaxis):
-                axis.get_major_ticks(1)  # made now: left to the drawing, they would not be of this style
+                axis.get_major_ticks(1)  # created here, or drawing would create them outside this style
         _settle(figure)
     return figure
 
 
 def _settle(figure: Figure) -> None:
-    """Lay the figure out once and for all.
+    """Lay the figure out once and freeze the result.
 
-    The solver's result differs in its last bits from process to process, and every drawing would ask it again.
+    The solver's result differs in the last bits between processes, and every draw would run it again.
     """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -72,7 +72,7 @@ def _settle(figure: Figure) -> None:
 
 
 def fold(name: str, width: int = _NAME_WIDTH) -> str:
-    """A long name on several lines, broken after separators where it has them."""
+    """Fold a long name onto several lines, breaking after separators where possible."""
     lines = [""]
     for piece in re.findall(r"[^ _+-]+[ _+-]*|[ _+-]+", name):
         for part in textwrap.wrap(piece, width, drop_whitespace=False, break_on_hyphens=False):
@@ -90,13 +90,13 @@ def text_size(text: str, points: float = SMALL) -> tuple[float, float]:
 
 
 def cell_style(place: int) -> dict[str, Any]:
-    """Colour, line and marker of the cell at a place of a study: 28 that are told apart."""
+    """Colour, line and marker of a study's cell by its place; 28 distinct combinations."""
     repeat = place // len(COLOURS) % len(LINES)
     return {"color": COLOURS[place % len(COLOURS)], "linestyle": LINES[repeat], "marker": MARKERS[repeat]}
 
 
 def legend_columns(names: Sequence[str], width: float = WIDTH - 0.2) -> tuple[int, float]:
-    """Columns of a legend over a width in inches, and its height in inches."""
+    """Number of legend columns that fit a width in inches, and the legend's height in inches."""
     if not names:
         return 1, 0.05
     sizes = np.array([text_size(fold(name), _LEGEND_SIZE) for name in names])
@@ -106,7 +106,7 @@ def legend_columns(names: Sequence[str], width: float = WIDTH - 0.2) -> tuple[in
 
 
 def legend(axes: Any, handles: Sequence[Any], names: Sequence[str]) -> Any:
-    """A legend that fills axes of its own, which show nothing else, in as many columns as fit; None without names."""
+    """Draw a legend in otherwise empty axes, in as many columns as fit; None without names."""
     axes.set_axis_off()
     if not names:
         return None

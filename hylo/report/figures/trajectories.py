@@ -1,4 +1,4 @@
-"""The figure of what components let be followed over training: one row of panels a cell and quantity."""
+"""Quantities that components track over training: one row of panels per cell and quantity."""
 
 from typing import Any
 
@@ -14,17 +14,17 @@ from hylo.report.figures.style import GRID, LINES, fold, framed
 from hylo.report.render.hover import hover
 from hylo.runs.store import StudyRecord
 
-_ROW_HEIGHT, _LOW_ROW, _MANY = 2.5, 2.0, 3  # inches, inches of each where rows are more than many
+_ROW_HEIGHT, _LOW_ROW, _MANY = 2.5, 2.0, 3  # inches per row; inches per row if there are more than _MANY rows
 _NAME_WIDTH = 90  # characters
-_WIDE = 20  # largest value by the smallest, from which on a linear axis hides the small ones
+_WIDE = 20  # ratio of largest to smallest value above which a linear axis hides the small ones
 
 
 @study_figure("trajectories", order=100)
 def trajectory_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
-    """Entries of followed vectors over the steps, and their change since before training; None where there are none.
+    """Entries of tracked vectors by step, and their change since the start of training; None if there are none.
 
-    Changes have an axis of their own: on that of the values a small one looks like none. How many entries moved at all
-    is written above, so that a vector that training never reaches is seen.
+    Changes have their own axis, since small ones would be invisible on the axis of values. The title says how many
+    entries moved at all, which exposes vectors that training never reaches.
     """
     rows = _rows(study)
     if not rows:
@@ -58,15 +58,15 @@ def trajectory_figure(study: StudyRecord, summary: pd.DataFrame) -> Figure | Non
 
     counts = sorted({len(seeds) for *_, seeds in rows})
     lines = [
-        "Lines: one an entry of the vector and seed, from dark to bright in the order of its start",
-        f"seeds a cell: {' to '.join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))}",
+        "One line per vector entry and seed, from dark to bright by initial value",
+        f"seeds per cell: {' to '.join(str(count) for count in dict.fromkeys([counts[0], counts[-1]]))}",
     ]
     height = _ROW_HEIGHT if len(rows) <= _MANY else _LOW_ROW
     return framed(f"{study.name}: what moved in training", lines, 0.5 + height * len(rows), draw)
 
 
 def _rows(study: StudyRecord) -> list[tuple[str, str, str, dict[int, pd.DataFrame]]]:
-    """Cell, component, quantity and, by seed, a table of steps (rows) and entries (columns)."""
+    """Cell, component, quantity and, by seed, a table of steps (rows) by entries (columns)."""
     found: dict[tuple[str, str, str], dict[int, pd.DataFrame]] = {}
     for cell in study.cells:
         for run in complete_runs(study, cell):
@@ -80,14 +80,14 @@ def _rows(study: StudyRecord) -> list[tuple[str, str, str, dict[int, pd.DataFram
 def _draw_lines(
     axes: Any, shown: pd.DataFrame, table: pd.DataFrame, style: str, name: str, label: str | None = None
 ) -> None:
-    """A line an entry of `shown`, the values of `table` or their changes."""
+    """Draw one line per entry of `shown`, the values of `table` or their changes."""
     ranks = table.iloc[0].rank(method="first").to_numpy(dtype=float) - 1
     for rank, column in zip(ranks, table, strict=True):
-        colour = colormaps["viridis"](0.9 * rank / max(1, len(ranks) - 1))  # the last tenth is too bright on white
+        colour = colormaps["viridis"](0.9 * rank / max(1, len(ranks) - 1))  # the brightest tenth is too light on white
         (line,) = axes.plot(shown.index, shown[column], color=colour, linestyle=style, linewidth=0.9, label=label)
         first, last = table[column].iloc[0], table[column].iloc[-1]
         hover(line, f"{name}, entry {column}: {first:.4g} before training, {last:.4g} after ({last - first:+.2g})")
-        label = None  # once in the legend
+        label = None  # only once in the legend
 
 
 def _is_wide(tables: list[pd.DataFrame]) -> bool:

@@ -1,1 +1,1 @@
-"""How a report is written: console, Markdown, LaTeX, HTML."""
+"""Output formats of a report: console, Markdown, LaTeX, HTML."""

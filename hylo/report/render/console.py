@@ -1,4 +1,4 @@
-"""Tables (hylo/report/tables/table.py) as markdown and on the console."""
+"""Tables (hylo/report/tables/table.py) as Markdown and on the console."""
 
 import re
 import textwrap
@@ -15,11 +15,11 @@ from hylo.report.tables.table import Table
 
 CONSOLE_WIDTH = 120
 NAME_WIDTH = 12
-"""A name is folded no further, whatever the console."""
+"""Names are never folded narrower than this."""
 
 
 def markdown_section(table: Table) -> str:
-    """A heading, the sentence above the table, the table (words left, numbers right), and its notes as a list."""
+    """A heading, the text above the table, the table (text left, numbers right), and its notes as a list."""
     lines = [[column.header for column in table.columns]]
     lines.append(["---:" if column.numeric else "---" for column in table.columns])
     lines += [[escape(column.show(row)) for column in table.columns] for row in table.frame.to_dict("records")]
@@ -29,9 +29,9 @@ def markdown_section(table: Table) -> str:
 
 
 def print_tables(name: str, tables: Sequence[Table], console: Console) -> None:
-    """Print the tables of a study at the terminal's width, at least 120 columns.
+    """Print a study's tables at the terminal's width, at least 120 columns.
 
-    Words are folded, numbers never. What is not a terminal is never folded or cut.
+    Text is folded, numbers never. Output to anything but a terminal is neither folded nor cut.
     """
     own_width = console.width
     try:
@@ -46,7 +46,7 @@ def print_tables(name: str, tables: Sequence[Table], console: Console) -> None:
 
 
 def escape(text: str) -> str:
-    """Text as markdown that shows it."""
+    """Escape text for Markdown."""
     return re.sub(r"([\\|*<`])", r"\\\1", text)
 
 
@@ -70,13 +70,13 @@ def _drawn(title: str, table: Table) -> ConsoleTable:
 
 
 def _narrow(header: str, width: int) -> str:
-    """A header that is broken where it is wider than what stands below it; units and numbers are kept whole."""
+    """Wrap a header that is wider than its column; units and numbers stay whole."""
     kept = re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", header)
     words = max(map(len, re.split(r" |(?<=-)", kept)))
     return textwrap.fill(kept, max(width, words)).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _foldable(table: ConsoleTable) -> int:
-    """Columns of the console that folding names can save; in a narrower table rich would cut numbers."""
+    """Console columns that folding names can save; in a narrower table rich would cut numbers."""
     names = [column for column in table.columns if column.overflow == "fold"]
     return sum(max(0, max(len(str(cell)) for cell in column.cells) - NAME_WIDTH) for column in names)

@@ -1,4 +1,4 @@
-"""Files of a report, written so that a reader sees either the old one or the whole new one."""
+"""Report files, replaced atomically."""
 
 import io
 from pathlib import Path
@@ -12,9 +12,9 @@ from hylo.report.tables.numbers import written
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write `name.png` and `name.svg`, which shows values on pointing, and return both paths in this order.
+    """Write `name.png` and `name.svg` (with tooltips), and return both paths in this order.
 
-    The same figure gives the same bytes. The folder is made where it is missing.
+    The same figure gives the same bytes. The folder is created if missing.
     """
     image = io.BytesIO()
     figure.savefig(image, format="png")
@@ -25,12 +25,12 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def csv(frame: pd.DataFrame) -> bytes:
-    """A table with its header; numbers as `written` gives them, nothing where one is missing."""
+    """The table as CSV with a header; numbers formatted by `written`, empty if missing."""
     return frame.to_csv(index=False, lineterminator="\n", float_format=written).encode()
 
 
 def write(path: Path, content: bytes) -> Path:
-    """Replace a file as a whole; its folder is made where it is missing."""
+    """Replace a file atomically; its folder is created if missing."""
     with replacing(path) as draft:
         draft.write_bytes(content)
     return path

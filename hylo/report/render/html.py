@@ -1,7 +1,7 @@
-"""One HTML page with everything inside it: tables that sort, figures as SVG, style and script. It asks for no network.
+"""A self-contained HTML page: sortable tables, figures as SVG, style and script. Needs no network.
 
-The templates in assets/ escape every text that they are given. The page's own policy forbids every request and every
-script but the one it comes with, so a name that looks like markup stays a name even if escaping had a hole.
+The templates in assets/ escape all text. The page's content security policy forbids every request and every script but
+its own, so a name that looks like markup stays harmless even if escaping had a hole.
 """
 
 import base64
@@ -19,12 +19,12 @@ from hylo.report.tables.numbers import MISSING
 from hylo.report.tables.table import Table
 
 FILTER_FROM = 9
-"""Rows from which a table has a filter."""
+"""Tables with at least this many rows get a filter."""
 LONG = 24
-"""Characters of words beyond which a cell has a width of its own, or they would stand one below the other."""
+"""Text cells longer than this many characters get a minimum width, or they would wrap at every word."""
 
 _BREAK = re.compile(r"(?<=[_+.-])(?=\w)")
-"""Where a long name may go on in the next line."""
+"""Where a long name may wrap."""
 _ASSETS = Path(__file__).with_name("assets")
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 ElementTree.register_namespace("", _SVG)
@@ -33,40 +33,40 @@ ElementTree.register_namespace("xlink", _XLINK)
 
 @dataclass(frozen=True, kw_only=True)
 class FigureBlock:
-    """A figure of a section."""
+    """A figure on the page."""
 
     title: str
-    """What it shows, for readers who cannot see it."""
+    """Accessible name of the figure."""
     svg: str
-    """As `hylo.report.render.hover.svg` writes it."""
+    """As returned by `hylo.report.render.hover.svg`."""
     caption: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Top:
-    """What a reader sees first: the question, what was found, and the picture of it."""
+    """The top of the page: the question, what was found, and the main figure."""
 
     title: str
-    """Of the page and its first heading."""
+    """Title of the page and its first heading."""
     question: str = ""
     warnings: Sequence[str] = ()
     answer: Sequence[str] = ()
     """Sentences."""
     figure: FigureBlock | None = None
     notes: Sequence[str] = ()
-    """Paragraphs below the figure: how it was measured."""
+    """Paragraphs below the figure: missing runs, protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading and what stands under it, in this order: warnings, text, table, notes, figures."""
+    """A heading and its content, in this order: warnings, text, table, notes, figures."""
 
     title: str
     warnings: Sequence[str] = ()
     text: Sequence[str] = ()
     """Paragraphs."""
     table: Table | None = None
-    """Its title is the caption; its own texts are not shown."""
+    """Its title is the caption; its `about` and `notes` are not shown."""
     notes: Sequence[str] = ()
     figures: Sequence[FigureBlock] = ()
 
@@ -76,25 +76,25 @@ class _Cell:
     """A cell of a table's body."""
 
     parts: Sequence[str]
-    """Of its text; a line may break between them."""
+    """Parts of its text; a line may break between them."""
     key: str
-    """What its column is sorted by."""
+    """Sort key."""
     exact: str
     kind: str
-    """Class of the cell: number, long, or empty."""
+    """CSS class: number, long, or empty."""
     tone: str
-    """Of a badge; empty for plain text."""
+    """Tone of a badge; empty for plain text."""
 
 
 def page(top: Top, sections: Sequence[Section]) -> str:
-    """The whole page, byte-identical for the same content. All texts are plain text and are escaped here.
+    """The whole page, byte-identical for the same content. All text is plain text and is escaped here.
 
     Args:
-        top: what stands above everything else.
+        top: the top of the page.
         sections: in the order of the table of contents.
 
     Raises:
-        xml.etree.ElementTree.ParseError: a figure is no XML.
+        xml.etree.ElementTree.ParseError: a figure is not valid XML.
     """
     style, script = ((_ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -112,10 +112,9 @@ def page(top: Top, sections: Sequence[Section]) -> str:
 
 
 def inline_svg(svg: str, prefix: str, title: str) -> str:
-    """An SVG document as an element of a page: named for screen readers, and with every id and rule its own.
+    """An SVG document as a page element: named for screen readers, with ids and style rules scoped to it.
 
-    Ids are unique in a page and style rules hold in all of it, so several figures would otherwise take each other's
-    clip paths and markers.
+    Ids and style rules are page-wide, so figures would otherwise use each other's clip paths and markers.
     """
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):

@@ -1,4 +1,4 @@
-r"""Tables for a paper: LaTeX source with the rules of the booktabs package (`\usepackage{booktabs}`)."""
+r"""Tables for a paper: LaTeX source for the booktabs package (`\usepackage{booktabs}`)."""
 
 import re
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ _SPECIAL = {
 
 
 def booktabs(frame: pd.DataFrame, columns: Sequence[Column], caption: str, label: str) -> str:
-    """A floating table, as wide as both columns of a page: words left, numbers right, an en dash where one is missing.
+    """A floating table that spans both columns of a page: text left, numbers right, an en dash for missing values.
 
     Args:
-        frame: one row a row.
-        columns: as in the HTML page; an interval is set as `30.0\\,[28.1, 32.1]`.
+        frame: one table row per row.
+        columns: as in the HTML page; an interval is typeset as `30.0\\,[28.1, 32.1]`.
         caption: plain text, escaped here.
-        label: what `\\ref` finds it by, without the `tab:` that is put before it.
+        label: target for `\\ref`, without the `tab:` prefix that is added.
     """
     rows: list[Row] = frame.to_dict("records")
     name = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-").lower()
@@ -54,18 +54,18 @@ def booktabs(frame: pd.DataFrame, columns: Sequence[Column], caption: str, label
 
 
 def escape(text: str) -> str:
-    """Plain text as LaTeX source that prints it, in one line."""
-    # Two hyphens of a name would print as a dash.
+    """Escape plain text for LaTeX, on one line."""
+    # Two hyphens in a name would become a dash.
     return "".join(_SPECIAL.get(character, character) for character in re.sub("-(?=-)", "-\0", text))
 
 
 def _line(cells: Sequence[str]) -> str:
-    # A bracket or star that opens a row would be read as an option of the row break before it.
+    # A bracket or star at the start of a row would be parsed as an option of the preceding row break.
     return "{}" * cells[0].startswith(("[", "*")) + " & ".join(cells) + r" \\"
 
 
 def _header(column: Column) -> str:
-    """One word a line, or the columns would be as wide as their names; a unit or a number stays with its word."""
+    """One word per line, or columns would be as wide as their names; a unit or number stays with its word."""
     lines = [escape(line) for line in re.split(r" (?![%(\d])", column.header)]
     side = "r" if column.numeric else "l"
     return rf"\begin{{tabular}}[b]{{@{{}}{side}@{{}}}}{' '.join(_line([line]) for line in lines)}\end{{tabular}}"

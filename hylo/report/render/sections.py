@@ -1,4 +1,4 @@
-"""What each form of a report holds, in order: the page, markdown and LaTeX. The place to add a section."""
+"""Content and order of each output format: page, Markdown and LaTeX. Add new sections here."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ TEX_HEAD = r"""% Needs \usepackage{booktabs}. Rebuilt from the records: do not e
 
 
 MAIN_FIGURES = {True: ("contrasts", "claims", "improvement"), False: ("improvement", "contrasts")}
-"""By whether there are verdicts: the first of these that a study has stands above everything else on its page."""
+"""By whether there are verdicts: the first of these that a study has goes to the top of its page."""
 
 
 def top(
@@ -31,7 +31,7 @@ def top(
     failed: list[str],
     figure: FigureBlock | None,
 ) -> Top:
-    """What a reader sees first: the question, what was found, the main figure, and how it was measured."""
+    """The top of the page: the question, what was found, the main figure, and the protocol."""
     missing = f"{len(failed)} of the study's runs have no result: see the last section." if failed else ""
     protocol = f"Protocol: {study.manifest['protocol']}" if study.manifest.get("protocol") else ""
     return Top(
@@ -45,14 +45,14 @@ def top(
 
 
 def main_figure(decided: Mapping[str, Table], figures: Collection[str]) -> str:
-    """The name of the figure that shows what the page's first sentences say; empty where there is none."""
+    """Name of the figure that illustrates the page's first sentences; empty if there is none."""
     return next((name for name in MAIN_FIGURES[has_verdicts(decided)] if name in figures), "")
 
 
 def sections(
     study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: Sequence[FigureBlock]
 ) -> list[Section]:
-    """The page's sections: tables, other figures, runs without a result; one without content is left out."""
+    """The page's sections: tables, other figures, runs without a result; empty ones are left out."""
     found = [_table_section(study, table) for table in tables]
     if figures:
         found.append(Section(title="Other figures", figures=figures))
@@ -63,16 +63,19 @@ def sections(
 
 
 def figure_block(figure: Figure, image: Path, drawing: Path) -> FigureBlock:
-    """A saved figure for the page; its own caption is drawn in it, the page says in which file it is."""
+    """A saved figure for the page, captioned with its file name; its own caption is part of the drawing."""
     title, caption = figure.get_suptitle() or image.stem, f"{image.parent.name}/{image.name}"
     return FigureBlock(title=title, svg=drawing.read_text(encoding="utf-8"), caption=caption)
 
 
 def summary_markdown(study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: list[Path]) -> str:
-    """summary.md: the question, the tables with every column, the runs that are missing, and the figures.
+    """summary.md: the question, the tables with every column, runs without a result, and the figures.
 
     Args:
-        figures: as links from the folder of summary.md.
+        study: the recorded study.
+        tables: in order.
+        failed: one line per run without a result.
+        figures: paths relative to summary.md.
     """
     blocks = [f"# {study.name}"]
     if study.manifest.get("question"):
@@ -85,7 +88,7 @@ def summary_markdown(study: StudyRecord, tables: Sequence[Table], failed: list[s
 
 
 def summary_tex(study: StudyRecord, tables: Sequence[Table]) -> str:
-    """summary.tex: the same tables, each with the columns that have room on paper."""
+    """summary.tex: the same tables, each with the columns that fit on paper."""
     blocks = [TEX_HEAD]
     for table in tables:
         title = f"{study.name}: {table.title}"

@@ -1,1 +1,1 @@
-"""Tables of a report: what a column says and how a value is written."""
+"""Tables of a report: columns, captions and number formatting."""

@@ -1,7 +1,7 @@
-"""What a study found, in two or three sentences: the first thing that a reader of its page sees.
+"""What a study found, in two or three sentences at the top of its page.
 
-From the verdicts of its contrasts and claims and what they rest on; of a study or sweep that asks after no component
-and no claim, the cell with the largest improvement.
+From the verdicts of its contrasts and claims and what they rest on. For a study or sweep that tests no component and no
+claim, the cell with the largest improvement.
 """
 
 import re
@@ -19,30 +19,32 @@ from hylo.report.tables.table import Table
 from hylo.runs.store import StudyRecord
 
 FEW = 3
-"""Components of one verdict that are named; of more, their number and span."""
-ONE_SEED = "One seed covers evaluation noise only, and decides nothing."
+"""Components with one verdict that are listed by name; beyond that, only their number and span."""
+ONE_SEED = "One seed covers evaluation noise only and decides nothing."
 NOTHING = "No cell and its base model are both complete yet."
 _SIZES = {"core": f"more than {CORE:g} %", "optional": f"{DROP:g} to {CORE:g} %", "drop": f"less than {DROP:g} %"}
 _HARMFUL = "harmful"
-"""A component to drop whose whole interval is on the wrong side."""
+"""A component to drop whose whole interval is negative."""
 _OTHERS = {
     "undecided: one seed": "undecided (one seed)",
-    "unstable": "unstable (the loss jumped, or was not finite)",
-    "leaking": "leaking (later tokens are seen)",
+    "unstable": "unstable (the loss jumped or was not finite)",
+    "leaking": "leaking (later tokens are visible)",
 }
 _WITHOUT_A_CHANCE = {
     "": "",
-    "untuned": "at the learning rates of the files, ",
-    "undertrained": "as far as arms were trained, ",
+    "untuned": "at default learning rates, ",
+    "undertrained": "with undertrained arms, ",
 }
-"""How a sentence on components begins, by what their verdicts begin with."""
+"""How a sentence on components begins, by the prefix of their verdicts."""
 
 
 def answer(study: StudyRecord, summary: pd.DataFrame, decided: Mapping[str, Table]) -> list[str]:
     """The sentences: findings, then what they rest on.
 
     Args:
-        decided: the tables of `hylo.report.tables.decisions.decisions` by name.
+        study: the recorded study.
+        summary: as returned by `hylo.analysis.summary.summarize`.
+        decided: tables of `hylo.report.tables.decisions.decisions` by name.
     """
     if not has_verdicts(decided):
         return _best_cell(study, summary)
@@ -53,7 +55,7 @@ def answer(study: StudyRecord, summary: pd.DataFrame, decided: Mapping[str, Tabl
 
 
 def has_verdicts(decided: Mapping[str, Table]) -> bool:
-    """Whether a study asks after a component or a claim, or by contrasts after retrieval."""
+    """Whether a study tests a component, a claim, or retrieval contrasts."""
     return any(map(len, (_components_of(decided), _rows(decided, "claims"), _rows(decided, "retrieval_contrasts"))))
 
 
@@ -66,9 +68,9 @@ def _components_of(decided: Mapping[str, Table]) -> list[Row]:
 
 
 def _components(rows: Sequence[Row]) -> list[str]:
-    """What contrasts that ask after a component found, one sentence for those with verdicts and one for leads."""
+    """Findings of component contrasts: one sentence for those with verdicts, one per kind of lead."""
     once = len({row["component"] for row in rows}) == len(rows)
-    noun = f"of {len(rows)} {'components' if once else 'contrasts of components'}"
+    noun = f"of {len(rows)} {'components' if once else 'component contrasts'}"
     by_start: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         start, word = _split(row["verdict"])
@@ -101,7 +103,7 @@ def _by_size(groups: Mapping[str, list[Row]], noun: str, start: str) -> str:
 
 
 def _alone(row: Row, word: str, start: str) -> str:
-    """The only component of a study."""
+    """The sentence on a study's only component."""
     effect, low, high = row["effect_pct"], row["low"], row["high"]
     change = f"{interval(effect, low, high)} % lower" if effect >= 0 else f"{interval(-effect, -high, -low)} % higher"
     verdict = f"{_SIZES[word]}{'' if start else f', {word}'}" if word in _SIZES else _other(word)
@@ -121,7 +123,7 @@ def _claims(rows: Sequence[Row]) -> list[str]:
 
 
 def _retrieval(rows: Sequence[Row], most: float) -> list[str]:
-    """One sentence on contrasts of retrieval by depth; `most` is the largest p-value that shows something."""
+    """One sentence on contrasts of retrieval by depth; `most` is the significance level."""
     if not rows:
         return []
     flat = [f"{_against(row)} ({row['facts']} facts)" for row in rows if row["p_holm"] < most and row["flattening"] > 0]
@@ -140,7 +142,7 @@ def _basis(rows: Sequence[Row]) -> list[str]:
         return []
     files = sum(not row["rests_on"].startswith(OWN_RATES) for row in rows)
     share = "" if files == len(rows) else f"in {files} of {len(rows)} comparisons "
-    kept, own = f"{share}arms kept the learning rates of their files", "every arm had a learning rate of its own"
+    kept, own = f"{share}arms kept their default learning rates", "every arm had its own tuned learning rate"
     tokens = {found[1] for row in rows if (found := re.search(r"([\d,]+) tokens", row["rests_on"]))}
     seeds = {row["seeds"] for row in rows}
     counts = [f"{_ends(tokens)} tokens"] * bool(tokens) + [_seeds(seeds)]
@@ -148,8 +150,8 @@ def _basis(rows: Sequence[Row]) -> list[str]:
     if max(seeds) == 1:
         return [f"{said}. {ONE_SEED}"]
     leads = sum(bool(_split(row["verdict"])[0]) for row in rows)
-    which = "of components these are" if leads == len(rows) else f"{leads} of {len(rows)} are"
-    return [f"{said}; {which} leads, no verdicts." if leads else f"{said}."]
+    which = "for components these are" if leads == len(rows) else f"{leads} of {len(rows)} are"
+    return [f"{said}; {which} leads, not verdicts." if leads else f"{said}."]
 
 
 def _best_cell(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
@@ -163,11 +165,11 @@ def _best_cell(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
         ends = (row[f"improvement_{end}"] for end in ("pct", "low", "high"))
         return f"{interval(*ends)} %"
 
-    most = "most: " if len(best) > 1 else ""
+    most = "the most: " if len(best) > 1 else ""
     said = f"Against the base model, {best[0]['cell']} lowers perplexity {most}by {gain(best[0])}, with "
     said += f"{number(best[0]['trainable_params'], 0)} trained parameters"
     if len(best) > 1:
-        said += f"; next of {len(best)} cells is {best[1]['cell']}, by {gain(best[1])}"
+        said += f"; second of {len(best)} cells is {best[1]['cell']}, by {gain(best[1])}"
     seeds = {row["seeds"] for row in best}
     return [f"{said}.", ONE_SEED if max(seeds) == 1 else f"Basis: {_seeds(seeds)}."]
 
@@ -186,13 +188,13 @@ def _span(rows: Sequence[Row]) -> str:
 
 
 def _split(verdict: str) -> tuple[str, str]:
-    """What a verdict on a component begins with where an arm did not get its chance, and the rest."""
+    """Prefix of a component verdict where an arm did not get a fair chance, and the rest."""
     start, _, word = verdict.partition(": ")
     return (start, word) if start in _WITHOUT_A_CHANCE and word else ("", verdict)
 
 
 def _other(word: str) -> str:
-    """A verdict that is no size, for readers who do not know the words."""
+    """A verdict other than a size, in plain words."""
     return _OTHERS.get(word, word.replace("undecided: ", "undecided between ").replace(" or ", " and "))
 
 

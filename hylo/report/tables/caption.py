@@ -1,4 +1,4 @@
-"""What is said under every table and figure of a study: what was measured on, what intervals mean, and warnings."""
+"""Caption of every table and figure of a study: evaluation data, meaning of the intervals, and warnings."""
 
 import pandas as pd
 
@@ -14,11 +14,11 @@ SEVERAL_SEEDS = "95 % intervals cover new seeds and new windows; where seeds is 
 AUDIT_FAILED = "AUDIT FAILED: "
 PROTOCOL = "protocol: "
 MARK = " [!]"
-"""Behind the name of a cell whose audit failed."""
+"""Follows the name of a cell whose audit failed."""
 
 
 def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
-    """The lines under every table: what was measured on, seeds, what the intervals mean, and warnings."""
+    """The lines under every table: evaluation data, seeds, meaning of the intervals, and warnings."""
     runs = [run for cell in study.cells for run in complete_runs(study, cell)]
     seeds = {len(complete_runs(study, cell)) for cell in study.cells if not study.is_base(cell)} - {0}
     lines = []
@@ -28,7 +28,7 @@ def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
         windows = {len(run.windows) for run in runs}
         tokens = {value_of(run, "metrics", "eval_tokens") for run in runs}
         lines.append(
-            f"{_span(windows)} evaluation windows, {_span(tokens)} predicted tokens; seeds a cell: {_span(seeds)}"
+            f"{_span(windows)} evaluation windows, {_span(tokens)} predicted tokens; seeds per cell: {_span(seeds)}"
         )
         lines += _lines_protocol(runs)
         lines += [said] if (said := rates_in_words(study)) else []
@@ -42,17 +42,17 @@ def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
 
 
 def warns(line: str) -> bool:
-    """Whether a line of the caption is a warning, and so is set apart from the others."""
+    """Whether a caption line is a warning, which is highlighted."""
     return line == RANDOM_WEIGHTS or line.startswith(AUDIT_FAILED)
 
 
 def by_lines(runs: list[RunRecord]) -> bool:
-    """Whether a sample of these runs is a line of text. Records from before there was a choice do not say."""
+    """Whether the samples of these runs are lines of text. Records older than this option do not say."""
     return any(run.result["data"].get("protocol") == "lines" for run in runs)
 
 
 def marked(frame: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
-    """A table with the cells marked whose audit failed."""
+    """The table with `MARK` after every cell whose audit failed."""
     failed = set(summary.loc[summary["audit"] != PASSED, "cell"])
     names = [name for name in ("cell", "reference") if name in frame]
     return frame.assign(
@@ -61,10 +61,10 @@ def marked(frame: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _lines_protocol(runs: list[RunRecord]) -> list[str]:
-    """What runs say of themselves that were made line by line; nothing of others."""
+    """The caption line of runs under the lines protocol; nothing for others."""
     if not by_lines(runs):
         return []
-    text = "published protocol: one line a sample, padded; mean window PPL is the published measure, no estimate of ppl"
+    text = "published protocol: one line per sample, padded; mean window PPL is the published measure, not PPL itself"
     trained = [run.result["data"] for run in runs if run.result["training"]["steps"]]
     for key, what in (("loss_on_padding", "loss on padding"), ("keep_blank_lines", "blank lines trained on")):
         if said := {data[key] for data in trained}:
@@ -73,7 +73,7 @@ def _lines_protocol(runs: list[RunRecord]) -> list[str]:
 
 
 def _audit_failures(summary: pd.DataFrame) -> list[str]:
-    """One line a cell whose audit failed."""
+    """One line per cell whose audit failed."""
     found = {row["cell"]: row["audit"] for row in summary.to_dict("records") if row["audit"] != PASSED}
     return [f"{AUDIT_FAILED}{cell}{MARK}: {checks.replace('_', ' ')}" for cell, checks in found.items()]
 

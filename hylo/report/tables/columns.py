@@ -1,4 +1,4 @@
-"""Columns of a table that is shown to a reader: one description for the console, markdown, HTML and LaTeX."""
+"""Table columns: one description for the console, Markdown, HTML and LaTeX."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from hylo.analysis.summary import PASSED
 from hylo.report.tables.numbers import MISSING, interval, number, written
 
 Row = dict[Any, Any]
-"""A row of a frame, by its columns."""
+"""A row of a frame, keyed by column."""
 VERDICTS = {
     "reproduced": "good",
     "core": "good",
@@ -27,29 +27,29 @@ VERDICTS = {
     "optional": "plain",
     "drop": "plain",
 }
-"""The tone of a badge by its word as shown, which it always is: colour alone says nothing to many readers."""
+"""Tone of a badge by its word. The word is always shown, since colour alone is not accessible."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column. Made by `text`, `verdict`, `quantity` and `estimate`."""
+    """One column. Create with `text`, `verdict`, `quantity` or `estimate`."""
 
     header: str
     about: str
-    """What it measures and in which unit: what a reader sees by pointing at the header."""
+    """What it measures and in which unit; the tooltip of the header."""
     key: str
-    """The frame's column with the raw value, by which rows are sorted."""
+    """The frame's column with the raw value; rows are sorted by it."""
     show: Callable[[Row], str]
-    """The text of a row's cell."""
+    """Text of a row's cell."""
     numeric: bool
     unit: str = ""
     ends: tuple[str, str] | None = None
-    """The frame's columns with the ends of the interval."""
+    """The frame's columns with the bounds of the interval."""
     tone: Callable[[str], str] | None = None
-    """For a column of badges: the tone for a word, one of those of VERDICTS."""
+    """For a column of badges: the tone of a word, as in VERDICTS."""
 
     def sort_key(self, row: Row) -> str:
-        """A number as JavaScript reads it, or the text itself; empty where it is missing, which comes last."""
+        """A number as JavaScript parses it, or the text itself; empty if missing, which sorts last."""
         value = row[self.key]
         if pd.isna(value):
             return ""
@@ -58,7 +58,7 @@ class Column:
         return str(int(value)) if isinstance(value, Integral) else written(value).replace("inf", "Infinity")
 
     def exact(self, row: Row) -> str:
-        """The value as files hold it, with its unit and interval; empty for text."""
+        """The value as written to files, with its unit and interval; empty for text."""
         if not self.numeric:
             return ""
         if pd.isna(row[self.key]):
@@ -71,12 +71,12 @@ class Column:
 
 
 def text(header: str, key: str, about: str) -> Column:
-    """A column of words, left-aligned."""
+    """A text column, left-aligned."""
     return Column(header=header, about=about, key=key, show=lambda row: _word(row[key]), numeric=False)
 
 
 def verdict(header: str, key: str, about: str, tone: Callable[[str], str] | None = None) -> Column:
-    """A column of words shown as badges; `tone` of a word is that of VERDICTS, and plain for others."""
+    """A column of words shown as badges; by default `tone` follows VERDICTS, plain for other words."""
     return Column(
         header=header,
         about=about,
@@ -88,7 +88,7 @@ def verdict(header: str, key: str, about: str, tone: Callable[[str], str] | None
 
 
 def quantity(header: str, key: str, about: str, *, decimals: int = 1, unit: str = "", scale: float = 1) -> Column:
-    """A column of numbers, right-aligned, shown divided by `scale`; unit is that of the raw value."""
+    """A numeric column, right-aligned, shown divided by `scale`; `unit` is that of the raw value."""
 
     def show(row: Row) -> str:
         value = row[key]
@@ -98,7 +98,7 @@ def quantity(header: str, key: str, about: str, *, decimals: int = 1, unit: str 
 
 
 def estimate(header: str, key: str, low: str, high: str, about: str, *, unit: str = "") -> Column:
-    """A column of numbers with their intervals, for example `30.0 [28.1, 32.1]`."""
+    """A numeric column with intervals, for example `30.0 [28.1, 32.1]`."""
     return Column(
         header=header,
         about=about,

@@ -1,4 +1,4 @@
-"""The columns of the tables in hylo/report/tables/decisions.py: headers, what they mean, how values are shown."""
+"""Columns of the tables in hylo/report/tables/decisions.py: headers, tooltips, formatting."""
 
 import pandas as pd
 
@@ -10,12 +10,12 @@ from hylo.report.tables.sentences import spaced
 
 
 def yes_or_no(said: str) -> str:
-    """The tone of a badge."""
+    """Tone of a yes/no badge."""
     return "good" if said == "yes" else "bad"
 
 
 def _significant(header: str, key: str, about: str, unit: str = "") -> Column:
-    """A column of numbers of any size, with two significant digits."""
+    """A numeric column with two significant digits."""
 
     def show(row: Row) -> str:
         return MISSING if pd.isna(row[key]) else f"{row[key]:.2g}"
@@ -23,15 +23,15 @@ def _significant(header: str, key: str, about: str, unit: str = "") -> Column:
     return Column(header=header, about=about, key=key, show=show, numeric=True, unit=unit)
 
 
-CELL = text("Cell", "cell", "The cell whose improvement is told.")
-REFERENCE = text("Reference", "reference", "The cell it is compared with, by seed and window.")
+CELL = text("Cell", "cell", "The cell whose improvement is reported.")
+REFERENCE = text("Reference", "reference", "The cell it is compared with, paired by seed and window.")
 COMPONENT = text("Component", "component", "What the two cells differ in.")
 COMPARISON = text(
     "Comparison",
     "comparison",
     "added to a smaller method; cumulative; left out of the whole stack; alone; Shapley value.",
 )
-SEEDS = quantity("Seeds", "seeds", "Seeds that both cells have. One: evaluation noise only.", decimals=0)
+SEEDS = quantity("Seeds", "seeds", "Seeds both cells share. With one, evaluation noise only.", decimals=0)
 EFFECT = estimate(
     "Improvement (%)", "effect_pct", "low", "high", "100 (1 - PPL / PPL of the reference). Higher is better.", unit="%"
 )
@@ -45,49 +45,49 @@ OTHER_EFFECTS = {
         f"{metric.prefix}effect_pct",
         f"{metric.prefix}low",
         f"{metric.prefix}high",
-        f"The same of {metric.about}.",
+        f"The same for {metric.about}.",
         unit="%",
     )
     for metric in all_metrics()[1:]
 }
-"""Improvements of the metrics beside the main one, by name."""
+"""Improvements in the metrics other than the main one, by name."""
 LIM = OTHER_EFFECTS["lim_ppl"]
 IN_BRIEF = [OTHER_EFFECTS[metric.name] for metric in all_metrics()[1:] if metric.brief]
-P = _significant("p", "p_holm", "Of no effect on PPL; two-sided, Holm over the contrasts of the study.")
-DETECTABLE = _significant("Detectable (%)", "detectable_pct", "Shown in four of five such studies.", "%")
+P = _significant("p", "p_holm", "Test for no effect on PPL; two-sided, Holm-corrected over all contrasts.")
+DETECTABLE = _significant("Detectable (%)", "detectable_pct", "Smallest effect detected in 4 of 5 such studies.", "%")
 PER_PCT = quantity(
     "Params per 1 %",
     "params_per_pct",
-    "Added parameters over the improvement; no number where its interval reaches 0.",
+    "Added parameters divided by the improvement; no value where its interval reaches 0.",
     decimals=0,
     unit="parameters",
 )
 VERDICT = verdict(
     "Verdict",
     "verdict",
-    "core: above 5 %; optional: 2 to 5 %; drop: below 2 %; or a red flag. Untuned, undertrained: a lead, no verdict.",
+    "core: above 5 %; optional: 2 to 5 %; drop: below 2 %; or red flag. Untuned, undertrained: a lead, not a verdict.",
 )
-RESTS_ON = text("Rests on", "rests_on", "Rates and budget of the two arms, and what shows that one could go further.")
+RESTS_ON = text("Rests on", "rests_on", "Learning rates and budget of both arms, and signs that one could go further.")
 CONTRASTS = [
     CELL, REFERENCE, COMPONENT, COMPARISON, SEEDS, EFFECT, *OTHER_EFFECTS.values(), P, DETECTABLE, ADDED, PER_PCT,
     VERDICT, RESTS_ON,
 ]  # fmt: skip
 CONTRASTS_IN_BRIEF = [CELL, REFERENCE, SEEDS, EFFECT, *IN_BRIEF, P, DETECTABLE, PER_PCT, VERDICT]
-"""What has room on a console or on paper."""
+"""Columns that fit on a console or on paper."""
 
 CLAIM = text("Claim", "id", "Its row in experiments/claims.csv.")
 MEASURE = text("Measure", "measure", "; ".join(f"{metric.name}: {metric.about}" for metric in all_metrics()))
 PUBLISHED = quantity("Published (%)", "published_pct", "The published improvement.", decimals=2, unit="%")
-CLAIM_P = _significant("p", "p_holm", "Of half the published effect; two-sided, Holm over the claims of the study.")
+CLAIM_P = _significant("p", "p_holm", "Test for half the published effect; two-sided, Holm-corrected over all claims.")
 CLAIM_VERDICT = verdict("Verdict", "verdict", "; ".join(f"{spaced(each.name)}: {each.value}" for each in ClaimVerdict))
 SEEDS_TO_DECIDE = quantity(
     "Seeds to decide",
     "seeds_to_decide",
-    "Seeds with which an effect of the measured size would be told from half the published one.",
+    "Seeds needed to distinguish an effect of the measured size from half the published one.",
     decimals=0,
 )
 SOURCE = text("Source", "source", "Where the number was published.")
-NOTE = text("Note", "note", "What was said with it.")
+NOTE = text("Note", "note", "Remarks on the claim.")
 CLAIMS = [
     CLAIM, CELL, REFERENCE, MEASURE, PUBLISHED, EFFECT, SEEDS, CLAIM_P, CLAIM_VERDICT, RESTS_ON, SEEDS_TO_DECIDE,
     SOURCE, NOTE,
@@ -100,27 +100,25 @@ ATTRIBUTION = [COMPONENT, COMPARISON, CELL, REFERENCE, SEEDS, EFFECT, ADDED]
 TUNING = [
     CELL,
     text("Chosen", "chosen", "Lowest validation perplexity."),
-    quantity("Trials", "trials", "Settings that were tried, times seeds.", decimals=0),
-    text("Tried", "tried", "Validation perplexity of every setting, the geometric mean over seeds."),
-    text(
-        "At an end of the grid", "end", "Keys whose best value has no worse one beyond it: a better one may be there."
-    ),
+    quantity("Trials", "trials", "Settings tried, times seeds.", decimals=0),
+    text("Tried", "tried", "Validation perplexity of every setting, geometric mean over seeds."),
+    text("At the edge of the grid", "end", "Keys whose best value has no worse one beyond it; a better one may exist."),
 ]
 
-FACTS = quantity("Facts", "facts", "Facts in a list.", decimals=0)
+FACTS = quantity("Facts", "facts", "Facts per list.", decimals=0)
 FLATTENING = estimate(
     "Flattening (points)",
     "flattening",
     "low",
     "high",
-    "Reference's ends less middle, minus the cell's.",
+    "Accuracy at the ends minus the middle, for the reference minus the cell.",
     unit="points",
 )
 ACCURACY = estimate(
-    "Accuracy (points)", "accuracy", "accuracy_low", "accuracy_high", "Exact answers at all depths.", unit="points"
+    "Accuracy (points)", "accuracy", "accuracy_low", "accuracy_high", "Difference over all depths.", unit="points"
 )
-RETRIEVAL_P = _significant("p", "p_holm", "Of no flattening; two-sided, Holm over the contrasts with as many facts.")
-AGREES = text("LIM-PPL agrees", "agrees", "Same sign as the flattening; open where one interval holds 0.")
+RETRIEVAL_P = _significant("p", "p_holm", "Test for no flattening; two-sided, Holm-corrected per number of facts.")
+AGREES = text("LIM-PPL agrees", "agrees", "Same sign as the flattening; open where either interval includes 0.")
 RETRIEVAL_CONTRASTS = [
     CELL, REFERENCE, COMPONENT, FACTS, SEEDS, FLATTENING, RETRIEVAL_P, ACCURACY, LIM, AGREES
 ]  # fmt: skip
@@ -129,13 +127,13 @@ RETRIEVAL = [
     CELL,
     FACTS,
     SEEDS,
-    quantity("Accuracy (%)", "accuracy", "Exact answers, mean over depths.", unit="%"),
+    quantity("Accuracy (%)", "accuracy", "Exact-match accuracy, mean over depths.", unit="%"),
     estimate(
-        "Ends less middle (points)",
+        "Ends minus middle (points)",
         "ends_minus_middle",
         "low",
         "high",
-        "First and last depth less those between.",
+        "Accuracy at the first and last depth minus that in between.",
         unit="points",
     ),
 ]

@@ -1,4 +1,4 @@
-"""What a study decides, as tables for a reader: claims, contrasts, attribution, criteria, chosen settings."""
+"""Tables of what a study decides: claims, contrasts, retrieval, attribution, criteria, tuned settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +24,9 @@ class Decision(Table):
     """A table of what a study decides."""
 
     name: str
-    """Of its file, without .csv."""
+    """File name without .csv."""
     printed: bool = False
-    """Whether it is shown on the console, too."""
+    """Whether it is also shown on the console."""
 
 
 def decisions(study: StudyRecord) -> list[Decision]:
@@ -36,13 +36,13 @@ def decisions(study: StudyRecord) -> list[Decision]:
 
 
 def for_readers(decided: Sequence[Decision], summary: pd.DataFrame) -> list[Decision]:
-    """The same with the cells marked whose audit failed, as in the tables of the summary."""
+    """The same tables with cells marked whose audit failed, as in the summary."""
     return [replace(each, frame=marked(each.frame, summary)) for each in decided]
 
 
 def wide_contrasts(study: StudyRecord) -> pd.DataFrame:
-    """`contrast_table` with one row per contrast: the effects on other metrics (lim_effect_pct, lim_low, lim_high,
-    lim_p_holm, ...) beside that on the main one."""
+    """`contrast_table` with one row per contrast: effects on other metrics (lim_effect_pct, lim_low, lim_high,
+    lim_p_holm, ...) in columns next to that on the main one."""
     table: Any = contrast_table(study)
     main, *others = all_metrics()
     key = ["cell", "reference", "component", "comparison"]
@@ -59,11 +59,11 @@ def _contrasts(study: StudyRecord) -> Decision:
     return Decision(
         name="contrasts",
         title="Contrasts",
-        about=f"Improvement of perplexity by the cell over its reference, paired by seed and window, with intervals of "
-        f"{100 * level(study):.4g} %. p: of no effect, two-sided, by Holm over the contrasts of the study. Detectable: "
-        f"the smallest improvement that this many seeds and windows would show in four of five studies. One seed "
-        f"covers evaluation noise only, and decides nothing. Untuned: cells kept the learning rates of their files. "
-        f"Undertrained: too few tokens, or a component could go further (see Rests on). Both are leads, no verdicts.",
+        about=f"Improvement in perplexity of the cell over its reference, paired by seed and window, with "
+        f"{100 * level(study):.4g} % intervals. p: two-sided test for no effect, Holm-corrected over all contrasts. "
+        f"Detectable: the smallest improvement that this many seeds and windows would detect in four of five studies. "
+        f"One seed covers evaluation noise only and decides nothing. Untuned: an arm kept its default learning rate. "
+        f"Undertrained: too few tokens, or an arm could go further (see Rests on). Both are leads, not verdicts.",
         frame=wide_contrasts(study),
         columns=show.CONTRASTS,
         brief=show.CONTRASTS_IN_BRIEF,
@@ -76,8 +76,8 @@ def _claims(study: StudyRecord) -> Decision:
     return Decision(
         name="claims",
         title="Published claims",
-        about=f"{meaning[:1].upper()}{meaning[1:]}. Decided by the interval and by Holm over the claims of the study, "
-        f"and never by one seed. Where nothing is measured the claim names another model or text.",
+        about=f"{meaning[:1].upper()}{meaning[1:]}. Decided by the interval and Holm's correction over the study's "
+        f"claims, never by one seed. Claims without a measurement name another model or text.",
         frame=claim_table(study),
         columns=show.CLAIMS,
         brief=show.CLAIMS_IN_BRIEF,
@@ -89,9 +89,9 @@ def _retrieval_contrasts(study: StudyRecord) -> Decision:
     return Decision(
         name="retrieval_contrasts",
         title="Retrieval: contrasts",
-        about="Flattening: how much less a cell's accuracy depends on the depth of the fact than its reference's (ends "
-        "less middle), in points. A cell that forgets everything is flat, too, so the difference of accuracy "
-        "stands beside it. Agrees: whether LIM-PPL and flattening have the same sign, where both are shown.",
+        about="Flattening: how much less the cell's accuracy depends on the depth of the fact than its reference's "
+        "(ends minus middle), in points. A cell that forgets everything is flat too, so the difference in accuracy is "
+        "given as well. Agrees: whether LIM-PPL and flattening have the same sign, where both intervals exclude 0.",
         frame=retrieval_contrasts(study),
         columns=show.RETRIEVAL_CONTRASTS,
         brief=show.RETRIEVAL_CONTRASTS_IN_BRIEF,
@@ -103,7 +103,7 @@ def _retrieval(study: StudyRecord) -> Decision:
     return Decision(
         name="retrieval",
         title="Retrieval: cells",
-        about="Exact answers to questions about lists of facts, by the number of facts.",
+        about="Exact answers to questions about lists of facts, by number of facts.",
         frame=retrieval_cells(study),
         columns=show.RETRIEVAL,
     )
@@ -111,11 +111,11 @@ def _retrieval(study: StudyRecord) -> Decision:
 
 def _attribution(study: StudyRecord) -> Decision:
     frame = attribution_table(study).assign(comparison=lambda table: table["comparison"].str.replace("_", " "))
-    shapley = " Shapley: the mean over all orders of adding the components one after the other."
+    shapley = " Shapley: mean over all orders of adding the components one by one."
     return Decision(
         name="attribution",
         title="Attribution",
-        about="What each component earns, by every comparison that the study makes."
+        about="What each component contributes, under every comparison the study makes."
         + shapley * (SHAPLEY in set(frame["comparison"])),
         frame=frame,
         columns=show.ATTRIBUTION,
@@ -125,12 +125,12 @@ def _attribution(study: StudyRecord) -> Decision:
 def _criteria(study: StudyRecord) -> Decision:
     frame = criteria_table(study)
     named = ["cell", "reference", "component"]
-    told = "Whether the criterion holds; for effects, with the whole interval."
+    told = "Whether the criterion holds; effects must meet it with the whole interval."
     columns = [verdict(name, name, told, tone=show.yes_or_no) for name in frame.columns if name not in named]
     return Decision(
         name="criteria",
         title="Success criteria and red flags",
-        about="Of each contrast that adds or removes a component.",
+        about="For each contrast that adds or removes a component.",
         frame=frame,
         columns=[show.CELL, show.REFERENCE, show.COMPONENT, *columns],
     )
@@ -140,8 +140,8 @@ def _tuning(study: StudyRecord) -> Decision:
     return Decision(
         name="tuning",
         title="Chosen on the validation split",
-        about="The setting with the lowest perplexity on validation documents, mean over trial seeds that no reported "
-        "run has. Every cell had as many trials as the others.",
+        about="The setting with the lowest mean perplexity on validation documents, over trial seeds that no reported "
+        "run uses. Every cell had the same number of trials.",
         frame=choice_table(study),
         columns=show.TUNING,
         printed=True,

@@ -1,4 +1,4 @@
-"""Numbers and intervals as a reader sees them, and as files hold them."""
+"""Numbers and intervals, formatted for readers and for files."""
 
 import math
 from typing import Any
@@ -7,24 +7,24 @@ import pandas as pd
 
 MISSING = "\N{EN DASH}"
 DIGITS = 10
-"""Significant digits of a number in a file. A double has sixteen, but the last ones are the processor's: vector units
-round exp and its like each in their own way, and the same records would give another file on another machine."""
+"""Significant digits of a number in a file. A double has sixteen, but the last ones depend on the processor: vector
+units round exp and the like differently, so the same records would give different files on different machines."""
 
 
 def written(value: Any) -> str:
-    """A number as files hold it: rounded to `DIGITS` significant digits, without zeros that say nothing."""
+    """A number as written to files: rounded to `DIGITS` significant digits, without trailing zeros."""
     return repr(float(f"{float(value):.{DIGITS}g}"))
 
 
 def number(value: Any, decimals: int = 1) -> str:
-    """With thousands separators; an en dash where there is no number."""
+    """Format with thousands separators; an en dash if missing."""
     if pd.isna(value):
         return MISSING
     return f"{round(float(value), decimals) + 0.0:,.{decimals}f}"  # + 0.0 turns -0.0 into 0.0
 
 
 def interval(value: Any, low: Any, high: Any) -> str:
-    """For example `30.0 [28.1, 32.1]`, with two digits of a narrower half width; without ends, the value alone."""
+    """For example `30.0 [28.1, 32.1]`, with two digits of a narrow half-width; without bounds, the value alone."""
     if pd.isna(low) or pd.isna(high):
         return number(value)
     half = (high - low) / 2

@@ -1,4 +1,4 @@
-"""What a study decides, in sentences computed from its tables."""
+"""What a study decides, as sentences computed from its tables."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,22 +14,23 @@ from hylo.runs.store import StudyRecord
 
 
 def claim_sentences(study: StudyRecord) -> list[str]:
-    """One sentence a published claim: verdict, measured and published effect, and what would decide it."""
+    """One sentence per published claim: verdict, published and measured effect, and what would decide it."""
     return [_claim(row) for row in claim_table(study).to_dict("records")]
 
 
 def component_sentences(study: StudyRecord) -> list[str]:
-    """One sentence a contrast that has a component: what it earns, and the verdict."""
+    """One sentence per component contrast: verdict and effect."""
     table: Any = contrast_table(study)
     rows = table[(table["measure"] == main_metric().name) & (table["component"] != "")]
     return [_component(row) for row in rows.to_dict("records")]
 
 
 def claims_overview(claims: Sequence[Claim], found: pd.DataFrame) -> str:
-    """A markdown table of all claims: what was published, what was found, the verdict, and what it rests on.
+    """A Markdown table of all claims: what was published, what was found, the verdict, and what it rests on.
 
-    Arguments:
-        found: rows of the claims.csv of several studies; of several on one claim that with rates of its own counts.
+    Args:
+        claims: all published claims.
+        found: rows of several studies' claims.csv; if several test the same claim, the one with tuned rates counts.
     """
     rows: dict[str, dict[Any, Any]] = {}
     for row in found.to_dict("records"):
@@ -59,10 +60,10 @@ def claims_overview(claims: Sequence[Claim], found: pd.DataFrame) -> str:
 def _claim(row: dict[Any, Any]) -> str:
     named = f"{row['id']}: {row['cell']}" + (f" against {row['reference']}" if row["reference"] else "")
     if pd.isna(row["effect_pct"]):
-        return f"{named}: inconclusive, for nothing comparable was measured ({row['note']})."
+        return f"{named}: inconclusive, because nothing comparable was measured ({row['note']})."
     found = interval(row["effect_pct"], row["low"], row["high"])
     sentence = (
-        f"{named}: {spaced(row['verdict'])}. Published: {number(row['published_pct'], 2)} % of "
+        f"{named}: {spaced(row['verdict'])}. Published: {number(row['published_pct'], 2)} % in "
         f"{metric_named(row['measure']).description}; found: {found} %, {row['seeds']} seed{'s' * (row['seeds'] != 1)}"
     )
     if row["verdict"] == "inconclusive":
@@ -75,7 +76,7 @@ def _claim(row: dict[Any, Any]) -> str:
 
 
 def spaced(verdict: str) -> str:
-    """A verdict as a reader sees it."""
+    """A verdict as shown to readers."""
     return verdict.replace("_", " ")
 
 

@@ -1,18 +1,18 @@
-"""The columns of the tables in hylo/report/tables/summary_tables.py: headers, what they mean, how values are shown."""
+"""Columns of the tables in hylo/report/tables/summary_tables.py: headers, tooltips, formatting."""
 
 from hylo.analysis.summary import PASSED
 from hylo.evaluation.metrics import all_metrics
 from hylo.report.tables.columns import estimate, quantity, text, verdict
 
-CELL = text("Cell", "cell", "What was trained. [!] behind a name: its audit failed. Column cell of summary.csv.")
-REFERENCE = text("Reference", "reference", "The cell that this row is compared with. Column reference.")
-SEEDS = quantity("Seeds", "seeds", "Seeds that the cell and its reference both have. Column seeds.", decimals=0)
+CELL = text("Cell", "cell", "What was trained. [!] after a name: its audit failed. Column cell of summary.csv.")
+REFERENCE = text("Reference", "reference", "The cell this row is compared with. Column reference.")
+SEEDS = quantity("Seeds", "seeds", "Seeds shared by the cell and its reference. Column seeds.", decimals=0)
 PPL = estimate(
     "PPL [95 %]",
     "ppl",
     "ppl_low",
     "ppl_high",
-    "Perplexity: exp of the mean negative log-likelihood (nats) of a token; of seeds, the geometric mean. "
+    "Perplexity: exp of the mean negative log-likelihood (nats) per token; geometric mean over seeds. "
     "Lower is better. Column ppl.",
 )
 OTHER_METRICS = {
@@ -23,11 +23,11 @@ OTHER_METRICS = {
     )
     for metric in all_metrics()[1:]
 }
-"""The metrics beside the main one, by name."""
+"""The metrics other than the main one, by name."""
 MEAN_WINDOW_PPL = quantity(
     "Mean window PPL",
     "mean_window_ppl",
-    "Arithmetic mean of each window's own perplexity, as some papers publish it; no estimate of PPL. "
+    "Arithmetic mean of per-window perplexities, as some papers report it; not an estimate of PPL. "
     "Column mean_window_ppl.",
 )
 IMPROVEMENT = estimate(
@@ -44,7 +44,7 @@ OTHER_IMPROVEMENTS = {
         f"{metric.prefix}improvement_pct",
         f"{metric.prefix}improvement_low",
         f"{metric.prefix}improvement_high",
-        f"The same improvement of {metric.about}. Higher is better. Column {metric.prefix}improvement_pct.",
+        f"The same improvement in {metric.about}. Higher is better. Column {metric.prefix}improvement_pct.",
         unit="%",
     )
     for metric in all_metrics()[1:]
@@ -60,32 +60,32 @@ TRAINABLE = quantity(
 ADDED = quantity(
     "Added params",
     "added_params",
-    "Trainable params beyond the reference's. Column added_params.",
+    "Trainable parameters beyond the reference's. Column added_params.",
     decimals=0,
     unit="parameters",
 )
 PER_PCT = quantity(
     "Params per 1 %",
     "params_per_pct",
-    "Added params divided by the improvement in percent, both against the same reference; no number where the "
-    "interval of the improvement reaches 0. Column params_per_pct.",
+    "Added parameters divided by the improvement in percent, both against the same reference; no value where the "
+    "improvement's interval reaches 0. Column params_per_pct.",
     decimals=0,
     unit="parameters",
 )
 SECONDS = quantity(
-    "Training (s)", "train_seconds", "Seconds of training, mean over seeds. Column train_seconds.", unit="s"
+    "Training (s)", "train_seconds", "Training time in seconds, mean over seeds. Column train_seconds.", unit="s"
 )
 SPEED = quantity(
     "Tokens/s",
     "tokens_per_second",
-    "Tokens trained on in a second, mean over seeds. Column tokens_per_second.",
+    "Training tokens per second, mean over seeds. Column tokens_per_second.",
     decimals=0,
     unit="tokens/s",
 )
 MEMORY = quantity(
     "Peak memory (MiB)",
     "peak_memory_bytes",
-    "The most memory in use during training, the largest over seeds. Column peak_memory_bytes.",
+    "Peak memory during training, maximum over seeds. Column peak_memory_bytes.",
     decimals=0,
     unit="bytes",
     scale=2**20,
@@ -99,7 +99,7 @@ AUDIT = verdict(
 RATE = text(
     "Rate",
     "rate",
-    "Learning rate, and the multipliers of components that have another one; own: chosen for this cell on validation "
+    "Learning rate, with the multipliers of components that deviate from it; own: tuned for this cell on validation "
     "documents. Column rate.",
 )
 CONTRASTS = [
@@ -109,10 +109,9 @@ CONTRASTS = [
 CONTRASTS_IN_BRIEF = [
     CELL, REFERENCE, SEEDS, IMPROVEMENT, *(OTHER_IMPROVEMENTS[name] for name in BRIEF), ADDED, PER_PCT
 ]  # fmt: skip
-"""What has room on a console or on paper."""
+"""Columns that fit on a console or on paper."""
 
-# The base model trains nothing, so against it added parameters are those that are trained, and every reference is
-# the same.
+# Relative to the base model, added parameters equal trained parameters and the reference is always the same.
 UNTUNED = [column for column in CONTRASTS if column not in (REFERENCE, ADDED)]
 _GAINS = [
     quantity(f"{metric.short} improvement (%)", f"{metric.prefix}improvement_pct", metric.about, unit="%")

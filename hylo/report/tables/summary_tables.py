@@ -1,4 +1,4 @@
-"""The tables of a summary: every cell against its base model, then against other cells."""
+"""Tables of a summary: every cell against its base model, then against other cells."""
 
 import pandas as pd
 
@@ -13,16 +13,16 @@ UNTUNED, PREVIOUS, NAMED = "Against the base model", "Against the previous row",
 
 
 def split_by_reference(summary: pd.DataFrame, study: StudyRecord) -> dict[str, pd.DataFrame]:
-    """The rows against the base model (and its own), and those against other cells, by the table's title."""
+    """Rows against the base model (including its own row) and against other cells, by table title."""
     against_base = summary["reference"].map(lambda cell: not cell or study.is_base(cell)).astype(bool)
     title = NAMED if named_contrasts(study) else PREVIOUS
     return {UNTUNED: summary.loc[against_base], title: summary.loc[~against_base]}
 
 
 def summary_tables(study: StudyRecord, summary: pd.DataFrame) -> list[Table]:
-    """Those that have rows, with the cells marked whose audit failed.
+    """The non-empty tables, with cells marked whose audit failed.
 
-    Contrasts that a study names have a table of their own (`hylo.report.tables.decisions`).
+    Named contrasts have a table of their own (`hylo.report.tables.decisions`).
     """
     lines = caption(study, summary)
     runs = [run for cell in study.cells for run in complete_runs(study, cell)]

@@ -1,4 +1,4 @@
-"""A table with what it means, as every form of a report shows it."""
+"""A table with its explanations, shared by all output formats of a report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from hylo.report.tables.columns import Column
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of a frame, shown by columns."""
+    """Rows of a frame and the columns to show."""
 
     title: str
     frame: pd.DataFrame
     columns: Sequence[Column]
     """The first names the row."""
     brief: Sequence[Column] = ()
-    """Those that have room on a console or on paper; none: all."""
+    """Columns that fit on a console or on paper; all if empty."""
     about: str = ""
-    """A sentence or two that stand above the table."""
+    """A sentence or two above the table."""
     notes: Sequence[str] = ()
     """Lines below the table, warnings among them (`hylo.report.tables.caption.warns`)."""

@@ -1,1 +1,1 @@
-"""Optimizers: how gradients become steps. One file each, with its config; found by discovery."""
+"""Optimizers: one file each, including its config; discovered automatically."""

@@ -1,4 +1,4 @@
-"""AdamW: a mean of gradients over the root of a mean of their squares, and decay apart from both.
+"""AdamW: running mean of gradients over the root of the running mean of their squares, with decoupled weight decay.
 
     m <- beta1 m + (1 - beta1) g          v <- beta2 v + (1 - beta2) g^2
     w <- (1 - lr weight_decay) w - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
@@ -19,18 +19,18 @@ from hylo.training.optimizers.base import FLOAT, OptimizerConfig
 @register("optimizer", "adamw")
 @dataclass(kw_only=True, slots=True)
 class AdamWConfig(OptimizerConfig):
-    """AdamW. Its weight decay is decoupled: no part of the gradient."""
+    """AdamW. Weight decay is decoupled from the gradient."""
 
     beta1: float = bounded(0.9, ge=0, lt=1)
-    """Decay of the mean of gradients."""
+    """Decay of the running mean of gradients."""
     beta2: float = bounded(0.999, ge=0, lt=1)
-    """Decay of the mean of squared gradients."""
+    """Decay of the running mean of squared gradients."""
     eps: float = bounded(1e-8, gt=0)
     """Added to the root of the mean of squares."""
 
     @property
     def state_bytes(self) -> float:
-        return 2 * FLOAT  # both means
+        return 2 * FLOAT  # both running means
 
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
         return torch.optim.AdamW(groups, betas=(self.beta1, self.beta2), eps=self.eps)

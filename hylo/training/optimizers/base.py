@@ -1,7 +1,7 @@
-"""What every choice of `trainer/optimizer` is. Learning rate, warm-up and decay belong to the trainer and hold for all.
+"""The interface of an optimizer config. Learning rate, warm-up and decay belong to the trainer and apply to all.
 
-A checkpoint keeps, beside the trained tensors, what the optimizer's `state_dict` holds: tensors and numbers of each
-trained tensor, numbers of each group. An optimizer that keeps anything else cannot be continued where it was stopped.
+Besides the trained tensors, a checkpoint keeps these parts of the optimizer's `state_dict`: tensors and scalars per
+trained tensor, and scalars per parameter group. An optimizer with any other state cannot be resumed.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ import torch
 from hylo.core.schema import bounded
 
 FLOAT = 4
-"""Bytes of a float32."""
+"""Bytes per float32."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -21,18 +21,18 @@ class OptimizerConfig(ABC):
     """Settings of an optimizer. Subclasses add their own."""
 
     weight_decay: float = bounded(0.0, ge=0)
-    """Decay of matrices; vectors and scalars have none. How it acts is told where the optimizer is."""
+    """Weight decay of matrices; vectors and scalars have none. Each optimizer documents how it is applied."""
 
     @property
     @abstractmethod
     def state_bytes(self) -> float:
-        """Memory that the optimizer keeps for each trained number, in bytes, about; gradients are counted elsewhere."""
+        """Approximate bytes of optimizer state per trained parameter, without gradients."""
 
     @abstractmethod
     def build(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The optimizer of groups of parameters.
+        """Builds the optimizer for parameter groups.
 
-        Arguments:
-            groups: each with `params`, and with its own `lr` and `weight_decay`, which come before what the optimizer
-                has for all. The loop sets `lr` before every step.
+        Args:
+            groups: each with `params`, and its own `lr` and `weight_decay`, which take precedence over the optimizer's
+                defaults. The loop sets `lr` before every step.
         """

@@ -2,7 +2,7 @@
 
     m <- momentum m + (g + weight_decay w)          w <- w - lr m
 
-A step is as long as the gradient, so it takes higher learning rates than AdamW. Polyak 1964,
+Step size is proportional to the gradient, so it needs higher learning rates than AdamW. Polyak 1964,
 doi 10.1016/0041-5553(64)90137-5; computed by torch.optim.SGD.
 """
 
@@ -19,10 +19,10 @@ from hylo.training.optimizers.base import FLOAT, OptimizerConfig
 @register("optimizer", "sgd")
 @dataclass(kw_only=True, slots=True)
 class SGDConfig(OptimizerConfig):
-    """SGD. Its weight decay is part of the gradient."""
+    """SGD. Weight decay is added to the gradient."""
 
     momentum: float = bounded(0.9, ge=0, lt=1)
-    """Decay of the sum of gradients; 0 is plain descent."""
+    """Decay of the accumulated gradients; 0 is plain gradient descent."""
 
     @property
     def state_bytes(self) -> float:

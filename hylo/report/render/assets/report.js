@@ -1,7 +1,7 @@
 "use strict";
-// Sorting, filtering and tooltips. Without this script the page is complete, it only does not move.
+// Sorting, filtering and tooltips. The page is complete without this script, just static.
 
-// Missing values last in both directions; numbers as numbers, words as a reader would order them ("r2" before "r16").
+// Missing values last in both directions; numbers numerically, text in natural order ("r2" before "r16").
 function compare(a, b, numeric, sign) {
   if (a === "" || b === "") return (a === "") - (b === "");
   if (!numeric) return sign * a.localeCompare(b, "en", { numeric: true });
@@ -30,7 +30,7 @@ function filter(table, input, count) {
   stop(table, shown[0]?.cells[0]);
 }
 
-// Arrow keys walk over the cells, of which one at a time is in the tab order.
+// Arrow keys move between cells; one cell at a time is in the tab order.
 function stop(table, cell) {
   for (const other of table.tBodies[0].querySelectorAll('[tabindex="0"]')) other.tabIndex = -1;
   if (cell) cell.tabIndex = 0;
@@ -63,7 +63,7 @@ function prepare(table) {
   box.addEventListener("input", ({ target }) => filter(table, target, box.querySelector("output")));
 }
 
-// The browser's own tooltips open neither on a touch screen nor on keyboard focus, so ours takes their texts over.
+// Native tooltips open neither on touch screens nor on keyboard focus, so ours replaces them.
 function tooltips() {
   const tip = Object.assign(document.createElement("div"), { id: "tip", hidden: true });
   tip.setAttribute("role", "tooltip");
@@ -82,7 +82,7 @@ function tooltips() {
     if (!marked) return;
     tip.textContent = marked.dataset.tip;
     if (event.type === "focusin") marked.setAttribute("aria-describedby", tip.id);
-    // A line of a figure can be as wide as the figure, so what was pointed at says more than where the mark is.
+    // A line can be as wide as its figure, so place the tooltip at the pointer rather than at the mark.
     const box = marked.getBoundingClientRect();
     const { clientX: x = box.left, clientY: y } = event;
     const [above, below] = y === undefined ? [box.top - 6, box.bottom + 6] : [y - 8, y + 18];
