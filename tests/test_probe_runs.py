@@ -82,7 +82,7 @@ def test_a_complete_run_gets_a_probe_without_training(
     before = files_of(bare)
     assert bare.probe.empty
     fresh = run_cell(Cell("runs", name, dataclasses.replace(config, outputs="fresh")), SESSION)
-    untuned = run_cell(Cell("runs", name, config).base_cell("none"), SESSION)
+    untuned = run_cell(Cell("runs", name, config).base_cell(), SESSION)
     no_training(monkeypatch)
     run = run_cell(Cell("runs", name, config), SESSION)
     assert files_of(run) == before

@@ -111,7 +111,7 @@ def test_how_many_at_once(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) ->
 
 def test_cells_that_would_leave_a_core_idle_come_last(cells: list[Cell]) -> None:
     """Of five trained cells on two cores, the last one gets both; evaluations are not counted."""
-    untuned = cells[0].base_cell("none")
+    untuned = cells[0].base_cell()
     five = [untuned, *cells, *cells[:2]]
     assert odd_ones(five, 2) == [cells[1]]
     assert odd_ones(five[:-1], 2) == []
@@ -124,7 +124,7 @@ def test_operations_of_a_cell(cells: list[Cell]) -> None:
     trainer: TrainerConfig = cell.config.trainer
     tokens = trainer.steps * trainer.batch_size * 32
     assert operations(cell, SESSION) == weights * (4 * tokens + 2 * 6 * 32)
-    assert operations(cell.base_cell("none"), SESSION) == weights * 2 * 6 * 32
+    assert operations(cell.base_cell(), SESSION) == weights * 2 * 6 * 32
 
 
 @pytest.mark.parametrize("name", ["lora", "hylorada_dora_learnable"])

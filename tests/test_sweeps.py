@@ -42,6 +42,25 @@ def test_a_sweep_as_written(tiny: tuple[str, ...], capsys: pytest.CaptureFixture
     assert {path.name for path in (sweep_folder() / "figures").iterdir()} >= {"improvement.png", "ppl_by_position.png"}
 
 
+@pytest.mark.parametrize(
+    ("swept", "bases"),
+    [
+        ("data.context_length=16,32", ["none,data.context_length=16", "none,data.context_length=32"]),
+        ("model=tiny_llama,tiny_gpt2", ["none,model=tiny_llama", "none,model=tiny_gpt2"]),
+        ("trainer.precision=float32,bfloat16", ["none,trainer.precision=float32", "none,trainer.precision=bfloat16"]),
+    ],
+)
+def test_every_job_has_its_base_model(swept: str, bases: list[str], tiny: tuple[str, ...]) -> None:
+    """Jobs that run one after the other name it by themselves, and the report finds it."""
+    key = swept.partition("=")[0]
+    assert train("-m", "method=lora", *(text for text in tiny if key not in text), swept) == 0
+    study = read_study(sweep_folder())
+    cells = [name.replace("none", "lora", 1) for name in bases]
+    assert list(study.cells) == [name for pair in zip(bases, cells, strict=True) for name in pair]
+    assert [study.base_of(cell) for cell in cells] == bases
+    assert len(list(sweep_folder().glob("*/result.json"))) == 4
+
+
 @pytest.mark.slow
 def test_seeds_share_a_row_and_the_base_model_runs_once(tiny: tuple[str, ...]) -> None:
     assert train("-m", *tiny, "method=lora,rslora", "seed=0,1,2") == 0

@@ -112,11 +112,13 @@ def job_cell(config: Config, overrides: Sequence[str], method: str, group: str, 
     parts = [text.lstrip("+~").partition("=") for text in overrides]
     unnamed = {"method", *fixed, *(key for key, _, _ in parts if _section(key) in UNNAMED)}
     unnamed |= {f"trainer.{key}" for key in TrainerConfig.WITHOUT_EFFECT}
-    named = [
-        f"{key.removeprefix('method.').replace('/', '.')}={value}" for key, _, value in parts if key not in unnamed
-    ]
-    name = ",".join([method, *named])
-    return Cell(group, config.cell or file_name(name), config, tuple(overrides))
+    named = {
+        key: f"{key.removeprefix('method.').replace('/', '.')}={value}" for key, _, value in parts if key not in unnamed
+    }
+    name = ",".join([method, *named.values()])
+    # By the job alone: a job of a sweep knows nothing of the others, and both must give it the same name.
+    base_name = ",".join(["none", *(text for key, text in named.items() if _changes_evaluation(key))])
+    return Cell(group, config.cell or file_name(name), config, tuple(overrides), file_name(base_name))
 
 
 def single_cell(config: Config, overrides: Sequence[str], method: str) -> Cell:
@@ -124,6 +126,12 @@ def single_cell(config: Config, overrides: Sequence[str], method: str) -> Cell:
     keys = [text.lstrip("+~").partition("=")[0] for text in overrides]
     fixed = [key for key in keys if _section(key) in {"model", "data"} or key == "trainer"]
     return job_cell(config, overrides, method, "runs", fixed)
+
+
+def _changes_evaluation(key: str) -> bool:
+    """Whether a key can change the numbers of the base model."""
+    evaluation = {"trainer", *(f"trainer.{name}" for name in TrainerConfig.EVALUATION)}
+    return _section(key) in {"model", "data"} or key in evaluation
 
 
 def _section(key: str) -> str:

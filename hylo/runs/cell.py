@@ -25,16 +25,18 @@ class Cell:
     config: Config
     overrides: tuple[str, ...] = ()
     """Arguments of train.py that run this cell alone."""
+    base_name: str = "none"
+    """Name of the base model's cell that this one is compared with, unless a study has a cell for it."""
 
     def folder(self, fingerprint: str) -> Path:
         """The folder of the cell's record."""
         seed = f"seed{self.config.seed}-" if self.config.components else ""
         return Path(self.config.outputs) / self.group / f"{self.name}-{seed}{fingerprint}"
 
-    def base_cell(self, name: str) -> "Cell":
+    def base_cell(self) -> "Cell":
         """The cell that evaluates the base model on the same data."""
         config = dataclasses.replace(self.config, method={}, seed=0)
-        return Cell(self.group, name, config, (*self.overrides, "method=none"))
+        return Cell(self.group, self.base_name, config, (*self.overrides, "method=none"))
 
 
 def check(cell: Cell, session: Session) -> None:

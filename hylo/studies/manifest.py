@@ -45,7 +45,7 @@ def manifest(plan: "Plan", session: Session) -> dict[str, Any]:
     base_cells = {fingerprints[id(cell)]: cell.name for cell in plan.cells if not cell.config.components}
     rows: dict[str, dict[str, Any]] = {}
     for cell in plan.cells:
-        compared_with = base_cells[fingerprint(cell.base_cell("").config, session)]
+        compared_with = base_cells[fingerprint(cell.base_cell().config, session)]
         row = rows.setdefault(cell.name, {"cell": cell.name, "runs": [], "base": compared_with})
         row["runs"].append(cell.folder(fingerprints[id(cell)]).name)
     study = plan.study

@@ -106,11 +106,15 @@ def with_base_cells(plan: Plan, session: Session) -> Plan:
     A cell and its base model must be evaluated on the same windows, so cells of two context lengths, say, need two.
     """
     known = {fingerprint(cell.config, session) for cell in plan.cells if not cell.config.components}
+    names = {cell.name for cell in plan.cells}
     cells: list[Cell] = []
     for cell in plan.cells:
-        base_cell = cell.base_cell("none" if not known else f"none_as_{cell.name}")
+        base_cell = cell.base_cell()
         if (found := fingerprint(base_cell.config, session)) not in known:
+            if base_cell.name in names:
+                base_cell = dataclasses.replace(base_cell, name=f"none_as_{cell.name}")
             known.add(found)
+            names.add(base_cell.name)
             cells.append(base_cell)
         cells.append(cell)
     return dataclasses.replace(plan, cells=cells)
