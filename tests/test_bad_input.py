@@ -77,6 +77,15 @@ BAD = {
     ),
     "unknown protocol": (["data.protocol=line"], ["data.protocol", "line", "packed", "lines"]),
     "no files": (["data=text"], ["no test documents", "fix:"]),
+    "one evaluation window": (["data.eval_windows=1"], ["data.eval_windows = 1", "a number >= 2"]),
+    "a cell twice": (
+        ["-m", "method=lora", "trainer.learning_rate=1e-3,0.001"],
+        ["two cells are called 'lora,trainer.learning_rate=0.001' (seed 0); the second one sets the same"],
+    ),
+    "one name for a sweep": (
+        ["-m", "method=lora", "cell=mine", "trainer.learning_rate=1e-3,1e-2"],
+        ["'mine' (seed 0); the second one sets trainer.learning_rate=0.01", "names of their own"],
+    ),
     "no model folder": (["model=folder", "model.folder=/nowhere"], ["model.folder = '/nowhere'", "save_pretrained"]),
     "nothing to fill in": (["model=folder"], ["model.folder", "fix:"]),
     "unknown play": (["data.test_plays=[hamlt]"], ["hamlt", "hamlet"]),
@@ -110,6 +119,30 @@ def test_bad_input(
     assert [text for text in expected if text not in message] == [], message
     assert len(message.splitlines()) <= 24, "more than one screen"
     assert files_below(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "overrides", "expected"),
+    [
+        (0, [], ["at most the longest document (0 tokens)", "fix:     longer documents"]),
+        (3, [], ["longest document (15 tokens)", "fix:     data.context_length=15 or less, or longer documents"]),
+        (9, [], ["the test documents fill 1 window of 32 tokens", "two windows or more"]),
+        (9, ["data.protocol=lines"], ["fill 1 window", "more test text"]),
+        (0, ["data.protocol=lines"], ["text with a line of two tokens; text has none"]),
+        (99, ["trainer.batch_size=1000"], ["trainer.batch_size = 1000", "the training windows"]),
+    ],
+)
+def test_text_that_is_too_short(
+    words: int, overrides: list[str], expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused before anything is trained. The tiny models' tokenizer makes five tokens of a word."""
+    for name, count in (("train", 900), ("test", words)):
+        (tmp_path / f"{name}.txt").write_text(f"{name} " * count)
+    files = [f"data.{name}_files=[{tmp_path / name}.txt]" for name in ("train", "test")]
+    assert train(*TINY, "data=text", *files, *overrides, f"outputs={tmp_path}/outputs") == 2
+    message = capsys.readouterr().err
+    assert [text for text in expected if text not in message] == [], message
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_as_a_process(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from launch import TINY, composed
 from launch import train as run
 
 from hylo.core.errors import ConfigError, MissingDependency
-from hylo.data.base import Split
+from hylo.data.base import Document, Split
+from hylo.data.overlap import copied
 from hylo.data.sources.plays_wheel import PlaysWheelConfig
 from hylo.data.sources.text_files import TextFilesConfig
 from hylo.runs.cell import Cell, check
@@ -124,11 +126,11 @@ def test_a_file_that_two_patterns_match_is_one_document(here: Path):
 
 
 def test_text_is_as_shipped(here: Path):
-    """Reading in text mode would convert all line endings to newlines."""
+    """Reading in text mode would convert all line endings to newlines. A byte-order mark is no text."""
     raw = "\ufeffone\r\ntwo\rthree\n\x85\u2028 café 🙂".encode()
     (here / "raw.txt").write_bytes(raw)
     (document,) = TextFilesConfig(name="text", test_files=["raw.txt"]).documents(Split.test)
-    assert document.text.encode() == raw
+    assert document.text.encode() == raw.removeprefix("\ufeff".encode())
 
 
 @pytest.mark.parametrize("pattern", ["missing.txt", "*.rst", "deep", "", "/", "a**/x", "~nobody-of-this-name/a.txt"])
@@ -181,8 +183,45 @@ def test_a_document_in_two_splits_is_refused(
     cell = (*data, "data.test_files=[h2.txt,copy.txt]")
     assert run(*cell, "method=lora") == 2
     message = capsys.readouterr().err
-    for part in ("data=text", "test document 'copy.txt'", "as 'b.txt'", "allowed:", "fix:"):
+    for part in ("data=text", "test document 'copy.txt'", "in 'b.txt'", "allowed:", "fix:"):
         assert part in message
     assert not Path("outputs").exists()
     check(Cell("runs", "none", composed(*cell, "method=none")), Session())
-    check(Cell("runs", "lora", composed(*data, "data.test_files=[h2.txt]", "method=lora")), Session())
+    Path("other.txt").write_text("third " * 20)
+    check(Cell("runs", "lora", composed(*data, "data.test_files=[h2.txt,other.txt]", "method=lora")), Session())
+
+
+def _words(count: int, seed: int) -> str:
+    rng = np.random.default_rng(seed)
+    return " ".join(f"w{number}" for number in rng.integers(0, 5_000, count))
+
+
+BODY = _words(400, 0)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    {
+        "a last line end": (BODY, BODY + "\n"),
+        "line ends": (BODY.replace(" w1", "\nw1"), BODY.replace(" w1", "\r\nw1")),
+        "a byte-order mark": (BODY, "\ufeff" + BODY),
+        "inside a training document": (_words(300, 1) + " " + BODY + " " + _words(300, 2), BODY),
+        "around a training document": (BODY, _words(3_000, 1) + " " + BODY),
+        "edited": (BODY, BODY.replace("w2", "v2", 2)),
+        "shorter than a passage": (_words(20, 3), " " + _words(20, 3)),
+    }.values(),
+)
+def test_copies_are_found_by_their_passages(train: str, test: str):
+    others = [Document(f"other-{seed}", _words(500, seed)) for seed in (7, 8)]
+    trained = [others[0], Document("train", train)]
+    assert copied(trained, [others[1], Document("test", test)], shortest=16) == ("test", "train")
+    assert copied(trained, [others[1]], shortest=16) is None
+    assert copied(trained, [Document("test", test)], shortest=100_000) is None
+
+
+def test_a_quotation_is_no_copy():
+    """Sixty words in a row that both documents have are eleven passages of hundreds."""
+    train, test = (f"{_words(400, seed)} {_words(60, 0)} {_words(400, seed + 2)}" for seed in (1, 2))
+    assert copied([Document("train", train)], [Document("test", test)], shortest=16) is None
+    assert copied([], [Document("test", test)], shortest=16) is None
+    assert copied([Document("blank", " " * 99)], [Document("blank", " " * 99)], shortest=16) is None

@@ -10,6 +10,9 @@ from omegaconf import MISSING
 from hylo.core.errors import problem
 from hylo.core.schema import bounded
 
+SHORTEST_CONTEXT = 4
+"""Fewest tokens of a window."""
+
 
 class Split(Enum):
     """Parts of a data set. No document is in more than one."""
@@ -40,10 +43,10 @@ class DataConfig(ABC):
 
     name: str = MISSING
     """Short name used in tables and folder names."""
-    context_length: int = bounded(256, ge=4)
+    context_length: int = bounded(256, ge=SHORTEST_CONTEXT)
     """Tokens per window, for training and evaluation. The first is context only: L tokens give L - 1 predictions."""
-    eval_windows: int | None = bounded(32, ge=1)
-    """Number of evaluation windows, a fixed random sample of the split's windows; None: all."""
+    eval_windows: int | None = bounded(32, ge=2)
+    """Number of evaluation windows, a fixed random sample of the split's windows; None: all. Intervals need two."""
     eval_split: Split = Split.test
     """test, or validation for choosing settings."""
     protocol: Protocol = Protocol.packed

@@ -39,7 +39,7 @@ def cut_lines(documents: list[Document], tokenizer: PreTrainedTokenizerBase, con
     owner = np.repeat(np.arange(len(documents)), [len(lines) for lines in split])
     tokenized = tokenize([Document(f"line-{n}", line) for n, line in enumerate(chain(*split))], tokenizer)
     sizes = np.array([len(line.ids) for line in tokenized])
-    if sizes.max() < 2:
+    if sizes.max(initial=0) < 2:
         fix = "other text, or data.protocol=packed"
         raise ConfigError(
             problem("data.protocol", "lines", f"text with a line of two tokens; {config.name} has none", fix)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hylo.core.errors import ConfigError, problem
+from hylo.data.base import SHORTEST_CONTEXT
 from hylo.data.tokens import TokenizedDocument
 
 IGNORED = -100
@@ -72,10 +73,9 @@ def cut_windows(documents: list[TokenizedDocument], length: int) -> Windows:
     counts = [len(document.ids) // length for document in documents]
     if sum(counts) == 0:
         longest = max((len(document.ids) for document in documents), default=0)
-        fix = f"data.context_length={max(longest, 2)} or less, or longer documents"
-        raise ConfigError(
-            problem("data.context_length", length, f"at most the longest document ({longest} tokens)", fix)
-        )
+        shorter = f"data.context_length={longest} or less, or " if longest >= SHORTEST_CONTEXT else ""
+        allowed = f"at most the longest document ({longest} tokens)"
+        raise ConfigError(problem("data.context_length", length, allowed, f"{shorter}longer documents"))
     ids, sizes, names, firsts = [], [], [], []
     for document, count in zip(documents, counts, strict=True):
         used = count * length

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from hylo.adapters.component import BuildContext
 from hylo.adapters.model import method_problems
-from hylo.core.devices import device_problems
+from hylo.core.devices import device_problems, process_count
 from hylo.core.errors import ConfigError, problem
 from hylo.data.base import Split, data_problems
 from hylo.models.architecture import model_context_length
 from hylo.runs.config import Config
 from hylo.runs.shared import Session
 from hylo.training.config import kernel_problems, trainer_problems
+from hylo.training.loop import check_batches
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def check(cell: Cell, session: Session) -> None:
     if probed := [*probe_problems(config, session, limit)]:
         raise ConfigError(*probed)
     check_documents(config, session)
+    check_windows(config, session)
 
 
 def probe_problems(config: Config, session: Session, limit: int) -> Iterator[str]:
@@ -87,7 +89,7 @@ def probe_problems(config: Config, session: Session, limit: int) -> Iterator[str
 
 
 def check_documents(config: Config, session: Session) -> None:
-    """Refuses data without documents, or with a document that is both trained on and evaluated on.
+    """Refuses data without documents, or with text that is both trained on and evaluated on (hylo/data/overlap.py).
 
     Documents with fewer bytes than the context has tokens are exempt: they fill no window, and headings, say, recur in
     sound data.
@@ -102,13 +104,28 @@ def check_documents(config: Config, session: Session) -> None:
         )
     if config.components and not session.documents(config.data, Split.train):
         raise ConfigError(f"data={config.data.name} has no train documents\n    fix:     name some, or method=none")
+    if config.components and (pair := session.copied(config.data)):
+        split = config.data.eval_split.name
+        raise ConfigError(
+            f"data={config.data.name}: the {split} document {pair[0]!r} is also trained on, in {pair[1]!r}\n"
+            f"    allowed: no text in two splits\n    fix:     leave it out of one of them"
+        )
+
+
+def check_windows(config: Config, session: Session) -> None:
+    """Refuses text that fills too few windows.
+
+    Raises:
+        ConfigError: fewer than two evaluation windows, which no interval can be computed from, or too few training
+            windows for a batch.
+    """
+    data, split = config.data, config.data.eval_split.name
+    found = len(session.eval_windows(data, config.model))
+    if found < 2:
+        raise ConfigError(
+            f"data={data.name}: the {split} documents fill {found} window of {data.context_length} tokens\n"
+            f"    allowed: two windows or more, because intervals need them\n"
+            f"    fix:     more {split} text, or a smaller data.context_length"
+        )
     if config.components:
-        trained = {document.text: document.name for document in session.documents(config.data, Split.train)}
-        for document in session.documents(config.data, config.data.eval_split):
-            if document.text in trained and len(document.text.encode()) >= config.data.context_length:
-                split = config.data.eval_split.name
-                raise ConfigError(
-                    f"data={config.data.name}: the {split} document {document.name!r} is also trained on, "
-                    f"as {trained[document.text]!r}\n"
-                    f"    allowed: no document in two splits\n    fix:     leave it out of one of them"
-                )
+        check_batches(config.trainer, session.windows(data, config.model, Split.train), process_count())

@@ -14,6 +14,7 @@ from hylo.core.devices import checksum
 from hylo.core.schema import to_container
 from hylo.data.base import DataConfig, Document, Protocol, Split
 from hylo.data.lines import cut_lines, predicting
+from hylo.data.overlap import copied
 from hylo.data.tokens import documents_identity, tokenize
 from hylo.data.windows import Windows, cut_windows, sample
 from hylo.evaluation.probes.base import Probe, ProbeConfig
@@ -74,6 +75,15 @@ class Session:
     def documents_identity(self, data: DataConfig, split: Split) -> str:
         """Hash of the documents of a split."""
         return self.once("hash", data, split, make=lambda: documents_identity(self.documents(data, split)))
+
+    def copied(self, data: DataConfig) -> tuple[str, str] | None:
+        """An evaluated and a training document that share their text; None: there are none."""
+
+        def make() -> tuple[str, str] | None:
+            trained, evaluated = self.documents(data, Split.train), self.documents(data, data.eval_split)
+            return copied(trained, evaluated, shortest=data.context_length)
+
+        return self.once("copied", data, make=make)
 
     def windows(self, data: DataConfig, model: ModelConfig, split: Split) -> Windows:
         """All windows of a split, in the model's tokens, including blank lines if `keep_blank_lines`."""

@@ -121,17 +121,37 @@ def with_base_cells(plan: Plan, session: Session) -> Plan:
 
 
 def check_plan(plan: Plan, session: Session) -> None:
-    """Reject the plan if one of its cells cannot work.
+    """Reject the plan if one of its cells cannot work, or if two have one name and seed.
 
     Raises:
         ConfigError: the message names the cell.
     """
+    check_names(plan)
     for cell in plan.cells:
         try:
             check(cell, session)
         except ConfigError as error:
             alone = len({cell.name for cell in plan.cells if cell.config.components}) < 2
             raise ConfigError(*(text if alone else f"cell {cell.name}: {text}" for text in error.problems)) from error
+
+
+def check_names(plan: Plan) -> None:
+    """Reject two cells with one name and seed: a value given twice, or one `cell=` for a whole sweep.
+
+    Raises:
+        ConfigError: as above.
+    """
+    named: dict[tuple[str, int], Cell] = {}
+    for cell in plan.cells:
+        first = named.setdefault((cell.name, cell.config.seed), cell)
+        if first is not cell:
+            own = [text for text in cell.overrides if text not in first.overrides]
+            raise ConfigError(
+                f"two cells are called {cell.name!r} (seed {cell.config.seed}); the second one sets "
+                f"{', '.join(own) or 'the same'}\n"
+                f"    allowed: one cell for each name and seed\n"
+                f"    fix:     remove the repeated value, or give the cells names of their own"
+            )
 
 
 def run_plan(plan: Plan, session: Session) -> bool:

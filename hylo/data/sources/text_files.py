@@ -53,7 +53,8 @@ def _matches(pattern: str, key: str) -> list[Path]:
 
 def _read(path: Path, key: str) -> str:
     try:
-        return path.read_bytes().decode("utf-8")  # read_text would change line endings
+        # Without a byte-order mark, which is no text. read_text would change line endings.
+        return path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fix = f"convert it to UTF-8, or leave it out ({error})"
         raise ConfigError(problem(key, str(path), "readable UTF-8 text", fix)) from error
