@@ -211,5 +211,5 @@ def row_of(table: pd.DataFrame, cell: str, reference: str) -> Any:
 def printed(folder: Path, **options: Any) -> str:
     """The output of `print_report`, without spending time on figures."""
     console, study = Console(record=True, **{"width": 80, "file": io.StringIO(), **options}), read_study(folder)
-    print_report(Report(study, summarize(study), decisions(study), incomplete(study), [], folder), console)
+    print_report(Report(study, summarize(study), decisions(study), incomplete(study), [], [], folder), console)
     return console.export_text()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ from test_contrasts import claim, contrast
 from test_report_retrieval import write_answers
 
 from hylo.analysis.summary import summarize
-from hylo.report.figures import all_figures, study_figures
+from hylo.report.__main__ import main
+from hylo.report.figures import all_figures, base, study_figures
 from hylo.report.figures.base import study_figure
 from hylo.report.figures.style import WIDTH
 from hylo.report.render.files import save
@@ -102,3 +104,20 @@ def test_a_name_is_given_once() -> None:
     with pytest.raises(ValueError, match="a name is lower-case letters"):
         study_figure("../pareto", order=1)
     assert list(all_figures()) == list(FIGURES)
+
+
+def test_a_figure_that_fails_costs_no_other(whole: StudyRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def broken(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
+        raise ValueError("no such <symbol>")
+
+    shipped = FIGURES | {"claims": broken}
+    with mock.patch.object(base, "all_figures", return_value=shipped):
+        assert main([str(whole.folder), "--out", str(tmp_path)]) == 1
+        with pytest.raises(ValueError, match="no such"):
+            list(study_figures(whole, summarize(whole)))
+    drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
+    assert drawn == set(SHIPPED) - {"claims"}
+    said = "figure claims cannot be drawn: ValueError: no such"
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "summary.md").read_text().replace("\\", "")
+    assert "no such &lt;symbol&gt;" in (tmp_path / "report.html").read_text()

@@ -67,6 +67,8 @@ class Report:
     """One line per run without a result: it failed or was interrupted."""
     figures: list[Path]
     """The PNGs; each has an SVG of the same name next to it."""
+    undrawn: list[str]
+    """One line per figure that could not be drawn."""
     folder: Path
     """Where it was written."""
 
@@ -84,9 +86,10 @@ def write_report(folder: Path, to: Path | None = None) -> Report:
     study, to = read_study(folder), to or folder
     summary, failed, decided = summarize(study), incomplete(study), decisions(study)
     figures: list[Path] = []
+    undrawn: list[str] = []
     blocks: dict[str, FigureBlock] = {}
     if len(summary):
-        for name, figure in study_figures(study, summary):
+        for name, figure in study_figures(study, summary, failed=undrawn):
             image, drawing = save(figure, to / "figures", name)
             figures.append(image)
             blocks[name] = figure_block(figure, image, drawing)
@@ -95,13 +98,13 @@ def write_report(folder: Path, to: Path | None = None) -> Report:
         write(to / f"{decision.name}.csv", csv(decision.frame))
     tables = [*for_readers(decided, summary), *summary_tables(study, summary)]
     links = [path.relative_to(to) for path in figures]
-    write(to / "summary.md", summary_markdown(study, tables, failed, links).encode())
+    write(to / "summary.md", summary_markdown(study, tables, failed, links, undrawn).encode())
     write(to / "summary.tex", summary_tex(study, tables).encode())
     by_name = {each.name: each for each in decided}
     picture = blocks.pop(main_figure(by_name, blocks), None)
     first = top(study, summary, by_name, failed, picture)
-    write(to / PAGE, page(first, sections(study, tables, failed, list(blocks.values()))).encode())
-    return Report(study, summary, decided, failed, figures, to)
+    write(to / PAGE, page(first, sections(study, tables, failed, list(blocks.values()), undrawn)).encode())
+    return Report(study, summary, decided, failed, figures, undrawn, to)
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -109,7 +112,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console = console or Console()
     decided = [each for each in for_readers(report.decisions, report.summary) if each.printed]
     print_tables(report.study.name, [*summary_tables(report.study, report.summary), *decided], console)
-    for line in report.failed:
+    for line in [*report.failed, *report.undrawn]:
         console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
     for name in ("summary.md", PAGE):
         console.print(f"report: {report.folder / name}", markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ OUTPUTS = Path("outputs")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return exit code 0, or 2 if any study could not be reported; the others still are."""
+    """Return exit code 0; 1 if a figure could not be drawn, 2 if a study could not be reported. The rest still is."""
     options = _options(arguments)
     folders = options.folders or sorted(path.parent for path in OUTPUTS.glob(f"*/{STUDY}"))
     code = 0
@@ -27,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
             to = _goal(folder, options.out, several=len(folders) > 1)
             if to in written:
                 raise HyloError(f"{to} has the report of {written[to]}, a study of the same name; report it alone")
-            print_report(write_report(folder, to))
+            report = write_report(folder, to)
+            print_report(report)
+            code = max(code, int(bool(report.undrawn)))
             written[to] = folder
         except HyloError as error:
             print(f"{folder}: {error}", file=sys.stderr)

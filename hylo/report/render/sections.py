@@ -50,15 +50,21 @@ def main_figure(decided: Mapping[str, Table], figures: Collection[str]) -> str:
 
 
 def sections(
-    study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: Sequence[FigureBlock]
+    study: StudyRecord,
+    tables: Sequence[Table],
+    failed: list[str],
+    figures: Sequence[FigureBlock],
+    undrawn: list[str],
 ) -> list[Section]:
-    """The page's sections: tables, other figures, runs without a result; empty ones are left out."""
+    """The page's sections: tables, other figures, what is missing of runs and figures; empty ones are left out."""
     found = [_table_section(study, table) for table in tables]
     if figures:
         found.append(Section(title="Other figures", figures=figures))
     if failed:
         text = "These runs have no result: they failed, were interrupted or were never started."
         found.append(Section(title="Not in the tables", text=[text], notes=failed))
+    if undrawn:
+        found.append(Section(title="Not drawn", text=["These figures failed; the others stand."], notes=undrawn))
     return found
 
 
@@ -68,7 +74,9 @@ def figure_block(figure: Figure, image: Path, drawing: Path) -> FigureBlock:
     return FigureBlock(title=title, svg=drawing.read_text(encoding="utf-8"), caption=caption)
 
 
-def summary_markdown(study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: list[Path]) -> str:
+def summary_markdown(
+    study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: list[Path], undrawn: list[str]
+) -> str:
     """summary.md: the question, the tables with every column, runs without a result, and the figures.
 
     Args:
@@ -76,13 +84,15 @@ def summary_markdown(study: StudyRecord, tables: Sequence[Table], failed: list[s
         tables: in order.
         failed: one line per run without a result.
         figures: paths relative to summary.md.
+        undrawn: one line per figure that failed.
     """
     blocks = [f"# {study.name}"]
     if study.manifest.get("question"):
         blocks.append(str(study.manifest["question"]))
     blocks += [markdown_section(table) for table in tables]
-    if failed:
-        blocks += ["## Not in the tables", "\n".join(f"- {escape(line)}" for line in failed)]
+    for title, lines in (("Not in the tables", failed), ("Not drawn", undrawn)):
+        if lines:
+            blocks += [f"## {title}", "\n".join(f"- {escape(line)}" for line in lines)]
     blocks += [f"![{path.stem.replace('_', ' ')}]({path.as_posix()})" for path in figures]
     return "\n\n".join(blocks) + "\n"
 
