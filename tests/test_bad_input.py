@@ -145,6 +145,7 @@ def test_text_that_is_too_short(
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_as_a_process(tmp_path: Path) -> None:
     """The same as a separate process: no traceback, and an exit code that scripts can check."""
     done = train_process("trainer.steps=none", cwd=tmp_path)

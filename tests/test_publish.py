@@ -21,6 +21,7 @@ from hylo.runs.store import ADAPTER, CONFIG, RESULT, read_study
 from hylo.studies.spec import EXPERIMENTS
 
 
+@pytest.mark.slow
 def test_a_run_study_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     secret = tmp_path / "where_i_work"

@@ -161,6 +161,7 @@ def test_the_same_run_in_another_study_is_adopted(tiny: tuple[str, ...]) -> None
     assert mine.folder.name == f"mine-seed0-{mine.result['fingerprint']}"
 
 
+@pytest.mark.slow
 def test_a_failed_cell_does_not_stop_the_others(tiny: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
     """An alpha of 1e30 makes the loss overflow in the second step: a real failure, not a staged one."""
     bad = ("method.low_rank.alpha=1e30", "trainer.max_nonfinite_steps=0")

@@ -46,6 +46,7 @@ def manifest() -> dict[str, Any]:
 TUNING = "tuning:\n  cells: [large]\n  keys: {trainer.learning_rate: [1.0e-4, 1.0e-3, 1.0e-2]}\n  trials: 4\n"
 
 
+@pytest.mark.slow
 def test_a_setting_is_chosen_on_validation_and_nowhere_else(tiny: tuple[str, ...]) -> None:
     write_study(CELLS + CONTRASTS + TUNING)
     assert train("study=mine", *tiny, "seeds=[0,1]") == 0
@@ -185,6 +186,7 @@ def test_tuning_that_cannot_work_is_refused(
     assert not Path("outputs").exists()
 
 
+@pytest.mark.slow
 def test_seeds_are_added_until_the_cap(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     """Each look has its own level, and the report uses that of the last one."""
     write_study(CELLS + CONTRASTS)

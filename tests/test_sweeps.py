@@ -46,8 +46,14 @@ def test_a_sweep_as_written(tiny: tuple[str, ...], capsys: pytest.CaptureFixture
     ("swept", "bases"),
     [
         ("data.context_length=16,32", ["none,data.context_length=16", "none,data.context_length=32"]),
-        ("model=tiny_llama,tiny_gpt2", ["none,model=tiny_llama", "none,model=tiny_gpt2"]),
-        ("trainer.precision=float32,bfloat16", ["none,trainer.precision=float32", "none,trainer.precision=bfloat16"]),
+        pytest.param(
+            "model=tiny_llama,tiny_gpt2", ["none,model=tiny_llama", "none,model=tiny_gpt2"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "trainer.precision=float32,bfloat16",
+            ["none,trainer.precision=float32", "none,trainer.precision=bfloat16"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_every_job_has_its_base_model(swept: str, bases: list[str], tiny: tuple[str, ...]) -> None:

@@ -222,6 +222,7 @@ def test_online_out_of_reach_falls_back_to_offline_and_warns_once(
     assert KEY not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_loss_of_the_service_costs_one_warning_and_the_next_run_is_tracked(tmp_path: Path):
     done = start_and(
         """

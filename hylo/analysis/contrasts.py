@@ -95,8 +95,8 @@ def criteria_table(study: StudyRecord) -> pd.DataFrame:
     per criterion."""
     rows = []
     for contrast in contrasts_of(study):
-        asked = [metric for metric in all_metrics() if metric.success is not None]
-        found = {metric: _contrast_row(study, contrast, metric) for metric in asked}
+        tested = [metric for metric in all_metrics() if metric.success is not None]
+        found = {metric: _contrast_row(study, contrast, metric) for metric in tested}
         main = found[main_metric()]
         if contrast["component"] and main:
             lows = {metric: row["low"] if row else math.nan for metric, row in found.items()}

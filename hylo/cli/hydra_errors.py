@@ -70,8 +70,8 @@ def _untyped_section(cause: HydraException | OmegaConfBaseException) -> str:
 
 
 def _unknown_choice(error: MissingConfigException) -> str:
-    asked = error.missing_cfg_file or ""
-    group, _, name = asked.partition("/") if ".." in asked else asked.rpartition("/")
+    missing = error.missing_cfg_file or ""
+    group, _, name = missing.partition("/") if ".." in missing else missing.rpartition("/")
     options = list(error.options or [])
     meant = _closest(name, options)
     fix = f"{group}={meant}" if meant else "one of these"

@@ -60,8 +60,8 @@ def operations(cell: Cell, session: Session) -> float:
     windows = trainer.steps * trainer.batch_size * trainer.gradient_accumulation_steps if config.components else 0
     evaluated = config.data.eval_windows or 0
     weights = session.skeleton(config.model).num_parameters()
-    asked = session.probe(config.probe_config, config.model).tokens if config.probe_config else 0
-    return weights * (config.data.context_length * (4.0 * windows + 2.0 * evaluated) + 2.0 * asked)
+    probe_tokens = session.probe(config.probe_config, config.model).tokens if config.probe_config else 0
+    return weights * (config.data.context_length * (4.0 * windows + 2.0 * evaluated) + 2.0 * probe_tokens)
 
 
 def run_cells(cells: Sequence[Cell], session: Session) -> None:

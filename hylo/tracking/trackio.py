@@ -123,12 +123,12 @@ def _local(folder: Path) -> Iterator[None]:
     try:
         module: Any = importlib.import_module("trackio.run")
 
-        asked = module._get_default_namespace  # asks the Hugging Face hub whose login this is
+        original = module._get_default_namespace  # asks the Hugging Face hub whose login this is
         module._get_default_namespace = str
         try:
             yield
         finally:
-            module._get_default_namespace = asked
+            module._get_default_namespace = original
     finally:
         os.environ.pop("TRACKIO_DIR", None)
         os.environ.update(before)
