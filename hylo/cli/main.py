@@ -20,6 +20,7 @@ from hylo.cli.config_store import store_schemas
 from hylo.cli.hydra_errors import explain, replaced_problems
 from hylo.cli.shorthand import with_slots
 from hylo.core.errors import ConfigError, HyloError
+from hylo.data.base import DataConfig
 from hylo.runs.cell import Cell
 from hylo.runs.config import Config, resolve
 from hylo.runs.run import run_or_report
@@ -130,8 +131,10 @@ def single_cell(config: Config, overrides: Sequence[str], method: str) -> Cell:
 
 def _changes_evaluation(key: str) -> bool:
     """Whether a key can change the numbers of the base model."""
-    evaluation = {"trainer", *(f"trainer.{name}" for name in TrainerConfig.EVALUATION)}
-    return _section(key) in {"model", "data"} or key in evaluation
+    section, _, name = key.partition(".")
+    if section == "trainer":
+        return not name or name in TrainerConfig.EVALUATION
+    return section == "model" or (section == "data" and name not in DataConfig.TRAINING_ALONE)
 
 
 def _section(key: str) -> str:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 from omegaconf import MISSING
 
@@ -40,6 +41,9 @@ class Document:
 @dataclass(kw_only=True, slots=True)
 class DataConfig(ABC):
     """The text and how it is cut into windows. Subclasses add their own fields."""
+
+    TRAINING_ALONE: ClassVar[frozenset[str]] = frozenset({"loss_on_padding", "keep_blank_lines"})
+    """Fields that cannot change the numbers of the base model."""
 
     name: str = MISSING
     """Short name used in tables and folder names."""

@@ -45,7 +45,7 @@ def _fingerprint(config: Config, session: Session) -> str:
         },
     }
     if config.components:
-        content["padding"] = [data.loss_on_padding, data.keep_blank_lines]
+        content["padding"] = [getattr(data, name) for name in sorted(data.TRAINING_ALONE)]
         content["train_documents"] = session.documents_identity(data, Split.train)
         content["trainer"] = {
             name: value for name, value in trainer.items() if name not in TrainerConfig.WITHOUT_EFFECT
