@@ -30,7 +30,7 @@ def train(*arguments: str, figures: bool = False) -> int:
     once more to find out whether this is a sweep; here the flag alone says so.
     """
     mode = mock.patch.object(Hydra, "get_mode", return_value=None)
-    drawn = nullcontext() if figures else mock.patch.object(hylo.report, "study_figures", return_value=[])
+    drawn = nullcontext() if figures else mock.patch.object(hylo.report, "all_figures", return_value={})
     with mock.patch.object(sys, "argv", ["train.py", *arguments]), drawn, mode:
         try:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")

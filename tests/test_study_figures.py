@@ -12,9 +12,10 @@ from recorded import CELLS, PARAMS, SIZE, UNTUNED, write_recorded_study
 from test_contrasts import claim, contrast
 from test_report_retrieval import write_answers
 
+import hylo.report
 from hylo.analysis.summary import summarize
 from hylo.report.__main__ import main
-from hylo.report.figures import all_figures, base, study_figures
+from hylo.report.figures import all_figures, study_figures
 from hylo.report.figures.base import study_figure
 from hylo.report.figures.style import WIDTH
 from hylo.report.render.files import save
@@ -110,11 +111,8 @@ def test_a_figure_that_fails_costs_no_other(whole: StudyRecord, tmp_path: Path, 
     def broken(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
         raise ValueError("no such <symbol>")
 
-    shipped = FIGURES | {"claims": broken}
-    with mock.patch.object(base, "all_figures", return_value=shipped):
+    with mock.patch.object(hylo.report, "all_figures", return_value=FIGURES | {"claims": broken}):
         assert main([str(whole.folder), "--out", str(tmp_path)]) == 1
-        with pytest.raises(ValueError, match="no such"):
-            list(study_figures(whole, summarize(whole)))
     drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert drawn == set(SHIPPED) - {"claims"}
     said = "figure claims cannot be drawn: ValueError: no such"

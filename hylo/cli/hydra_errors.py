@@ -3,13 +3,14 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from hylo.core.errors import ConfigError
 from hylo.core.schema import Bounds
 
 REPLACED: dict[str, str] = {
@@ -40,11 +41,15 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     return str(error)
 
 
-def replaced_problems(overrides: Sequence[str]) -> Iterator[str]:
-    """Problem texts for overrides with a key or value of an earlier version, including those prefixed by `+` or `~`."""
-    for text in (override.lstrip("+~") for override in overrides):
-        for old in {text, text.partition("=")[0]} & REPLACED.keys():
-            yield _replaced(old)
+def refuse_replaced(overrides: Sequence[str]) -> None:
+    """Refuse overrides with a key or value of an earlier version, including those prefixed by `+` or `~`.
+
+    Raises:
+        ConfigError: as above; it says what is written instead.
+    """
+    bare = [override.lstrip("+~") for override in overrides]
+    if found := [old for text in bare for old in (text, text.partition("=")[0]) if old in REPLACED]:
+        raise ConfigError(*map(_replaced, found))
 
 
 def _replaced(old: str) -> str:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from hylo.cli.config_store import store_schemas
-from hylo.cli.hydra_errors import explain, replaced_problems
+from hylo.cli.hydra_errors import explain, refuse_replaced
 from hylo.cli.shorthand import with_slots
 from hylo.core.errors import ConfigError, HyloError
 from hylo.data.base import DataConfig
@@ -91,8 +91,7 @@ def compose(overrides: Sequence[str]) -> tuple[Config, str]:
     Raises:
         ConfigError: the overrides cannot be composed.
     """
-    if problems := [*replaced_problems(overrides)]:
-        raise ConfigError(*problems)
+    refuse_replaced(overrides)
     try:
         store_schemas()
         composed = hydra_compose("config", overrides=with_slots(overrides), return_hydra_config=True)
@@ -165,8 +164,7 @@ def command_line() -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing them
     with readable_errors():
         store_schemas()
-        if problems := [*replaced_problems(sys.argv[1:])]:
-            raise ConfigError(*problems)
+        refuse_replaced(sys.argv[1:])
         sys.argv[1:] = name_sweep(with_slots(sys.argv[1:]))
         yield
 

@@ -30,17 +30,15 @@ def copied(trained: Sequence[Document], evaluated: Sequence[Document], *, shorte
     evaluated = [document for document in evaluated if len(document.text.encode()) >= shortest]
     words: dict[str, int] = {}
     ours = [_passages(document.text, words) for document in trained]
-    if not ours:
+    theirs = [_passages(document.text, words) for document in evaluated]
+    if not ours or not theirs:
         return None
     sizes = np.array([len(passages) for passages in ours])
     known, owners = np.concatenate(ours), np.repeat(np.arange(len(ours)), sizes)
-    order = np.argsort(known, kind="stable")
-    known, owners = known[order], owners[order]
-    for document in evaluated:
-        passages = _passages(document.text, words)
-        first, last = (np.searchsorted(known, passages, side) for side in ("left", "right"))
-        found = [owners[begin:end] for begin, end in zip(first, last, strict=True) if begin < end]
-        common = np.bincount(np.concatenate(found), minlength=len(ours)) if found else np.zeros(len(ours))
+    shared = np.isin(known, np.concatenate(theirs))  # mostly none, so what follows costs nothing
+    known, owners = known[shared], owners[shared]
+    for document, passages in zip(evaluated, theirs, strict=True):
+        common = np.bincount(owners[np.isin(known, passages)], minlength=len(ours))
         copies = np.flatnonzero(common > SHARE * np.minimum(sizes, len(passages)))
         if len(copies):
             return document.name, trained[copies[0]].name

@@ -20,7 +20,7 @@ import pandas as pd
 from rich.console import Console
 
 from hylo.analysis.summary import COLUMNS, incomplete, summarize
-from hylo.report.figures import study_figures
+from hylo.report.figures import all_figures, study_figures
 from hylo.report.figures.loss import loss_figure
 from hylo.report.render.console import markdown_section, print_tables
 from hylo.report.render.files import csv, save, write
@@ -85,14 +85,7 @@ def write_report(folder: Path, to: Path | None = None) -> Report:
     """
     study, to = read_study(folder), to or folder
     summary, failed, decided = summarize(study), incomplete(study), decisions(study)
-    figures: list[Path] = []
-    undrawn: list[str] = []
-    blocks: dict[str, FigureBlock] = {}
-    if len(summary):
-        for name, figure in study_figures(study, summary, failed=undrawn):
-            image, drawing = save(figure, to / "figures", name)
-            figures.append(image)
-            blocks[name] = figure_block(figure, image, drawing)
+    figures, blocks, undrawn = _drawn(study, summary, to)
     write(to / SUMMARY, csv(summary))
     for decision in decided:
         write(to / f"{decision.name}.csv", csv(decision.frame))
@@ -105,6 +98,28 @@ def write_report(folder: Path, to: Path | None = None) -> Report:
     first = top(study, summary, by_name, failed, picture)
     write(to / PAGE, page(first, sections(study, tables, failed, list(blocks.values()), undrawn)).encode())
     return Report(study, summary, decided, failed, figures, undrawn, to)
+
+
+def _drawn(study: StudyRecord, summary: pd.DataFrame, to: Path) -> tuple[list[Path], dict[str, FigureBlock], list[str]]:
+    """Save every figure that has data. One that fails costs no other.
+
+    Returns:
+        The PNGs, the page's blocks by name, and a line per figure that failed.
+    """
+    images: list[Path] = []
+    blocks: dict[str, FigureBlock] = {}
+    failed: list[str] = []
+    for name, draw in all_figures().items() if len(summary) else ():
+        try:
+            if (figure := draw(study, summary)) is None:
+                continue
+            image, drawing = save(figure, to / "figures", name)
+        except Exception as error:  # noqa: BLE001  whatever a figure raises, the rest of the report stands
+            failed.append(f"figure {name} cannot be drawn: {type(error).__name__}: {error}")
+            continue
+        images.append(image)
+        blocks[name] = figure_block(figure, image, drawing)
+    return images, blocks, failed
 
 
 def print_report(report: Report, console: Console | None = None) -> None:

@@ -21,7 +21,7 @@ def report_plan(plan: "Plan", session: Session) -> bool:
     """Write the plan's manifest and its report from the records, print the report, and log it if runs are tracked.
 
     Returns:
-        Whether all cells are complete, including the results of their probe.
+        Whether all cells are complete, including the results of their probe, and all figures drawn.
     """
     from hylo.report import SUMMARY, print_report, write_report  # imports matplotlib, which only reports need
 
@@ -36,7 +36,7 @@ def report_plan(plan: "Plan", session: Session) -> bool:
         track_report(plan, content, report)
     print_report(report)
     records = [(cell, read_run(cell.folder(fingerprint(cell.config, session)))) for cell in plan.cells]
-    return all(record.complete and probed(cell, record) for cell, record in records)
+    return all(record.complete and probed(cell, record) for cell, record in records) and not report.undrawn
 
 
 def manifest(plan: "Plan", session: Session) -> dict[str, Any]:

@@ -50,22 +50,8 @@ def all_figures() -> dict[str, Draw]:
     return dict(sorted(registered("figure").items(), key=lambda item: (_ORDER[item[0]], item[0])))
 
 
-def study_figures(
-    study: StudyRecord, summary: pd.DataFrame, *, failed: list[str] | None = None
-) -> Iterator[tuple[str, Figure]]:
-    """Yield name and figure of everything a study has data for.
-
-    Args:
-        study, summary: passed to each figure function.
-        failed: gets a line for each figure that cannot be drawn, which then costs no other one; None: it is raised.
-    """
+def study_figures(study: StudyRecord, summary: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    """Yield name and figure of everything a study has data for."""
     for name, draw in all_figures().items():
-        try:
-            drawn = draw(study, summary)
-        except Exception as error:
-            if failed is None:
-                raise
-            failed.append(f"figure {name} cannot be drawn: {type(error).__name__}: {error}")
-            continue
-        if drawn is not None:
+        if (drawn := draw(study, summary)) is not None:
             yield name, drawn

@@ -112,13 +112,13 @@ CONTRASTS_IN_BRIEF = [
 """Columns that fit on a console or on paper."""
 
 # Relative to the base model, added parameters equal trained parameters and the reference is always the same.
-UNTUNED = [column for column in CONTRASTS if column not in (REFERENCE, ADDED)]
+BASE = [column for column in CONTRASTS if column not in (REFERENCE, ADDED)]
 _GAINS = [
     quantity(f"{metric.short} improvement (%)", f"{metric.prefix}improvement_pct", metric.about, unit="%")
     for metric in all_metrics()[1:]
     if metric.brief
 ]
-UNTUNED_IN_BRIEF = [
+BASE_IN_BRIEF = [
     CELL, RATE, SEEDS, PPL, *(OTHER_METRICS[name] for name in BRIEF), MEAN_WINDOW_PPL, IMPROVEMENT, *_GAINS, TRAINABLE,
     PER_PCT, SECONDS, MEMORY,
 ]  # fmt: skip

@@ -9,14 +9,14 @@ from hylo.report.tables.caption import by_lines, caption, marked
 from hylo.report.tables.table import Table
 from hylo.runs.store import StudyRecord
 
-UNTUNED, PREVIOUS, NAMED = "Against the base model", "Against the previous row", "Contrasts"
+BASE, PREVIOUS, NAMED = "Against the base model", "Against the previous row", "Contrasts"
 
 
 def split_by_reference(summary: pd.DataFrame, study: StudyRecord) -> dict[str, pd.DataFrame]:
     """Rows against the base model (including its own row) and against other cells, by table title."""
     against_base = summary["reference"].map(lambda cell: not cell or study.is_base(cell)).astype(bool)
     title = NAMED if named_contrasts(study) else PREVIOUS
-    return {UNTUNED: summary.loc[against_base], title: summary.loc[~against_base]}
+    return {BASE: summary.loc[against_base], title: summary.loc[~against_base]}
 
 
 def summary_tables(study: StudyRecord, summary: pd.DataFrame) -> list[Table]:
@@ -26,8 +26,8 @@ def summary_tables(study: StudyRecord, summary: pd.DataFrame) -> list[Table]:
     """
     lines = caption(study, summary)
     runs = [run for cell in study.cells for run in complete_runs(study, cell)]
-    base_brief = [each for each in show.UNTUNED_IN_BRIEF if by_lines(runs) or each is not show.MEAN_WINDOW_PPL]
-    shown = {UNTUNED: (show.UNTUNED, base_brief), PREVIOUS: (show.CONTRASTS, show.CONTRASTS_IN_BRIEF)}
+    base_brief = [each for each in show.BASE_IN_BRIEF if by_lines(runs) or each is not show.MEAN_WINDOW_PPL]
+    shown = {BASE: (show.BASE, base_brief), PREVIOUS: (show.CONTRASTS, show.CONTRASTS_IN_BRIEF)}
     return [
         Table(title=title, frame=marked(part, summary), columns=shown[title][0], brief=shown[title][1], notes=lines)
         for title, part in split_by_reference(summary, study).items()
