@@ -100,6 +100,8 @@ BAD = {
     "unreachable hub": (["model=gpt2"], ["openai-community/gpt2", "model=smollm2_135m"]),
     "a sweep with one bad job": (["-m", "method.low_rank.rank=2,999"], ["method.low_rank.rank = 999", "1 to 24"]),
     "a sweep over an unknown method": (["method=lora,rslroa", "-m"], ["rslroa", "method=rslora"]),
+    "a study like another": (["study=ablaton"], ["study = 'ablaton'", "fix:     study=ablation"]),
+    "a study like no other": (["study=qqq"], ["study = 'qqq'", "fix:     one of these"]),
     "a study's cells with a bad value": (["study=ablation", "trainer.steps=0"], ["trainer.steps = 0", "allowed:"]),
     "an override that a study's cells set": (["study=ablation", "method=lora"], ["method", "remove the override"]),
 }

@@ -4,6 +4,7 @@ Everything in a file is checked before anything runs: unknown keys, wrong types,
 claims.
 """
 
+import difflib
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -147,7 +148,9 @@ def read_study_file(name: str) -> StudyConfig:
     """
     path = EXPERIMENTS / name / FILE
     if name not in study_names():
-        raise ConfigError(problem("study", name, f"one of {', '.join(study_names())}", "correct the name"))
+        close = difflib.get_close_matches(name, study_names(), 1)
+        fix = f"study={close[0]}" if close else "one of these"
+        raise ConfigError(problem("study", name, f"one of {', '.join(study_names())}", fix))
     try:
         written = OmegaConf.load(path)
         if OmegaConf.select(written, "tuning.key") is not None:
