@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 
 from benchmarks.settings import Shape
 from hylo.kernels.product import product
-from hylo.models.architecture import ALL_LINEAR, decoder_layers, layer_shape, target_layers, weight_OI
+from hylo.models.architecture import decoder_layers, layer_shape, weight_OI
+from hylo.models.targets import linear_layers
 
 REPETITIONS, ENOUGH_SECONDS = 3, 0.2
 FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 4
@@ -33,7 +34,7 @@ class Floor:
     """Floors of a model and a batch, in seconds, measured anew at every call."""
 
     def __init__(self, base: PreTrainedModel, shape: Shape) -> None:
-        layers = [*target_layers(base, [ALL_LINEAR]).values(), base.get_output_embeddings()]
+        layers = [*linear_layers(base).values(), base.get_output_embeddings()]
         self._counts = Counter(layer_shape(layer) for layer in layers)
         self._weights = {layer_shape(layer): weight_OI(layer).detach() for layer in layers}
         text = base.config.get_text_config()

@@ -30,7 +30,7 @@ def rows(settings: Settings) -> Iterator[Row]:
 def contexts(settings: Settings) -> Iterator[Row]:
     """Seconds per step at a constant number of tokens, in longer and fewer windows."""
     longest = model_context_length(base_model(composed(settings.model, LORA)))
-    for length in (each for each in LENGTHS if each <= longest):
+    for length in (each for each in LENGTHS if longest is None or each <= longest):
         seconds, _ = alone(step_seconds, settings.model, LORA, Shape(TOKENS // length, length), settings.rounds)
         yield measured(PART, f"context {length}", "seconds_per_step", *seconds.values())
 

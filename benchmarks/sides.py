@@ -21,7 +21,7 @@ from hylo.adapters.model import AdaptedModel
 from hylo.core.devices import Device, Precision, accelerator_for
 from hylo.data.base import Split
 from hylo.data.windows import Windows, model_inputs, next_tokens, sample
-from hylo.models.architecture import ALL_LINEAR, default_targets
+from hylo.models.targets import ALL_LINEAR, default_targets
 from hylo.runs.config import Config
 from hylo.runs.shared import Session
 from hylo.training.loop import prepare_for_training

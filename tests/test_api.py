@@ -1,10 +1,11 @@
 """The Python API as a transformers user sees it: quick start, training loops, generation, saving."""
 
+import copy
 import dataclasses
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,6 +22,12 @@ from hylo.core.errors import ConfigError, MergeRefused, RecordError
 from hylo.models.base import skeleton_from_config
 
 IDS = tokens(2, 12)
+HALF: dict[str, dict[str, Any]] = {
+    "default": {},
+    "learnable": {"landmark_bucketing": "learnable", "use_dora_magnitude": True},
+    **{design: {"landmark_design": design} for design in ("original", "per_layer", "attention")},
+}
+"""Settings that reach every kind of component."""
 DESIGNS = {  # the equivalent method in conf/method/, and the number of parameters on GPT-2 small
     "position_adaptive": ("landmark_pa", 12_545),
     "learnable": ("landmark_learnable", 12_576),
@@ -227,6 +234,32 @@ def test_the_output_is_the_base_model_s(base: PreTrainedModel):
     assert model(inputs_embeds=base.get_input_embeddings()(IDS)).logits.shape == (2, 12, 97)
     assert isinstance(model(input_ids=IDS, return_dict=False), tuple)
     assert (model.config, model.device, model.dtype) == (base.config, base.device, torch.float32)
+
+
+@pytest.mark.parametrize("settings", HALF.values(), ids=HALF)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("converted", [False, True], ids=["loaded", "converted"])
+def test_a_base_model_in_half_precision(
+    base: PreTrainedModel, settings: dict[str, Any], dtype: torch.dtype, converted: bool
+):
+    """What transformers loads for most hub models, or a model converted afterwards: the adapter stays in float32, and
+    outputs have the base model's dtype and values. Dropout takes the reference kernels in training."""
+    config = HyLoRADAConfig(lora_dropout=0.1, max_sequence_length=32, **settings)
+    expected = logits(_moved(HyLoRADAModel(copy.deepcopy(base), config)), IDS)
+    if converted:
+        model = _moved(HyLoRADAModel(base, config).to(dtype))
+    else:
+        model = _moved(HyLoRADAModel(cast(Any, base).to(dtype), config))
+    found = logits(model, IDS)
+    assert (found.dtype, model.dtype) == (dtype, dtype)
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+    assert float((found.float() - expected).square().mean().sqrt() / expected.std()) < 0.05
+    assert model.generate(IDS, max_new_tokens=3, do_sample=False, pad_token_id=0).shape[1] == IDS.shape[1] + 3
+    loss = model.train()(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    assert loss.isfinite()
+    gradients = [tensor.grad for tensor in model.adapter.adapter_state_dict().values()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("design", ["position_adaptive", "attention"])

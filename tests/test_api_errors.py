@@ -5,7 +5,7 @@ Messages use the names of `HyLoRADAConfig`: an API user never wrote `method.low_
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from hylo import HyLoRADAConfig, HyLoRADAModel
-from hylo.adapters.saved import SETTINGS, WEIGHTS
-from hylo.core.errors import RecordError
+from hylo.adapters.saved import EARLIER_SETTINGS, SETTINGS, WEIGHTS
+from hylo.core.errors import ConfigError, RecordError
 
 NAN, INFINITY = float("nan"), float("inf")
 IN_CONFIG: dict[str, tuple[dict[str, Any], str]] = {
@@ -248,7 +248,59 @@ def test_settings_of_a_saved_adapter_are_checked(saved: Path):
 
 
 def test_an_adapter_of_another_model(saved: Path):
-    _refused(tiny("gpt2"), saved, f"{WEIGHTS} does not fit")
+    _refused(tiny("gpt2"), saved, "trained on LlamaForCausalLM, not on this GPT2LMHeadModel")
+    with pytest.raises(RecordError, match=f"{WEIGHTS} does not fit"):
+        HyLoRADAModel.from_pretrained(tiny("gpt2"), saved, other_base=True)
+
+
+def test_an_adapter_of_a_model_of_the_same_shapes(saved: Path):
+    """Another architecture, or other weights: refused unless it is asked for."""
+    _refused(tiny("mistral"), saved, "trained on LlamaForCausalLM, not on this MistralForCausalLM")
+    _refused(tiny("llama", seed=1), saved, "trained on other weights, not on this LlamaForCausalLM")
+    assert HyLoRADAModel.from_pretrained(tiny("llama", seed=1), saved, other_base=True).count_trainable_params()
+    same = cast(Any, tiny("llama")).to(torch.bfloat16)
+    assert HyLoRADAModel.from_pretrained(same, saved).count_trainable_params()
+
+
+def test_an_adapter_saved_earlier(saved: Path):
+    """Its settings had another name, and did not say what it was trained on."""
+    settings = json.loads((saved / SETTINGS).read_text())
+    del settings["base"]
+    (saved / SETTINGS).unlink()
+    (saved / EARLIER_SETTINGS).write_text(json.dumps(settings))
+    assert HyLoRADAModel.from_pretrained(tiny("llama", seed=1), saved).count_trainable_params()
+
+
+def test_an_adapter_in_its_model_s_own_folder_leaves_the_model_loadable(tmp_path: Path):
+    base = tiny("llama")
+    base.save_pretrained(tmp_path)
+    model = HyLoRADAModel(base, HyLoRADAConfig())
+    model.save_adapter(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    HyLoRADAModel.from_pretrained(again, tmp_path)
+    assert_same_state(again, snapshot(base))
+
+
+def test_reentrant_checkpointing_is_refused_where_layers_share_a_tensor():
+    """It ended in an error of autograd about a graph that was gone."""
+    model = HyLoRADAModel(tiny("llama"), HyLoRADAConfig()).train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(ConfigError, match=r"use_reentrant = True(.|\n)*method\.position_bias(.|\n)*False"):
+        model(input_ids=tokens(1, 4))
+    model.eval()(input_ids=tokens(1, 4))
+    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    model(input_ids=tokens(1, 4), labels=tokens(1, 4)).loss.backward()
+    model.detach()
+    plain = HyLoRADAModel(tiny("llama"), HyLoRADAConfig(position_bias_enabled=False)).train()
+    plain.gradient_checkpointing_enable({"use_reentrant": True})
+    plain(input_ids=tokens(1, 4), labels=tokens(1, 4)).loss.backward()
+
+
+def test_a_model_is_not_pickled(tmp_path: Path):
+    """torch.load could not make it again; so this is said before the file is written."""
+    model = HyLoRADAModel(tiny("llama"), HyLoRADAConfig())
+    with pytest.raises(TypeError, match="cannot be pickled; save the adapter"):
+        torch.save(model, tmp_path / "model.pt")
 
 
 def test_a_failed_load_leaves_the_model_usable(saved: Path):

@@ -22,16 +22,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hylo.core.errors import ConfigError
-from hylo.models.architecture import (
-    ALL_LINEAR,
-    default_targets,
-    final_norm,
-    hidden_size,
-    layer_shape,
-    model_context_length,
-    target_layers,
-    weight_OI,
-)
+from hylo.models.architecture import final_norm, hidden_size, layer_shape, model_context_length, weight_OI
+from hylo.models.targets import ALL_LINEAR, default_targets, target_layers
 
 
 def _model(architecture: str) -> PreTrainedModel:

@@ -36,7 +36,7 @@ from hylo.training.step import make_optimizer
 IDS = tokens(2, 20)
 BEFORE = {
     "identity_at_start", "causality", "cached_decoding", "padding", "dead_tensors", "frozen_tensors",
-    "parameter_count", "bucket_occupancy",
+    "parameter_count", "adapted_share", "bucket_occupancy",
 }  # fmt: skip
 AFTER = {"unmoved_tensors", "deterministic_evaluation"}
 

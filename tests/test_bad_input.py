@@ -11,6 +11,13 @@ BAD = {
         ["trainer.qqq=1"],
         ["trainer.qqq", "allowed: steps", "fix:     one of these, or remove it"],
     ),
+    "a beginning-of-text token that there is not": (["data.bos=always"], ["data.bos = 'always'", "data.bos=auto"]),
+    "all-linear as a word": (
+        ["method=lora", "method.low_rank.target_modules=all-linear"],
+        ["fix:     'method.low_rank.target_modules=[all-linear]'"],
+    ),
+    "a list that cannot be read": (["data.test_files=[~/a.txt]"], ["fix:     \"data.test_files=['~/a.txt']\""]),
+    "a value that ends too soon": (["method=lora,"], ["fix:     method=lora\n"]),
     "a method like no other": (["method=qqq"], ["'qqq'", "allowed: bitfit", "fix:     one of these"]),
     "unknown key": (["trainer.learning_rat=1"], ["trainer.learning_rat", "learning_rate=..."]),
     "unknown key of a component": (["method.low_rank.rnak=4"], ["method.low_rank.rnak", "rank=..."]),
@@ -126,11 +133,10 @@ def test_bad_input(
 @pytest.mark.parametrize(
     ("words", "overrides", "expected"),
     [
-        (0, [], ["at most the longest document (0 tokens)", "fix:     longer documents"]),
+        (0, [], ["data.test_files = ", "a file with text; this one is blank", "fix:     leave it out"]),
         (3, [], ["longest document (15 tokens)", "fix:     data.context_length=15 or less, or longer documents"]),
         (9, [], ["the test documents fill 1 window of 32 tokens", "two windows or more"]),
         (9, ["data.protocol=lines"], ["fill 1 window", "more test text"]),
-        (0, ["data.protocol=lines"], ["text with a line of two tokens; text has none"]),
         (99, ["trainer.batch_size=1000"], ["trainer.batch_size = 1000", "the training windows"]),
     ],
 )

@@ -27,7 +27,7 @@ from hylo.adapters.bias import BiasConfig
 from hylo.adapters.low_rank import LowRankConfig
 from hylo.adapters.model import AdaptedModel
 from hylo.core.errors import ConfigError, MergeRefused
-from hylo.models.architecture import default_targets, target_layers
+from hylo.models.targets import default_targets, target_layers
 
 IDS = tokens(2, 12)
 ALL = ["all-linear"]

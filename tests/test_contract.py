@@ -187,7 +187,7 @@ def test_saved_adapter_gives_bit_equal_logits_on_a_fresh_base(architecture: str,
     model.save(tmp_path / "adapter")
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {WEIGHTS, SETTINGS}
 
-    components, context_length, _ = read_settings(tmp_path / "adapter")
+    components, context_length, *_ = read_settings(tmp_path / "adapter")
     assert (components, context_length) == (method(name), CONTEXT)
     fresh = adapt(tiny(architecture), components, seed=9)
     assert torch.equal(logits(fresh, IDS), expected) == (name not in TRAINED)

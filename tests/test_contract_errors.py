@@ -140,8 +140,10 @@ def test_restoring_gives_back_method_seed_and_tensors_or_leaves_the_model_alone(
     restored.detach()
 
     other = tiny("gpt2")
-    with pytest.raises(RecordError, match="does not fit"):
+    with pytest.raises(RecordError, match="was trained on LlamaForCausalLM"):
         AdaptedModel.restore(other, tmp_path)
+    with pytest.raises(RecordError, match="does not fit"):
+        AdaptedModel.restore(other, tmp_path, other_base=True)
     for rank in (4, 33):  # other shapes, and a rank that the layers do not allow
         settings = json.loads((tmp_path / SETTINGS).read_text())
         settings["method"]["low_rank"]["rank"] = rank

@@ -13,7 +13,7 @@ from launch import train as run
 
 from hylo.core.errors import ConfigError, MissingDependency
 from hylo.data.base import Document, Split
-from hylo.data.overlap import copied
+from hylo.data.overlap import Overlap, overlap
 from hylo.data.sources.plays_wheel import PlaysWheelConfig
 from hylo.data.sources.text_files import TextFilesConfig
 from hylo.runs.cell import Cell, check
@@ -163,11 +163,13 @@ def test_text_that_is_not_utf_8(here: Path):
 
 
 def test_empty_file_and_split_without_files(here: Path):
-    """An empty file is a document without tokens, which yields no window; no files means no documents."""
-    (here / "empty.txt").touch()
-    data = TextFilesConfig(name="text", train_files=["empty.txt", "a.txt"])
-    assert [document.text for document in data.documents(Split.train)] == ["", "text of a.txt"]
-    assert data.documents(Split.test) == []
+    """A blank file is refused by name; no files means no documents."""
+    for blank in ("", " \n\t"):
+        (here / "empty.txt").write_text(blank)
+        data = TextFilesConfig(name="text", train_files=["a.txt", "empty.txt"])
+        with pytest.raises(ConfigError, match=r"train_files = 'empty\.txt'(.|\n)*blank(.|\n)*leave it out"):
+            data.documents(Split.train)
+        assert data.documents(Split.test) == []
 
 
 def test_a_document_in_two_splits_is_refused(
@@ -214,14 +216,29 @@ BODY = _words(400, 0)
 def test_copies_are_found_by_their_passages(train: str, test: str):
     others = [Document(f"other-{seed}", _words(500, seed)) for seed in (7, 8)]
     trained = [others[0], Document("train", train)]
-    assert copied(trained, [others[1], Document("test", test)], shortest=16) == ("test", "train")
-    assert copied(trained, [others[1]], shortest=16) is None
-    assert copied(trained, [Document("test", test)], shortest=100_000) is None
+    assert overlap(trained, [others[1], Document("test", test)], shortest=16).copy == ("test", "train")
+    assert overlap(trained, [others[1]], shortest=16) == Overlap()
+    assert overlap(trained, [Document("test", test)], shortest=100_000) == Overlap()
 
 
 def test_a_quotation_is_no_copy():
-    """Sixty words in a row that both documents have are eleven passages of hundreds."""
+    """Sixty words in a row that both documents have are eleven of the 811 passages of one: they are said."""
     train, test = (f"{_words(400, seed)} {_words(60, 0)} {_words(400, seed + 2)}" for seed in (1, 2))
-    assert copied([Document("train", train)], [Document("test", test)], shortest=16) is None
-    assert copied([], [Document("test", test)], shortest=16) is None
-    assert copied([Document("blank", " " * 99)], [Document("blank", " " * 99)], shortest=16) is None
+    found = overlap([Document("train", train)], [Document("test", test)], shortest=16)
+    assert found == Overlap(None, 11 / 811)
+    assert found.said("books") == ["data=books: 1.4 % of the evaluated passages of 50 words are trained on"]
+    assert overlap([], [Document("test", test)], shortest=16) == Overlap()
+    assert overlap([Document("blank", " " * 99)], [Document("blank", " " * 99)], shortest=16) == Overlap()
+
+
+def test_training_documents_that_repeat_each_other_are_counted_and_said():
+    one, other = _words(300, 1), _words(300, 2)
+    trained = [Document(str(place), text) for place, text in enumerate([one, other, one + "\n", other, other])]
+    evaluated = [Document(name, _words(300, 3)) for name in ("test", "again")]
+    found = overlap(trained, evaluated, shortest=16)
+    assert found == Overlap(None, 0.0, duplicates=3, evaluated_twice=1)
+    assert found.said("books") == [
+        "data=books: training documents that repeat the text of another one: 3",
+        "data=books: evaluated documents that repeat the text of another one: 1; "
+        "intervals are narrower than they should be",
+    ]

@@ -18,7 +18,7 @@ from hylo.runs.fingerprint import RUN, WATCHES
 
 ALL = {"none", "lora", "landmark_pa", "bitfit"}
 EDITS: dict[str, tuple[str, Callable[[str], str], set[str]]] = {
-    "default targets": ("models/architecture.py", lambda text: text.replace('"q_proj"', '"k_proj"', 1), ALL),
+    "default targets": ("models/targets.py", lambda text: text.replace('"q_proj"', '"k_proj"', 1), ALL),
     "windows": ("data/windows.py", lambda text: f"{text}\nSTRIDE = 2\n", ALL),
     "loss": ("kernels/linear_cross_entropy.py", lambda text: text.replace("WORDS = 256, 4096", "WORDS = 256, 64"), ALL),
     "training step": ("training/step.py", lambda text: text.replace("[seed, 2, step", "[seed, 3, step"), ALL),

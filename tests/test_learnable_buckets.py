@@ -197,7 +197,7 @@ def test_a_saved_adapter_evaluates_at_the_final_temperature(tmp_path: Path) -> N
     assert not torch.equal(half_way, expected)
     model.save(tmp_path)
     model.detach()
-    components, context_length, _ = read_settings(tmp_path)
+    components, context_length, *_ = read_settings(tmp_path)
     assert context_length == model.context_length
     again = adapt(BASE, components, seed=9)
     again.load(tmp_path)

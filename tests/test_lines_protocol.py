@@ -1,5 +1,6 @@
 """The published protocol, one padded line of text per sample: cutting, masks, loss and sums, against loops."""
 
+import dataclasses
 import json
 import math
 
@@ -14,13 +15,13 @@ from hypothesis import strategies as st
 from hylo.adapters.model import AdaptedModel
 from hylo.core.devices import Device, Precision, accelerator_for
 from hylo.core.errors import ConfigError, TrainingDiverged
-from hylo.data.base import Document, Protocol
+from hylo.data.base import Bos, Document, Protocol
 from hylo.data.lines import cut_lines, split_lines
 from hylo.data.sources.text_files import TextFilesConfig
 from hylo.data.windows import IGNORED, Windows, model_inputs, next_tokens
 from hylo.evaluation.perplexity import BINS, THIRDS, Evaluation, position_sums, token_nll
 from hylo.kernels.head import token_losses
-from hylo.models.tiny import byte_tokenizer
+from hylo.models.tiny import END_OF_TEXT, byte_tokenizer
 from hylo.training.step import StepBatches, accumulate
 
 CPU = torch.device("cpu")
@@ -95,6 +96,19 @@ def test_windows_are_the_lines_of_a_loop(texts: list[str], length: int, blank: b
         ends = [min(end for end in boundaries if end > t) for t in range(size)]  # tokens are bytes here
         assert predicted[: max(size - 1, 0)].tolist() == np.diff(ends).tolist()
         assert predicted[max(size - 1, 0) :].sum() == 0, "padding has no bytes"
+
+
+def test_lines_begin_with_the_beginning_of_text_token():
+    """A line of one token then predicts that one; places in the document do not count the token in front."""
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = END_OF_TEXT
+    config = dataclasses.replace(lines_config(5), bos=Bos.always)
+    windows = cut_lines([Document("a", "x\n\nlonger\nab")], tokenizer, config)
+    (x,), longer, ab = (tokenizer(text)["input_ids"] for text in ("x", "longer", "ab"))
+    assert windows.ids.tolist() == [[PAD, x, PAD, PAD, PAD], [PAD, *longer[:4]], [PAD, *ab, PAD, PAD]]
+    assert windows.lengths.tolist() == [2, 5, 3]
+    assert windows.bytes.tolist() == [[1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
+    assert windows.first_token.tolist() == [0, 1, 7]
 
 
 def test_a_tokenizer_without_an_end_of_text_token():

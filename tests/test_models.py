@@ -10,9 +10,9 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
-from launch import ROOT, composed
+from launch import ROOT, TINY, composed, train
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from hylo.core.errors import ConfigError, MissingDependency
 from hylo.models.base import ModelConfig
@@ -208,6 +208,22 @@ def truncated(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
 
 
+def not_finite(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def whole_numbers(folder: Path) -> None:
+    weights = {name: tensor.to(torch.int8) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def index_of_nothing(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
 DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pickled weights": (pickled, "pickled"),
     "pickled weights beside other tensors": (pickled_beside_others, "model.safetensors"),
@@ -217,6 +233,10 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no language model": (lambda folder: edit_config(folder, model_type="vit"), "ViTConfig"),
     "other sizes": (lambda folder: edit_config(folder, intermediate_size=96), "weights in"),
     "cut off": (truncated, "weights in"),
+    "whole numbers": (whole_numbers, r"whole numbers in .*quantized"),
+    "an index of nothing": (index_of_nothing, "weight_map"),
+    "impossible sizes": (lambda folder: edit_config(folder, hidden_size=-5), "hidden size"),
+    "not finite": (not_finite, r"not finite in model\.layers\.1\.mlp\.up_proj\.weight"),
     "without a tensor": (without_a_tensor, r"lack model\.layers\.1\.mlp\.up_proj\.weight"),
 }
 
@@ -227,9 +247,35 @@ def test_a_folder_that_cannot_be_loaded(llama: Path, case: str):
     random: the numbers of such a model would be reported as those of a pretrained one."""
     damage, reason = DAMAGED[case]
     damage(llama)
-    with pytest.raises(MissingDependency, match=reason) as caught:
+    with pytest.raises(MissingDependency, match=f"(?s){reason}") as caught:
         from_folder(llama).load()
     assert str(llama) in str(caught.value)
+
+
+def test_tensors_that_a_model_has_no_place_for_are_named(llama: Path, capsys: pytest.CaptureFixture[str]):
+    weights = load_file(llama / "model.safetensors")
+    save_file(weights | {"model.extra.weight": torch.zeros(2)}, llama / "model.safetensors", metadata={"format": "pt"})
+    assert same(TinyModelConfig(name="tiny").load(), from_folder(llama).load())
+    assert "LlamaForCausalLM has no place for model.extra.weight (1 in all)" in capsys.readouterr().err
+
+
+def test_a_slow_tokenizer_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
+    with pytest.raises(MissingDependency, match=r"slow tokenizer(.|\n)*tokenizer\.json"):
+        from_folder(llama).tokenizer()
+
+
+def test_a_tokenizer_of_another_model(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A token beyond the embedding would end training with an index error."""
+    model = TinyModelConfig(name="tiny").load()
+    model.resize_token_embeddings(90)
+    model.save_pretrained(llama)
+    text = [f"data.{split}_files=[{tmp_path / split}.txt]" for split in ("train", "test")]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text(f"{split} é " * 99)
+    code = train("model=folder", f"model.folder={llama}", *TINY[1:], "data=text", *text, f"outputs={tmp_path}/outputs")
+    assert code == 2
+    assert "has no row in an embedding of 90" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_tokenizer(llama: Path):

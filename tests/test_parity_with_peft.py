@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from hylo.adapters.low_rank import InitA, LowRankConfig, LowRankLayer, Scaling
 from hylo.adapters.model import AdaptedModel
-from hylo.models.architecture import ALL_LINEAR, default_targets, weight_OI
+from hylo.models.architecture import weight_OI
+from hylo.models.targets import ALL_LINEAR, default_targets
 
 IDS = tokens(2, 12)
 FORMS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hylo.adapters.model import AdaptedModel
 from hylo.adapters.peft.format import export_peft, import_peft
-from hylo.models.architecture import default_targets, target_layers
+from hylo.models.targets import default_targets, target_layers
 from hylo.runs.store import ADAPTER, read_study
 
 IDS = tokens(4, 24)

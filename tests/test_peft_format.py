@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from benchmarks.families.tiny import tiny_model
 from hylo.adapters.low_rank import LowRankConfig, Scaling
 from hylo.adapters.peft.format import CONFIG, PICKLE, WEIGHTS, export_peft, import_peft
 from hylo.core.errors import ConfigError, RecordError
-from hylo.models.architecture import ALL_LINEAR
+from hylo.models.targets import ALL_LINEAR
 
 IDS = tokens(2, 12)
 FORMS: dict[str, dict[str, Any]] = {
@@ -55,6 +56,14 @@ def _by_the_library(base: PreTrainedModel, folder: Path, **kwargs: Any) -> Tenso
                     parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
         model.save_pretrained(str(folder))
         return logits(model, IDS)
+
+
+def test_names_that_the_library_would_take_for_experts_are_refused(tmp_path: Path):
+    """DeepSeek's gate_proj also was a name inside experts that are fused now: the library loads another model."""
+    model = perturbed(tiny_model("deepseek_v3"), {"low_rank": LowRankConfig(rank=4, target_modules=["gate_proj"])})
+    with pytest.raises(ConfigError, match=r"\['gate_proj'\](.|\n)*fused experts(.|\n)*save_adapter"):
+        export_peft(model, tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def _edit(folder: Path, **changes: Any) -> None:

@@ -41,7 +41,7 @@ from hylo.adapters.model import AdaptedModel
 from hylo.adapters.peft.library import REFUSED, make_config, types_known
 from hylo.adapters.peft.method import PeftConfig
 from hylo.core.errors import ConfigError
-from hylo.models.architecture import default_targets, target_layers
+from hylo.models.targets import default_targets, target_layers
 from hylo.training.config import TrainerConfig
 from hylo.training.loop import prepare_for_training
 from hylo.training.optimizers.adamw import AdamWConfig

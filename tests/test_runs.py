@@ -94,7 +94,7 @@ def test_windows_can_be_recomputed_from_the_record(tiny: tuple[str, ...]) -> Non
 def test_the_saved_adapter_gives_the_recorded_numbers(tiny: tuple[str, ...]) -> None:
     assert train(*tiny, "method=hylorada_dora_learnable") == 0
     run, config = record("hylorada_dora_learnable"), composed(*tiny, "method=hylorada_dora_learnable")
-    method, context_length, _ = read_settings(run.folder / "adapter")
+    method, context_length, *_ = read_settings(run.folder / "adapter")
     accelerator = accelerator_for(config.trainer.device, config.trainer.precision)
     with adapted(config.model.load(), method, context_length=context_length, seed=99) as model:
         model.load(run.folder / "adapter")

@@ -107,6 +107,18 @@ def test_a_name_is_given_once() -> None:
     assert list(all_figures()) == list(FIGURES)
 
 
+def test_a_table_that_fails_costs_no_other(whole: StudyRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with mock.patch("hylo.report.tables.decisions.attribution_table", side_effect=KeyError("share")):
+        assert main([str(whole.folder), "--out", str(tmp_path)]) == 1
+        with pytest.raises(KeyError):
+            hylo.report.decisions(whole)
+    said = "table attribution cannot be made: KeyError: 'share'"
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "summary.md").read_text().replace("\\", "")
+    assert {path.name for path in tmp_path.glob("*.csv")} >= {"summary.csv", "contrasts.csv", "claims.csv"}
+    assert not (tmp_path / "attribution.csv").exists()
+
+
 def test_a_figure_that_fails_costs_no_other(whole: StudyRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     def broken(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
         raise ValueError("no such <symbol>")

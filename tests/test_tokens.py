@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hylo.data.base import Document
-from hylo.data.tokens import TokenizedDocument, tokenize
+from hylo.core.errors import ConfigError
+from hylo.data.base import Bos, Document
+from hylo.data.tokens import TokenizedDocument, bos_token, tokenize
 from hylo.models.tiny import END_OF_TEXT, byte_tokenizer
 
 CORPUS = ["To be, or not to be: that is the question. \n\n\tcafé é naïve ﬁ 北京大学 🙂🙃👩‍👧 \r\n"] * 4
@@ -50,6 +51,24 @@ TOKENIZERS = {
     "normalized": byte_level(trim=False, normalizer=normalizers.NFC()),
     "sentence pieces": sentence_piece(),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("trimmed", {Bos.auto: 0, Bos.always: 0, Bos.never: None}), ("bytes", {Bos.auto: None, Bos.never: None})],
+)
+def test_a_window_begins_as_the_tokenizer_begins_a_text(name: str, expected: dict[Bos, int | None]):
+    assert {bos: bos_token(TOKENIZERS[name], bos) for bos in expected} == expected
+
+
+def test_a_tokenizer_that_begins_no_text_by_itself():
+    """GPT-2's has such a token, and puts none in front."""
+    tokenizer = byte_tokenizer()
+    with pytest.raises(ConfigError, match=r"data\.bos = 'always'(.|\n)*data\.bos=auto"):
+        bos_token(tokenizer, Bos.always)
+    tokenizer.bos_token = END_OF_TEXT
+    assert bos_token(tokenizer, Bos.auto) is None
+    assert bos_token(tokenizer, Bos.always) == tokenizer.eos_token_id
 
 
 @pytest.fixture(autouse=True)

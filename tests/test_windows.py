@@ -87,6 +87,21 @@ def test_document_and_first_token_find_a_window_again(lengths: list[int], count:
         np.testing.assert_array_equal(ids[document][first : first + size], windows.ids[window])
 
 
+def test_a_beginning_of_text_token_comes_first_in_every_window():
+    """Then every token of the text is predicted, and windows advance by one token less."""
+    documents = tokenized([10, 3, 7])
+    windows = cut_windows(documents, 4, bos=99)
+    assert windows.ids[:, 0].tolist() == [99] * 6
+    assert windows.ids[:, 1:].flatten().tolist() == [
+        *documents[0].ids[:9].tolist(),
+        *documents[1].ids.tolist(),
+        *documents[2].ids[:6].tolist(),
+    ]
+    assert windows.first_token.tolist() == [0, 3, 6, 0, 0, 3]
+    ends = [documents[0].byte_ends[8], documents[1].byte_ends[2], documents[2].byte_ends[5]]
+    assert windows.bytes.sum() == sum(ends)
+
+
 def test_bytes_add_up():
     """Each window predicts all bytes of its text except those of its first token."""
     (document,) = tokenized([64])

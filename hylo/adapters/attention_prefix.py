@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hylo.core.errors import problem
-from hylo.models.architecture import attention_modules
+from hylo.core.errors import ConfigError, problem
+from hylo.models.architecture import attention_modules, key_value_shape
 
 Prefix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Maps a layer's keys and values, [B, H, S, D] each, to those of prefix and text, [B, H, P + S, D], if joint; otherwise
@@ -68,6 +68,7 @@ def prefix_problems(key: str, value: str, model: PreTrainedModel) -> Iterator[st
     """Yields why this model's attention modules cannot take a prefix; nothing if they can."""
     try:
         modules = attention_modules(model)
+        key_value_shape(model)
     except ValueError as error:
         yield problem(key, value, f"a model that takes an attention function; {error}", f"{key}=null")
         return
@@ -82,7 +83,15 @@ def prepend(prefix_HPD: Tensor, text_BHSD: Tensor) -> Tensor:
 
 
 def beside(prefix_HPD: Tensor, text_BHSD: Tensor) -> Tensor:
-    """The prefix, repeated over the batch, in the text's dtype: [B, H, P, D]."""
+    """The prefix, repeated over the batch, in the text's dtype: [B, H, P, D].
+
+    Raises:
+        ConfigError: the text has other heads than the model's config says (keys and values of different width, say).
+    """
+    own, texts = (prefix_HPD.shape[0], prefix_HPD.shape[2]), (text_BHSD.shape[1], text_BHSD.shape[3])
+    if own != texts:
+        value, allowed = "{} of width {}".format(*own), "{} of width {}, as the attention modules have".format(*texts)
+        raise ConfigError(problem("learned keys and values, heads", value, allowed, "another method for this model"))
     return prefix_HPD.to(text_BHSD.dtype).expand(text_BHSD.shape[0], -1, -1, -1)
 
 

@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 from hylo.adapters.component import SEPARATOR, BuildContext, Component, ComponentConfig, zeros
 from hylo.core.errors import problem
 from hylo.core.registry import register
-from hylo.models.architecture import default_targets, layer_shape, target_layers
+from hylo.models.architecture import layer_shape
+from hylo.models.targets import target_layers
 
 
 @register("component", "bias")
@@ -33,13 +34,12 @@ class BiasConfig(ComponentConfig):
     """Which layers get a trained bias."""
 
     target_modules: list[str] | None = None
-    """Names (or path suffixes) of the layers; [all-linear]: every linear layer except the output head; None: the
-    default targets of low-rank updates: q, k, v, o; on GPT-2 c_attn and both c_proj."""
+    """Names (or path suffixes) of the layers; [all-linear]: every linear layer except the output head and those that
+    score experts; None: query, key, value and output of attention; on GPT-2 c_attn and both c_proj."""
 
     def layers(self, context: BuildContext) -> dict[str, nn.Module]:
         """The target layers by path."""
-        targets = default_targets(context.model) if self.target_modules is None else self.target_modules
-        return target_layers(context.model, targets)
+        return target_layers(context.model, self.target_modules)
 
     def problems(self, key: str, context: BuildContext) -> Iterator[str]:
         try:
@@ -85,6 +85,9 @@ class Bias(Component):
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    def target_paths(self) -> list[str]:
+        return list(self._layers)
 
     def merge_refusal(self) -> str | None:
         for path, layer in self._layers.items():

@@ -54,6 +54,10 @@ class Component(nn.Module, ABC):
         """Weights of the N buckets for positions [...]: [..., N], rows sum to one; None without buckets."""
         return None
 
+    def target_paths(self) -> list[str]:
+        """Paths of the base model's linear layers that the component changes; empty if it changes none of them."""
+        return []
+
     def merge_refusal(self) -> str | None:
         """Why the component cannot be merged into the base model's weights; None: it can."""
         return "it defines no equivalent weights of the base model"

@@ -29,7 +29,8 @@ from hylo.core.errors import problem
 from hylo.core.registry import register
 from hylo.core.schema import bounded
 from hylo.kernels.projection import Projection, Update
-from hylo.models.architecture import default_targets, layer_shape, target_layers, weight_OI
+from hylo.models.architecture import layer_shape, weight_OI
+from hylo.models.targets import target_layers
 
 
 class Scaling(Enum):
@@ -73,8 +74,8 @@ class LowRankConfig(ComponentConfig):
     init_a: InitA = InitA.kaiming
     """kaiming (as in PEFT) or orthogonal (as published)."""
     target_modules: list[str] | None = None
-    """Names (or path suffixes) of the layers to adapt; [all-linear]: every linear layer except the output head; None:
-    the published choice for the architecture: q, k, v, o; on GPT-2 c_attn and both c_proj."""
+    """Names (or path suffixes) of the layers to adapt; [all-linear]: every linear layer except the output head and
+    those that score experts; None: query, key, value and output of attention; on GPT-2 c_attn and both c_proj."""
 
     @property
     def breaks(self) -> frozenset[str]:
@@ -88,9 +89,7 @@ class LowRankConfig(ComponentConfig):
 
     def layers(self, context: BuildContext) -> dict[str, nn.Module]:
         """The target layers by path."""
-        return target_layers(
-            context.model, default_targets(context.model) if self.target_modules is None else self.target_modules
-        )
+        return target_layers(context.model, self.target_modules)
 
     def problems(self, key: str, context: BuildContext) -> Iterator[str]:
         if self.magnitude_start is not MagnitudeStart.row_norms and not self.magnitude:
@@ -133,8 +132,9 @@ class LowRankLayer(nn.Module):
         self.dropout = config.dropout
         self.A = A
         self.B = B
-        self.gate: Callable[[], Tensor] | None = None
-        """Returns g(p), [B, T] or [1, T]; set by a component that scales the update by position."""
+        self.gate: Callable[[Tensor], Tensor] | None = None
+        """Returns g(p) for the rows of an input [..., I], broadcastable to [...]; set by a component that scales the
+        update by position."""
         self.magnitude: nn.Parameter | None = None
         if config.magnitude:
             W_OI = weight_OI(base).detach().float()
@@ -145,9 +145,9 @@ class LowRankLayer(nn.Module):
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         y_BTO = self.base(x_BTI)
-        z_BTR = F.linear(F.dropout(x_BTI, self.dropout, self.training), self.A) * self.scale
+        z_BTR = F.linear(F.dropout(x_BTI.to(self.A.dtype), self.dropout, self.training), self.A) * self.scale
         if self.gate is not None:
-            z_BTR = z_BTR * self.gate().unsqueeze(-1).to(z_BTR.dtype)
+            z_BTR = z_BTR * self.gate(x_BTI).unsqueeze(-1).to(z_BTR.dtype)
         update_BTO = F.linear(z_BTR, self.B)
         if self.magnitude is None:
             return y_BTO + update_BTO.to(y_BTO.dtype)
@@ -156,11 +156,17 @@ class LowRankLayer(nn.Module):
             return (ratio_O * (y_BTO + update_BTO)).to(y_BTO.dtype)
         return (ratio_O * (y_BTO - self.base.bias + update_BTO) + self.base.bias).to(y_BTO.dtype)
 
-    def projection(self) -> Projection | None:
-        """The layer as input to the fused kernels; None if dropout makes the input of A differ from that of W."""
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's weight: some models ask for its dtype. One that multiplies by it bypasses the update, which
+        the audit finds, because no gradient reaches A and B."""
+        return self.base.weight
+
+    def projection(self, x: Tensor) -> Projection | None:
+        """The layer and its input for the fused kernels; None if dropout makes the input of A differ from that of W."""
         if self.dropout and self.training:
             return None
-        gate = None if self.gate is None else self.gate()
+        gate = None if self.gate is None else self.gate(x)
         ratio = None if self.magnitude is None else self.magnitude / self.row_norms()
         update = Update(A=self.A, B=self.B, scale=self.scale, gate=gate, ratio=ratio)
         return Projection(weight=weight_OI(self.base).detach(), bias=self.base.bias, update=update)
@@ -206,6 +212,9 @@ class LowRank(Component):
         for path, layer in self.layers.items():
             assert isinstance(layer, LowRankLayer)
             model.set_submodule(path.replace(SEPARATOR, "."), layer.base)
+
+    def target_paths(self) -> list[str]:
+        return [path.replace(SEPARATOR, ".") for path in self.layers]
 
     def merge_refusal(self) -> str | None:
         for path, layer in self.layers.items():

@@ -1,5 +1,6 @@
 """A base model with the components of a method attached."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,14 @@ from transformers import PreTrainedModel
 
 import hylo.adapters
 from hylo.adapters.component import BuildContext, Component, ComponentConfig, component_name
-from hylo.adapters.saved import WEIGHTS, read_settings, read_tensors, write_adapter
+from hylo.adapters.saved import WEIGHTS, base_identity, read_settings, read_tensors, write_adapter
 from hylo.core.errors import ConfigError, MergeRefused, RecordError, problem
 from hylo.core.registry import import_all
 from hylo.core.schema import bound_problems
 from hylo.kernels.forwards import FusedForwards
 from hylo.kernels.head import OutputHead, token_losses
+from hylo.models.causality import reads_later_tokens
+from hylo.models.targets import coverage
 
 import_all(hylo.adapters)
 
@@ -44,12 +47,18 @@ def method_problems(method: Method, context: BuildContext, key: str = "method") 
 
 
 def base_problems(base: PreTrainedModel) -> Iterator[str]:
-    """Yields why nothing can be attached to this model: two adapters would silently train on top of each other."""
+    """Yields why nothing can be attached to this model.
+
+    Two adapters would silently train on top of each other, and a bidirectional model would see what it predicts.
+    """
     name, fix = type(base).__name__, "detach or merge the adapter, or reload the model"
     if _MARK in vars(base):
         yield problem("base_model", name, "a model that carries no adapter; this one does", fix)
     elif any(type(module).__module__.startswith("peft.") for module in base.modules()):
         yield problem("base_model", name, "a model without PEFT's layers; this one has some", fix)
+    elif reads_later_tokens(base):
+        allowed = "a causal model; this one reads later tokens, so it would see what it has to predict"
+        yield problem("base_model", name, allowed, "a model trained to predict the next token")
 
 
 class AdaptedModel(nn.Module):
@@ -88,9 +97,13 @@ class AdaptedModel(nn.Module):
         self.expected_counts = {slot: config.parameter_count(context) for slot, config in self.method.items()}
         """Number of trainable scalars per slot, from each component's closed formula."""
         self.seed = seed
+        self._base_identity = base_identity(base)
         for slot, config in self.method.items():
             context.components[slot] = config.build(context)
         self.components = nn.ModuleDict(context.components)
+        paths = {slot: component.target_paths() for slot, component in self.slots()}
+        self.coverage = {slot: coverage(base, map(base.get_submodule, found)) for slot, found in paths.items() if found}
+        """Which share of the base model each component with target layers changes, by slot."""
         self._modes = [(module, module.training) for module in base.modules()]
         self._trainable = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
         for parameter in base.parameters():
@@ -127,6 +140,28 @@ class AdaptedModel(nn.Module):
     def declined(self) -> str | None:
         """Why losses are computed from logits although fused kernels were requested; None: they are not."""
         return None if self._head is None else self._head.declined
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdaptedModel":
+        """Move or convert the model; the components' tensors are moved, but stay as precise as they are.
+
+        So `model.to(torch.bfloat16)` converts the base model alone.
+        """
+        base = {id(parameter) for parameter, _ in self._trainable}
+        own = {id(t) for t in (*self.adapter_state_dict().values(), *self.components.buffers())} - base
+        return super()._apply(lambda t: t.to(fn(t).device) if id(t) in own else fn(t), recurse)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AdaptedModel":
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(vars(self), memo))
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be pickled: the forwards of the base model's modules could not be loaded again.
+
+        Raises:
+            TypeError: always; it names what to save instead.
+        """
+        raise TypeError("a model with an adapter cannot be pickled; save the adapter (save_adapter), or its state_dict")
 
     def tensors(self) -> dict[str, dict[str, nn.Parameter]]:
         """Trainable tensors by slot, then by name."""
@@ -213,18 +248,35 @@ class AdaptedModel(nn.Module):
     def save(self, folder: Path) -> None:
         """Write the trained tensors (safetensors) and the method they belong to (JSON)."""
         write_adapter(
-            folder, self.adapter_state_dict(), self.method, context_length=self.context_length, seed=self.seed
+            folder,
+            self.adapter_state_dict(),
+            self.method,
+            context_length=self.context_length,
+            seed=self.seed,
+            base=self._base_identity,
         )
 
     @classmethod
-    def restore(cls, base: PreTrainedModel, folder: Path) -> "AdaptedModel":
-        """Load an adapter written by `save` onto a base model like the one it was trained on.
+    def restore(cls, base: PreTrainedModel, folder: Path, *, other_base: bool = False) -> "AdaptedModel":
+        """Load an adapter written by `save` onto the base model it was trained on.
+
+        Args:
+            base: the base model.
+            folder: the adapter's folder.
+            other_base: load it even if it was trained on another model, of the same shapes.
 
         Raises:
-            RecordError: a file is missing or damaged, or the adapter does not fit the model, which is left unchanged.
+            RecordError: a file is missing or damaged, or the adapter does not fit the model or was trained on another
+                one. The model is left unchanged.
             ConfigError: the model already carries an adapter.
         """
-        method, context_length, seed = read_settings(folder)
+        method, context_length, seed, made_for = read_settings(folder)
+        if made_for is not None and not other_base and made_for != (own := base_identity(base)):
+            differs = "other weights" if made_for.get("class") == own["class"] else str(made_for.get("class"))
+            raise RecordError(
+                f"the adapter in {folder} was trained on {differs}, not on this {type(base).__name__}\n"
+                f"    fix: load the model it was trained on, or say other_base=True"
+            )
         if problems := [*base_problems(base)]:
             raise ConfigError(*problems)
         try:

@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries, one_hot_buckets
 from hylo.adapters.component import BuildContext, Component, ComponentConfig, zeros
 from hylo.adapters.low_rank import LowRank, LowRankLayer
-from hylo.adapters.positions import OfThePass
+from hylo.adapters.positions import OfThePass, check_recomputation
+from hylo.core.errors import ConfigError, problem
 from hylo.core.registry import register
 from hylo.core.schema import bounded
 
@@ -73,17 +74,35 @@ class PositionBias(Component):
         assert isinstance(low_rank, LowRank)
         layers = low_rank.layers.values() if config.receives_positions else ()
         self._layers = [layer for layer in layers if isinstance(layer, LowRankLayer)]
-        self._gate = OfThePass()
+        self._gate, self._gate_of_keys = OfThePass(), OfThePass()
         self._hook: RemovableHandle | None = None
 
-    def gate(self) -> Tensor:
-        """g(p) for the positions of the current pass: [B, T] or [1, T]. One tensor for all layers."""
-        assert self._gate.value is not None, "the gate is known only inside a forward pass of the adapted model"
-        return self._gate.value
+    def gate(self, x: Tensor) -> Tensor:
+        """g(p) for the rows of a layer's input, the same tensor for all layers.
 
-    def make_gate(self) -> Tensor:
-        """Compute g(p) for the current positions."""
-        buckets = assign_buckets(self._positions.current, self.boundaries)
+        Args:
+            x: [B, T, I], one row per token of the pass; or [B, 1, S, I], one row per token that is attended to
+                (DeepSeek's multi-head latent attention, where keys and values are computed from the cache).
+
+        Returns:
+            [B, T] or [1, T]; or [B, 1, S] or [1, 1, S].
+
+        Raises:
+            ConfigError: the rows are anything else, such as the tokens that an expert was given.
+        """
+        gate, of_keys = self._gate.value, self._gate_of_keys.value
+        assert gate is not None, "the gate is known only inside a forward pass of the adapted model"
+        if x.dim() == 3 and x.shape[1] == gate.shape[1]:
+            return gate
+        if of_keys is not None and x.dim() == 4 and x.shape[1] == 1 and x.shape[2] == of_keys.shape[1]:
+            return of_keys.unsqueeze(1)
+        shape, allowed = list(x.shape), "layers that read one vector per token, in order, so that a gate has positions"
+        fix = "method.position_bias=null, or other target_modules"
+        raise ConfigError(problem("method.position_bias", f"a layer that reads {shape}", allowed, fix))
+
+    def make_gate(self, positions: Tensor) -> Tensor:
+        """Compute g(p) for positions of any shape."""
+        buckets = assign_buckets(positions, self.boundaries)
         return 1 + torch.tanh(F.embedding(buckets, self.b.unsqueeze(-1)).squeeze(-1))
 
     def bucket_weights(self, positions: Tensor) -> Tensor | None:
@@ -98,12 +117,18 @@ class PositionBias(Component):
         for layer in self._layers:
             layer.gate = self.gate
 
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._gate.value = self.make_gate()
+    def _before_forward(self, module: PreTrainedModel, args: tuple[Any, ...]) -> None:
+        check_recomputation(module, "position_bias")
+        current, of_keys = self._positions.current, self._positions.of_keys
+        self._gate.value = self.make_gate(current)
+        if of_keys is None or of_keys is current:
+            self._gate_of_keys.value = None if of_keys is None else self._gate.value
+        else:
+            self._gate_of_keys.value = self.make_gate(of_keys)
 
     def detach(self, model: PreTrainedModel) -> None:
         assert self._hook is not None, "detach follows attach"
         self._hook.remove()
-        self._gate.value = None
+        self._gate.value = self._gate_of_keys.value = None
         for layer in self._layers:
             layer.gate = None

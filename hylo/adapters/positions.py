@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 
+from hylo.core.errors import ConfigError, problem
+
 
 class Positions:
     """Positions of the current pass. All components of a model share one instance."""
@@ -23,6 +25,9 @@ class Positions:
     """[B, T] bool, False for padding; None: no mask was given and every token counts."""
     cache: Cache | None = None
     """The cache passed to the model. A cache that the model creates itself appears only in its output."""
+    of_keys: Tensor | None = None
+    """[B, S] or [1, S] int64: positions of all tokens that the pass attends to, those in the cache first; None: they
+    are not known."""
 
     def __init__(self) -> None:
         self._current: Tensor | None = None
@@ -45,6 +50,7 @@ class Positions:
         self.cache = kwargs.get("past_key_values")
         seen = 0 if self.cache is None else int(self.cache.get_seq_length())
         self._current, kwargs = _positions_of(args, kwargs)
+        self.of_keys = _positions_of_keys(self._current, kwargs, seen)
         self.real = _real_tokens(kwargs.get("attention_mask"), seen, self._current.shape[-1])
         return args, kwargs
 
@@ -56,6 +62,27 @@ class OfThePass:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OfThePass":
         return OfThePass()
+
+
+def check_recomputation(model: PreTrainedModel, slot: str) -> None:
+    """Refuse reentrant checkpointing where layers share a tensor that is computed once per pass.
+
+    Each layer's recomputation then runs a backward pass of its own, and the second one would find the shared tensor's
+    graph gone.
+
+    Args:
+        model: the base model, at the start of a pass.
+        slot: the component that shares the tensor.
+
+    Raises:
+        ConfigError: layers are recomputed with use_reentrant=True.
+    """
+    recomputed = (module for module in model.modules() if getattr(module, "gradient_checkpointing", False))
+    layer = next(recomputed, None) if model.training else None
+    settings = getattr(getattr(layer, "_gradient_checkpointing_func", None), "keywords", {})
+    if settings.get("use_reentrant"):
+        fix = 'gradient_checkpointing_kwargs={"use_reentrant": False}'
+        raise ConfigError(problem("use_reentrant", True, f"False with method.{slot}, which layers share", fix))
 
 
 def _positions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -72,6 +99,15 @@ def _positions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor
     cache = kwargs.get("past_key_values")
     offset = cache.get_seq_length() if cache is not None else 0
     return torch.arange(offset, offset + time, device=inputs.device).unsqueeze(0), kwargs
+
+
+def _positions_of_keys(current: Tensor, kwargs: dict[str, Any], seen: int) -> Tensor | None:
+    mask = kwargs.get("attention_mask")
+    if not seen:
+        return current
+    if isinstance(mask, Tensor):
+        return (mask.long().cumsum(dim=-1) - 1).clamp(min=0) if mask.dim() == 2 else None
+    return torch.arange(seen + current.shape[-1], device=current.device).unsqueeze(0)
 
 
 def _real_tokens(mask: Any, seen: int, time: int) -> Tensor | None:

@@ -1,21 +1,48 @@
-"""The folder of a saved adapter: trained tensors (safetensors) and the method they belong to (JSON)."""
+"""The folder of a saved adapter: trained tensors (safetensors), their method and base model (JSON)."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from hylo.adapters.component import ComponentConfig, component_name
+from hylo.core.devices import checksum
 from hylo.core.errors import RecordError
 from hylo.core.registry import registered
 from hylo.core.schema import to_container
 
-WEIGHTS, SETTINGS = "adapter.safetensors", "adapter_config.json"
+WEIGHTS, SETTINGS = "adapter.safetensors", "hylo_adapter.json"
+EARLIER_SETTINGS = "adapter_config.json"
+"""The name in adapters saved earlier. Other libraries look for their own adapters under it, in models' folders too."""
+
+
+class Settings(NamedTuple):
+    """What a saved adapter says about itself."""
+
+    method: dict[str, ComponentConfig]
+    context_length: int
+    seed: int
+    """0 for adapters saved before it was recorded."""
+    base: dict[str, Any] | None
+    """`base_identity` of the model that it was made for; None if it was saved before that was recorded."""
+
+
+def base_identity(base: PreTrainedModel) -> dict[str, Any]:
+    """What tells one base model from another: its class, and a checksum of its vectors (norms, biases).
+
+    Vectors are cheap to read, unquantized in quantized models, and differ between models trained separately. They are
+    rounded to bfloat16, so a model is the same in float32 and in bfloat16.
+    """
+    vectors = [p.detach().to(torch.bfloat16) for p in base.parameters() if p.dim() == 1]
+    known = base.device.type != "meta" and vectors
+    return {"class": type(base).__name__, "vectors": checksum(torch.cat(vectors).cpu()) if known else None}
 
 
 def write_adapter(
@@ -25,6 +52,7 @@ def write_adapter(
     *,
     context_length: int,
     seed: int,
+    base: Mapping[str, Any],
 ) -> None:
     """Write both files; `tensors` is keyed by `slot.name`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,6 +61,7 @@ def write_adapter(
     settings = {
         "context_length": context_length,
         "seed": seed,
+        "base": dict(base),
         "method": {
             slot: {"component": component_name(config)} | to_container(config) for slot, config in method.items()
         },
@@ -52,20 +81,21 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise RecordError(f"{folder / WEIGHTS} cannot be read ({error}); train the adapter again") from error
 
 
-def read_settings(folder: Path) -> tuple[dict[str, ComponentConfig], int, int]:
-    """The method, context length and seed. The seed is 0 for adapters saved before it was recorded.
+def read_settings(folder: Path) -> Settings:
+    """What an adapter says about itself.
 
     Raises:
         RecordError: the file is missing, damaged, or names an unknown component.
     """
-    path = folder / SETTINGS
+    path, earlier = folder / SETTINGS, folder / EARLIER_SETTINGS
+    path = earlier if earlier.exists() and not path.exists() else path
     try:
         settings = json.loads(path.read_text())
         method = {slot: _component(dict(values)) for slot, values in settings["method"].items()}
         context_length, seed = int(settings["context_length"]), int(settings.get("seed", 0))
         if context_length < 1:
             raise ValueError(f"context_length = {context_length}")
-        return method, context_length, seed
+        return Settings(method, context_length, seed, settings.get("base"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path} cannot be read as an adapter of hylo: {error!r}") from error
 

@@ -23,6 +23,7 @@ from hylo.adapters.position_bias import PositionBiasConfig
 from hylo.core.errors import ConfigError, problem
 from hylo.core.registry import name_of
 from hylo.core.schema import bound_problems, bounded
+from hylo.models.targets import ALL_LINEAR
 
 LandmarkConfig = MixtureConfig | OriginalConfig | PerLayerConfig | AttentionConfig
 
@@ -112,6 +113,8 @@ class HyLoRADAConfig:
     def __post_init__(self) -> None:
         if isinstance(self.target_modules, tuple):
             self.target_modules = list(self.target_modules)
+        if self.target_modules == ALL_LINEAR:  # as the peft library spells it
+            self.target_modules = [ALL_LINEAR]
         if problems := [text for field in dataclasses.fields(self) for text in _type_problems(field, self)]:
             raise ConfigError(*problems)
         self.lora_alpha, self.lora_dropout = float(self.lora_alpha), float(self.lora_dropout)

@@ -138,15 +138,23 @@ class HyLoRADAModel(nn.Module):
     save_pretrained = save_adapter
 
     @classmethod
-    def from_pretrained(cls, base_model: PreTrainedModel, folder: str | Path) -> "HyLoRADAModel":
+    def from_pretrained(
+        cls, base_model: PreTrainedModel, folder: str | Path, *, other_base: bool = False
+    ) -> "HyLoRADAModel":
         """Load an adapter written by `save_adapter` or a run of train.py onto the model it was trained on.
 
+        Args:
+            base_model: the model.
+            folder: the adapter's folder.
+            other_base: load it even if it was trained on another model, of the same shapes.
+
         Raises:
-            RecordError (a ValueError): a file is missing or damaged, or the adapter does not fit the model.
+            RecordError (a ValueError): a file is missing or damaged, or the adapter does not fit the model or was
+                trained on another one.
             ConfigError (a ValueError): the model already carries an adapter, or is not a causal language model.
         """
         _check_base(base_model)
-        return cls._of(AdaptedModel.restore(base_model, Path(folder)))
+        return cls._of(AdaptedModel.restore(base_model, Path(folder), other_base=other_base))
 
     def merge(self) -> PreTrainedModel:
         """Merge the adapter into the base model's weights and return it, a plain transformers model.
@@ -260,15 +268,13 @@ def _attach(base_model: PreTrainedModel, config: HyLoRADAConfig) -> AdaptedModel
 
 
 def _context_length(base_model: PreTrainedModel, config: HyLoRADAConfig) -> int:
-    length = config.max_sequence_length
-    try:
-        limit = model_context_length(base_model)
-    except AttributeError:  # the model has no maximum length
-        limit = length
-    if limit is None:
+    length, limit = config.max_sequence_length, model_context_length(base_model)
+    if length is None and limit is None:
         allowed = f"a number of tokens: {type(base_model).__name__} has no maximum context length"
         raise ConfigError(problem("max_sequence_length", None, allowed, "max_sequence_length=1024"))
-    if length is not None and length > limit:
+    if length is not None and limit is not None and length > limit:
         allowed = f"2 to {limit}, the longest context of {type(base_model).__name__}"
         raise ConfigError(problem("max_sequence_length", length, allowed, f"max_sequence_length={limit}"))
-    return length or limit
+    chosen = length or limit
+    assert chosen is not None, "refused above"
+    return chosen

@@ -1,9 +1,9 @@
 """The audit: properties that a run must have for its numbers to mean what they say.
 
 Before the first step: identity at start, causality, cached decoding, padding, dead and frozen tensors, parameter count,
-bucket occupancy. After training: unmoved tensors, deterministic evaluation, contributions. The checks read a few short
-windows and train nothing. A failed check does not stop a run: it is recorded (audit.json) and marks the run's row in
-every table.
+adapted share, bucket occupancy. After training: unmoved tensors, deterministic evaluation, contributions. The checks
+read a few short windows and train nothing. A failed check does not stop a run: it is recorded (audit.json) and marks
+the run's row in every table.
 
 The properties are the specification of an adapter for causal language models; the checks are own design.
 """
@@ -22,6 +22,7 @@ from hylo.audit.finding import Finding, Status, failed_checks, print_findings
 from hylo.audit.occupancy import bucket_occupancy
 from hylo.audit.sample import Probe
 from hylo.audit.tensors import (
+    adapted_share,
     backward,
     checksums,
     clear_gradients,
@@ -62,12 +63,12 @@ class Audit:
         with probe.evaluating():
             found = [identity_at_start(probe, self._base_logits)]
             with probe.moved():
-                full, decoded = probe.logits(), probe.decoded()
-                found += [causality(probe, full), cached_decoding(full, decoded), padding(probe, full, decoded)]
+                full = probe.logits()
+                found += [causality(probe, full), cached_decoding(probe, full), padding(probe, full)]
                 backward(probe)
                 found += [dead_tensors(probe), frozen_tensors(probe)]
                 clear_gradients(probe)
-            found += [parameter_count(probe), bucket_occupancy(probe)]
+            found += [parameter_count(probe), adapted_share(probe), bucket_occupancy(probe)]
         self.findings += found
         return found
 

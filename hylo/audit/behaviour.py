@@ -1,6 +1,8 @@
 """Checks of what the model computes: identity at start, causality, cache, padding, determinism."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import Tensor
 from hylo.adapters.component import AtStart
 from hylo.audit.finding import Finding, Status, verdict
 from hylo.audit.sample import ROUNDING, Probe, distance
+from hylo.core.errors import HyloError
 
 START_KL = {AtStart.same: 1e-6, AtStart.near: 1e-3}
 """Largest mean KL to the base model at step 0, in nats per token, by what the components declare."""
@@ -40,24 +43,44 @@ def causality(probe: Probe, before: Tensor) -> Finding:
     return _measured("causality", value, CAUSAL, detail)
 
 
-def cached_decoding(full: Tensor, decoded: Tensor) -> Finding:
+def _or_what_it_raises(check: Callable[[Probe, Tensor], Finding]) -> Callable[[Probe, Tensor], Finding]:
+    """The check, failed with the reason where the model's own code cannot take its input."""
+
+    @functools.wraps(check)
+    def tried(probe: Probe, full: Tensor) -> Finding:
+        try:
+            return check(probe, full)
+        except HyloError:
+            raise
+        except Exception as error:  # noqa: BLE001  a model may raise anything, and other checks still say something
+            detail = f"the model fails: {type(error).__name__}: {error}".splitlines()[0]
+            return Finding(check=check.__name__, status=Status.failed, detail=detail)
+
+    return tried
+
+
+@_or_what_it_raises
+def cached_decoding(probe: Probe, full: Tensor) -> Finding:
     """Reading half a window, then token by token from the cache, gives the logits of the full pass."""
+    if (decoded := probe.decoded()) is None:
+        return Finding(check="cached_decoding", status=Status.skipped, detail="the model returns no cache")
     value = distance(decoded, full[:, : decoded.shape[1]])
     detail = f"logits from the cache differ from the full pass by {value:.2g} of their spread"
     return _measured("cached_decoding", value, ROUNDING, detail)
 
 
-def padding(probe: Probe, full: Tensor, decoded: Tensor) -> Finding:
+@_or_what_it_raises
+def padding(probe: Probe, full: Tensor) -> Finding:
     """A shorter text, left-padded and batched with another one, keeps the logits it has without padding, and so does
-    the other text. The references come from other batches: `decoded` for half of the first window, `full` for the last
-    window."""
+    the other text. The text is half of the first window, the other one the last window, whose logits are in `full`."""
     text, mate = probe.ids[:1, : probe.middle], probe.ids[-1:]
+    alone = probe.logits(text)
     missing = mate.shape[1] - text.shape[1]
     both = torch.cat([F.pad(text, (missing, 0)), mate])
     mask = torch.ones_like(both)
     mask[0, :missing] = 0
     together = probe.logits(both, attention_mask=mask)
-    value = max(distance(together[:1, missing:], decoded[:1, : probe.middle]), distance(together[1:], full[-1:]))
+    value = max(distance(together[:1, missing:], alone), distance(together[1:], full[-1:]))
     detail = f"left padding and a batch-mate move logits by {value:.2g} of their spread"
     return _measured("padding", value, ROUNDING, detail)
 

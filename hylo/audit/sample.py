@@ -42,10 +42,15 @@ class Probe:
         return self.model(input_ids=self.ids if ids is None else ids, **kwargs).logits.float()
 
     @torch.no_grad()
-    def decoded(self) -> Tensor:
-        """Logits [B, middle + DECODED, V] of the first half of the windows, then token by token from the cache."""
+    def decoded(self) -> Tensor | None:
+        """Logits [B, middle + DECODED, V] of the first half of the windows, then token by token from the cache.
+
+        None: the model returns no cache.
+        """
         output = self.model(input_ids=self.ids[:, : self.middle], use_cache=True)
         parts = [output.logits]
+        if getattr(output, "past_key_values", None) is None:
+            return None
         for token in self.ids[:, self.middle :].split(1, dim=1)[:DECODED]:
             output = self.model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
             parts.append(output.logits)

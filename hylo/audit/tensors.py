@@ -42,14 +42,26 @@ def parameter_count(probe: Probe) -> Finding:
     return _counted("parameter_count", wrong, "off the formula: {}", f"{total:,} trainable, as the formulas say")
 
 
+def adapted_share(probe: Probe) -> Finding:
+    """Says which share of the base model the target layers are; noted if a layer, or every expert, is left out."""
+    found = {slot: share for slot, share in probe.model.coverage.items() if share is not None}
+    if not found:
+        return Finding(check="adapted_share", status=Status.skipped, detail="no linear layer is changed")
+    partial = tuple(slot for slot, share in found.items() if share.partial)
+    detail = "; ".join(str(share) if len(found) == 1 else f"{slot}: {share}" for slot, share in found.items())
+    smallest = min(share.weight_share for share in found.values())
+    status = Status.noted if partial else Status.passed
+    return Finding(check="adapted_share", status=status, value=smallest, detail=detail, names=partial)
+
+
 def backward(probe: Probe) -> None:
     """Gradients of the language-model loss on the probe's first window, in training mode, as in training."""
     probe.model.train()
     ids = probe.ids[:1]
     logits = probe.model(input_ids=ids).logits.float()
-    probe.model.eval()
     if logits.requires_grad:
         F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    probe.model.eval()  # only now: a backward pass may compute layers again
 
 
 def clear_gradients(probe: Probe) -> None:

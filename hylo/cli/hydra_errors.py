@@ -58,10 +58,17 @@ def _replaced(old: str) -> str:
 
 def _unreadable(error: OverrideParseException) -> str:
     key, _, value = error.override.partition("=")
+    if value.startswith("[") and value.endswith("]"):  # a list stays one only if its items are quoted
+        quoted = ",".join(f"'{item.strip()}'" for item in value[1:-1].split(","))
+        fix = f'"{key}=[{quoted}]"'
+    elif value.endswith(","):
+        fix = f"{key}={value.rstrip(',')}"
+    else:
+        fix = f"\"{key}='{value}'\""
     return (
         f"the override {error.override} cannot be read: {str(error).splitlines()[0]}\n"
         f"    allowed: key=value; quote values that contain any of = , : ( ) [ ] {{ }}\n"
-        f"    fix:     \"{key}='{value}'\""
+        f"    fix:     {fix}"
     )
 
 
@@ -108,7 +115,9 @@ def _wrong_value(cause: OmegaConfBaseException, context: str) -> str:
         bounds = field.metadata.get("bounds")
         if isinstance(bounds, Bounds):
             lines.append(f"    allowed: {bounds}")
-        if isinstance(field.default, int | float):
+        if given and "not a ListConfig" in message:
+            lines.append(f"    fix:     '{full_key}=[{given[1]}]'")
+        elif isinstance(field.default, int | float):
             lines.append(f"    fix:     {full_key}={field.default} (the default)")
     return "\n".join(lines)
 

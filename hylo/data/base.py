@@ -30,6 +30,14 @@ class Protocol(Enum):
     lines = "a line of text, padded; to reproduce published numbers"
 
 
+class Bos(Enum):
+    """Whether a window begins with the tokenizer's beginning-of-text token."""
+
+    auto = "if the tokenizer puts one in front of a text by itself"
+    always = "always"
+    never = "never"
+
+
 @dataclass(frozen=True)
 class Document:
     """A text as shipped, without cleaning."""
@@ -49,6 +57,9 @@ class DataConfig(ABC):
     """Short name used in tables and folder names."""
     context_length: int = bounded(256, ge=SHORTEST_CONTEXT)
     """Tokens per window, for training and evaluation. The first is context only: L tokens give L - 1 predictions."""
+    bos: Bos = Bos.auto
+    """auto, always or never: put the beginning-of-text token first in every window. A model trained with one expects
+    it; then every token of the text is predicted. auto: as the tokenizer does by itself."""
     eval_windows: int | None = bounded(32, ge=2)
     """Number of evaluation windows, a fixed random sample of the split's windows; None: all. Intervals need two."""
     eval_split: Split = Split.test

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hylo.core.errors import ConfigError, problem
 from hylo.data.base import DataConfig, Document
-from hylo.data.tokens import tokenize
+from hylo.data.tokens import TokenizedDocument, bos_token, tokenize
 from hylo.data.windows import Windows
 
 
@@ -26,7 +26,8 @@ def cut_lines(documents: list[Document], tokenizer: PreTrainedTokenizerBase, con
     """Returns one window per line, each tokenised on its own and padded on the right with the end-of-text token.
 
     A window's first_token counts the tokens of its document's earlier lines. Tokens beyond the context are dropped.
-    Lines of fewer than two tokens predict nothing and are kept only with `config.keep_blank_lines`.
+    Lines of fewer than two tokens, a beginning-of-text token included, predict nothing and are kept only with
+    `config.keep_blank_lines`.
 
     Raises:
         ConfigError: no line has at least two tokens, or the tokenizer has no end-of-text token.
@@ -38,13 +39,16 @@ def cut_lines(documents: list[Document], tokenizer: PreTrainedTokenizerBase, con
     split = [split_lines(document.text) for document in documents]
     owner = np.repeat(np.arange(len(documents)), [len(lines) for lines in split])
     tokenized = tokenize([Document(f"line-{n}", line) for n, line in enumerate(chain(*split))], tokenizer)
+    bos = bos_token(tokenizer, config.bos)
+    texts = np.array([len(line.ids) for line in tokenized])
+    tokenized = [_begun(line, bos) for line in tokenized]
     sizes = np.array([len(line.ids) for line in tokenized])
     if sizes.max(initial=0) < 2:
         fix = "other text, or data.protocol=packed"
         raise ConfigError(
             problem("data.protocol", "lines", f"text with a line of two tokens; {config.name} has none", fix)
         )
-    before = np.cumsum(sizes) - sizes
+    before = np.cumsum(texts) - texts
     first_token = before - before[np.searchsorted(owner, owner)]
     chosen = np.flatnonzero(sizes > 1) if not config.keep_blank_lines else np.arange(len(sizes))
     ids = np.full((len(chosen), length), padding, dtype=np.int32)
@@ -56,6 +60,13 @@ def cut_lines(documents: list[Document], tokenizer: PreTrainedTokenizerBase, con
     names = np.array([document.name for document in documents], dtype=object)
     lengths = np.minimum(sizes, length)
     return Windows(ids, predicted_bytes, names[owner[chosen]], first_token[chosen], lengths[chosen])
+
+
+def _begun(line: TokenizedDocument, bos: int | None) -> TokenizedDocument:
+    """The line with the beginning-of-text token, if any, in front."""
+    if bos is None:
+        return line
+    return TokenizedDocument(line.name, np.insert(line.ids, 0, bos), np.insert(line.byte_ends, 0, 0))
 
 
 def predicting(windows: Windows) -> Windows:

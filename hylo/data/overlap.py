@@ -6,6 +6,7 @@ n-gram overlap of Brown et al. 2020, arXiv 2005.14165, appendix C, with passages
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,32 +18,65 @@ SHARE = 0.5
 """Share of a document's passages beyond which it is a copy, whole or in part."""
 
 
-def copied(trained: Sequence[Document], evaluated: Sequence[Document], *, shortest: int) -> tuple[str, str] | None:
-    """The first evaluated document that is a copy of a training document, or lies in one, or holds one.
+@dataclass(frozen=True)
+class Overlap:
+    """Text that a data set holds twice."""
+
+    copy: tuple[str, str] | None = None
+    """Names of an evaluated and of a training document, one of which is a copy of the other, lies in it, or is its
+    edited copy; None: there is no such pair."""
+    shared: float = 0.0
+    """Share of the passages of the evaluated documents that occur in training documents."""
+    duplicates: int = 0
+    """Number of training documents that repeat the text of another one."""
+    evaluated_twice: int = 0
+    """Number of evaluated documents that do. They make intervals narrower than the text deserves."""
+
+    def said(self, name: str) -> list[str]:
+        """What a person should know before training on the data set of that name; one sentence each."""
+        lines = []
+        if self.shared:
+            lines.append(
+                f"data={name}: {100 * self.shared:.2g} % of the evaluated passages of {PASSAGE} words are trained on"
+            )
+        if self.duplicates:
+            lines.append(f"data={name}: training documents that repeat the text of another one: {self.duplicates}")
+        if self.evaluated_twice:
+            lines.append(
+                f"data={name}: evaluated documents that repeat the text of another one: {self.evaluated_twice}; "
+                f"intervals are narrower than they should be"
+            )
+        return lines
+
+
+def overlap(trained: Sequence[Document], evaluated: Sequence[Document], *, shortest: int) -> Overlap:
+    """Text that is trained on twice, or trained on and evaluated on.
 
     Args:
+        trained: the training documents.
+        evaluated: the documents for evaluation.
         shortest: bytes of text below which a document is not looked at.
-
-    Returns:
-        Names of the evaluated and of the training document; None: there is no such pair.
     """
     trained = [document for document in trained if len(document.text.encode()) >= shortest]
     evaluated = [document for document in evaluated if len(document.text.encode()) >= shortest]
     words: dict[str, int] = {}
     ours = [_passages(document.text, words) for document in trained]
     theirs = [_passages(document.text, words) for document in evaluated]
+    twice = [len(each) - len({passages.tobytes() for passages in each}) for each in (ours, theirs)]
     if not ours or not theirs:
-        return None
+        return Overlap(None, 0.0, *twice)
     sizes = np.array([len(passages) for passages in ours])
     known, owners = np.concatenate(ours), np.repeat(np.arange(len(ours)), sizes)
-    shared = np.isin(known, np.concatenate(theirs))  # mostly none, so what follows costs nothing
-    known, owners = known[shared], owners[shared]
+    everything = np.concatenate(theirs)
+    in_both = np.isin(known, everything)  # mostly none, so what follows costs nothing
+    known, owners = known[in_both], owners[in_both]
+    shared = float(np.isin(everything, known).mean()) if len(known) else 0.0
     for document, passages in zip(evaluated, theirs, strict=True):
         common = np.bincount(owners[np.isin(known, passages)], minlength=len(ours))
         copies = np.flatnonzero(common > SHARE * np.minimum(sizes, len(passages)))
         if len(copies):
-            return document.name, trained[copies[0]].name
-    return None
+            return Overlap((document.name, trained[copies[0]].name), shared, *twice)
+    return Overlap(None, shared, *twice)
 
 
 def _passages(text: str, words: dict[str, int]) -> np.ndarray:

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
 from hylo.core.cache import cached_folder, text_hash
-from hylo.data.base import Document
+from hylo.core.errors import ConfigError, problem
+from hylo.data.base import Bos, Document
 
 _FORMAT = "2"
 """Part of the cache key; increase it when tokenisation changes."""
@@ -41,6 +42,20 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of the complete state of a fast tokenizer."""
     backend: Any = tokenizer.backend_tokenizer
     return text_hash(backend.to_str())
+
+
+def bos_token(tokenizer: PreTrainedTokenizerBase, bos: Bos) -> int | None:
+    """The token that begins a window; None: there is none.
+
+    Raises:
+        ConfigError: it is wanted always, and the tokenizer has none.
+    """
+    token = tokenizer.bos_token_id
+    if bos is Bos.always and not isinstance(token, int):
+        allowed = "auto or never: this model's tokenizer has no beginning-of-text token"
+        raise ConfigError(problem("data.bos", bos.name, allowed, "data.bos=auto"))
+    by_itself = tokenizer("a")["input_ids"][:1] == [token]
+    return token if isinstance(token, int) and (bos is Bos.always or (bos is Bos.auto and by_itself)) else None
 
 
 def tokenize(documents: list[Document], tokenizer: PreTrainedTokenizerBase) -> list[TokenizedDocument]:

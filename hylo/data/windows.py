@@ -64,13 +64,19 @@ class Windows:
         return labels_of(self.ids, self.lengths, on_padding=on_padding)
 
 
-def cut_windows(documents: list[TokenizedDocument], length: int) -> Windows:
+def cut_windows(documents: list[TokenizedDocument], length: int, *, bos: int | None = None) -> Windows:
     """Cuts every document into consecutive windows of `length` tokens; the remainder is dropped.
+
+    Args:
+        documents: the documents.
+        length: L, tokens per window.
+        bos: the first token of every window, followed by L - 1 tokens of the document; None: L tokens of the document.
 
     Raises:
         ConfigError: no document is long enough for one window.
     """
-    counts = [len(document.ids) // length for document in documents]
+    taken = length if bos is None else length - 1
+    counts = [len(document.ids) // taken for document in documents]
     if sum(counts) == 0:
         longest = max((len(document.ids) for document in documents), default=0)
         shorter = f"data.context_length={longest} or less, or " if longest >= SHORTEST_CONTEXT else ""
@@ -78,11 +84,13 @@ def cut_windows(documents: list[TokenizedDocument], length: int) -> Windows:
         raise ConfigError(problem("data.context_length", length, allowed, f"{shorter}longer documents"))
     ids, sizes, names, firsts = [], [], [], []
     for document, count in zip(documents, counts, strict=True):
-        used = count * length
-        ids.append(document.ids[:used].reshape(count, length))
-        sizes.append(np.diff(document.byte_ends[:used], prepend=0).reshape(count, length)[:, 1:])
+        used = count * taken
+        own = document.ids[:used].reshape(count, taken)
+        predicted = np.diff(document.byte_ends[:used], prepend=0).reshape(count, taken)
+        ids.append(own if bos is None else np.insert(own, 0, bos, axis=1))
+        sizes.append(predicted[:, 1:] if bos is None else predicted)
         names += [document.name] * count
-        firsts.append(np.arange(count) * length)
+        firsts.append(np.arange(count) * taken)
     return Windows(
         np.concatenate(ids),
         np.concatenate(sizes),

@@ -1,9 +1,9 @@
 """Selects the modules of a model that get a fused forward, and installs and removes it.
 
 A module is recognized by its structure, and one of each class is first tried on random input: if its own forward and
-the fused one differ, the class keeps its own. Linear layers are looked up at every call, so adapters that replace them
-are covered: anything that describes itself by `projection()`, and plain frozen layers. For any other layer, a layer
-with hooks, or a trained weight, the module's own forward runs.
+the fused one differ, or either fails (its own may want more than one input), the class keeps its own. Linear layers are
+looked up at every call, so adapters that replace them are covered: anything that describes itself by `projection()`,
+and plain frozen layers. For any other layer, a layer with hooks, or a trained weight, the module's own forward runs.
 
 - Norms: hylo/kernels/rms_norm.py.
 - FFNs with gate_proj, up_proj and down_proj: hylo/kernels/gated_ffn.py.
@@ -14,6 +14,7 @@ The output head: hylo/kernels/head.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from types import MethodType
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,17 +39,17 @@ _GROUP = "_hylo_siblings"
 class Projects(Protocol):
     """A module that computes what a `Projection` describes."""
 
-    def projection(self) -> Projection | None:
-        """The description for the current pass; None: the current pass is not such a projection."""
+    def projection(self, x: Tensor) -> Projection | None:
+        """The description for input x [..., I] in the current pass; None: this is not such a projection."""
         ...
 
 
-def projection_of(layer: nn.Module) -> Projection | None:
-    """A linear layer as input to the fused kernels; None if its own forward has to run."""
+def projection_of(layer: nn.Module, x: Tensor) -> Projection | None:
+    """A linear layer, and its input x [..., I], for the fused kernels; None if its own forward has to run."""
     if layer._forward_hooks or layer._forward_pre_hooks:
         return None
     if isinstance(layer, Projects):
-        return layer.projection()
+        return layer.projection(x)
     if type(layer) not in (nn.Linear, Conv1D):
         return None
     bias: Any = layer.bias
@@ -109,7 +110,7 @@ class SharedInput:
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         """The layer's output for x, computed for all layers at once; None if one of them cannot be fused."""
         if x is not self._input or layer not in self._outputs:
-            projections = [found for each in self.layers if (found := projection_of(each)) is not None]
+            projections = [found for each in self.layers if (found := projection_of(each, x)) is not None]
             if len(projections) < len(self.layers):
                 return None
             self._input = x
@@ -125,8 +126,10 @@ def _own(module: nn.Module, *args: Any) -> Any:
     return type(module).forward(module, *args)
 
 
-def _fused_norm(self: Any, x: Tensor) -> Tensor:
-    return _own(self, x) if self.weight.requires_grad else rms_norm(x, self.weight, _epsilon(self))
+def _fused_norm(self: Any, x: Tensor, *more: Any) -> Tensor:
+    """`more`: a gate, in norms that take one or none (Mamba 2)."""
+    own = self.weight.requires_grad or any(each is not None for each in more)
+    return _own(self, x, *more) if own else rms_norm(x, self.weight, _epsilon(self))
 
 
 def _fused_shifted_norm(self: Any, x: Tensor) -> Tensor:
@@ -135,7 +138,7 @@ def _fused_shifted_norm(self: Any, x: Tensor) -> Tensor:
 
 
 def _fused_ffn(self: Any, x: Tensor) -> Tensor:
-    gate, up, down = (projection_of(layer) for layer in (self.gate_proj, self.up_proj, self.down_proj))
+    gate, up, down = (projection_of(layer, x) for layer in (self.gate_proj, self.up_proj, self.down_proj))
     if gate is None or up is None or down is None:
         return _own(self, x)
     return gated_ffn(gate, up, down, self.act_fn, x)
@@ -145,7 +148,7 @@ def _fused_linear(self: nn.Module, x: Tensor) -> Tensor:
     group = vars(self).get(_GROUP)
     if group is not None and (output := group.output(self, x)) is not None:
         return output
-    projection = projection_of(self)
+    projection = projection_of(self, x)
     return _own(self, x) if projection is None else project([projection], x)[0]
 
 
@@ -184,14 +187,21 @@ def _agree(module: nn.Module, fused: Callable[..., Tensor], width: int) -> bool:
     weight = next(module.parameters())
     assert not weight.requires_grad, "a trained module keeps its own forward, so there is nothing to try"
     x = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(0)).to(weight)
-    own, other = _own(module, x), fused(module, x)
-    return own.dtype == other.dtype and torch.allclose(own, other, rtol=1e-3, atol=1e-4 * float(own.abs().max()))
+    with suppress(Exception):
+        own, other = _own(module, x), fused(module, x)
+        return own.dtype == other.dtype and torch.allclose(own, other, rtol=1e-3, atol=1e-4 * float(own.abs().max()))
+    return False
 
 
 def _norm_like(module: Any) -> int | None:
     weight = getattr(module, "weight", None)
     is_norm = "norm" in type(module).__name__.lower() and not isinstance(module, nn.LayerNorm)
-    if not is_norm or not isinstance(weight, Tensor) or weight.dim() != 1 or getattr(module, "bias", None) is not None:
+    if (
+        not is_norm
+        or not isinstance(weight, nn.Parameter)
+        or weight.dim() != 1
+        or getattr(module, "bias", None) is not None
+    ):
         return None
     return len(weight) if _epsilon(module) is not None else None
 

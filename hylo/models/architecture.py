@@ -1,37 +1,46 @@
-"""Locates the parts of a transformers causal language model: target layers, attention, FFN, final norm, sizes.
+"""Locates the parts of a transformers causal language model: layers, attention, FFN, final norm, sizes.
 
 Works by structure, on the meta device too; architectures that deviate have an entry in a table here.
 """
+
+import inspect
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-ALL_LINEAR = "all-linear"
-"""Stands for every linear layer of the decoder except the output head."""
-
-_DEFAULT_TARGETS = {
-    "gpt2": ["c_attn", "c_proj"],
-    "gpt_neox": ["query_key_value", "dense"],
-    "opt": ["q_proj", "k_proj", "v_proj", "out_proj"],
-}
-_OTHERWISE = ["q_proj", "k_proj", "v_proj", "o_proj"]
-_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
-_FFNS = ("mlp", "feed_forward", "ffn", "fc2")  # OPT has no FFN module: its last layer is used instead
-
-
-def default_targets(model: PreTrainedModel) -> list[str]:
-    """Names of the layers that the published methods adapt.
-
-    These are the query, key, value and output projections of attention; on GPT-2, the fused one and both c_proj.
-    """
-    return _DEFAULT_TARGETS.get(model.config.model_type, _OTHERWISE)
+_FINAL_NORMS = (
+    "norm",
+    "ln_f",
+    "norm_f",
+    "final_norm",
+    "final_layer_norm",
+    "final_layernorm",
+    "layer_norm",
+    "layernorm",
+    "embedding_norm",  # of LFM2, which names it after what it is tied to
+)
+_FFNS = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "fc2")  # OPT has no FFN module: its last layer is used
+_CONTEXT_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "n_ctx")
 
 
 def decoder(model: PreTrainedModel) -> nn.Module:
-    """The stack of layers under the output head."""
-    body = model.base_model
-    return getattr(body, "decoder", body)
+    """The stack of layers under the output head: the module that holds their list, or the body of the model."""
+    return next((parent for parent, _ in _layer_lists(model)), model.base_model)
+
+
+def _layer_lists(model: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.ModuleList]]:
+    """Lists with the number of layers in the config, with the modules that hold them; those of a decoder first."""
+    count = layer_count(model)
+    found = [
+        (name, parent, child)
+        for name, parent in model.named_modules()
+        for child in parent.children()
+        if isinstance(child, nn.ModuleList) and len(child) == count
+    ]
+    for _, parent, child in sorted(found, key=lambda item: ("decoder" not in item[0].split("."), item[0].count("."))):
+        yield parent, child
 
 
 def final_norm(model: PreTrainedModel) -> nn.Module:
@@ -51,20 +60,23 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The layers of the stack, in order.
 
     Raises:
-        ValueError: the decoder has no list with the number of layers in its config.
+        ValueError: the model has no list with the number of layers in its config.
     """
-    count = model.config.get_text_config().num_hidden_layers
-    for module in decoder(model).children():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return list(module)
-    raise ValueError(f"{type(model).__name__} has no list of {count} layers")
+    for _, layers in _layer_lists(model):
+        return list(layers)
+    raise ValueError(f"{type(model).__name__} has no list of {layer_count(model)} layers")
+
+
+def layer_count(model: PreTrainedModel) -> int:
+    """The number of decoder layers that the model's config names."""
+    return model.config.get_text_config().num_hidden_layers
 
 
 def ffn_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The FFN module of each layer: its output is the FFN's before the residual is added.
 
     Raises:
-        ValueError: a layer has none under a known name.
+        ValueError: a layer has none under a known name, or it adds the residual itself (Bloom).
     """
     found = [
         next((ffn for name in _FFNS if (ffn := getattr(layer, name, None))), None) for layer in decoder_layers(model)
@@ -73,7 +85,10 @@ def ffn_modules(model: PreTrainedModel) -> list[nn.Module]:
         raise ValueError(
             f"layer {found.index(None)} of {type(model).__name__} has no FFN under the names {', '.join(_FFNS)}"
         )
-    return [ffn for ffn in found if ffn is not None]
+    ffns = [ffn for ffn in found if ffn is not None]
+    if "residual" in inspect.signature(ffns[0].forward).parameters:
+        raise ValueError(f"the FFN of {type(model).__name__} adds the residual itself")
+    return ffns
 
 
 def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
@@ -95,11 +110,19 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def key_value_shape(model: PreTrainedModel) -> tuple[int, int]:
-    """(number of key/value heads, head width) of a layer's keys and values."""
+    """(number of key/value heads, head width) of a layer's keys and values.
+
+    Raises:
+        ValueError: they differ between layers.
+    """
     config = model.config.get_text_config()
     heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return getattr(config, "num_key_value_heads", None) or heads, width
+    try:
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        grouped = 1 if getattr(config, "multi_query", False) else getattr(config, "num_key_value_heads", None)
+    except (AttributeError, RuntimeError) as error:  # transformers has no one value for all layers
+        raise ValueError(f"the heads of {type(model).__name__} differ between layers") from error
+    return grouped or heads, width
 
 
 def hidden_size(model: PreTrainedModel) -> int:
@@ -107,34 +130,10 @@ def hidden_size(model: PreTrainedModel) -> int:
     return model.config.get_text_config().hidden_size
 
 
-def model_context_length(model: PreTrainedModel) -> int:
-    """The model's longest context, in tokens."""
-    return model.config.get_text_config().max_position_embeddings
-
-
-def target_layers(model: PreTrainedModel, targets: list[str]) -> dict[str, nn.Module]:
-    """Linear layers (nn.Linear or Conv1D) whose path equals or ends with one of the targets, by path.
-
-    Raises:
-        ValueError: a target matches no linear layer, or there are no targets; the message lists the names that match.
-    """
-    head = model.get_output_embeddings()
-    linear: dict[str, nn.Module] = {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
-    }
-    if targets == [ALL_LINEAR]:
-        return linear
-    for target in targets or [""]:
-        if not any(_matches(path, target) for path in linear):
-            names = ", ".join(sorted({path.rpartition(".")[2] for path in linear}))
-            raise ValueError(f"{target!r} matches no linear layer of {type(model).__name__}; it has {names}")
-    return {path: module for path, module in linear.items() if any(_matches(path, target) for target in targets)}
-
-
-def _matches(path: str, target: str) -> bool:
-    return path == target or path.endswith(f".{target}")
+def model_context_length(model: PreTrainedModel) -> int | None:
+    """The model's longest context, in tokens; None: its config names none (ALiBi, recurrent layers)."""
+    config = model.config.get_text_config()
+    return next((length for name in _CONTEXT_LENGTHS if isinstance(length := getattr(config, name, None), int)), None)
 
 
 def layer_shape(layer: nn.Module) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The interface of a source of base models."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +9,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from omegaconf import MISSING
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
 from transformers.utils.logging import disable_progress_bar
 
 from hylo.core.cache import file_hash, text_hash
 from hylo.core.errors import MissingDependency
+
+LONGEST_REASON = 300
+"""Characters of a library's message that are shown."""
 
 disable_progress_bar()  # loading is short, and transformers' progress bars would clutter the log
 
@@ -71,8 +76,10 @@ def load_folder(folder: Path) -> PreTrainedModel:
     Weights stored in float32 are memory-mapped copy-on-write, so processes share their pages. Weights of other dtypes
     are converted, and each process has its own copy.
 
+    Tensors that the model has no place for are named on standard error.
+
     Raises:
-        MissingDependency: the weights are missing, incomplete or unreadable.
+        MissingDependency: the weights are missing, incomplete, not finite or unreadable.
     """
     if not any(folder.glob("*.safetensors")):
         raise MissingDependency(
@@ -89,18 +96,53 @@ def load_folder(folder: Path) -> PreTrainedModel:
             output_loading_info=True,
         )
     model, loading = loaded
+    if whole := [name for name, kind in _kinds(folder).items() if kind[0] not in "FB"]:
+        raise MissingDependency(
+            f"the weights in {folder} are whole numbers in {_listed(whole)}\n"
+            f"    fix: a checkpoint that is not quantized"
+        )
     if missing := sorted(loading["missing_keys"]):  # transformers would initialize these at random and continue
         raise MissingDependency(
-            f"the weights in {folder} lack {', '.join(missing[:3])} ({len(missing)} in all)\n"
+            f"the weights in {folder} lack {_listed(missing)}\n"
             f"    fix: a complete checkpoint of a causal language model, output head included"
+        )
+    if unexpected := sorted(loading["unexpected_keys"]):  # transformers drops these
+        print(f"{folder}: {type(model).__name__} has no place for {_listed(unexpected)}", file=sys.stderr, flush=True)
+    if broken := [name for name, p in model.named_parameters() if not p.sum().isfinite() and not p.isfinite().all()]:
+        raise MissingDependency(
+            f"the weights in {folder} are not finite in {_listed(broken)}\n"
+            f"    fix: copy or convert the checkpoint again; float16 cannot hold values beyond 65,504"
         )
     return model.eval()
 
 
+def _kinds(folder: Path) -> dict[str, str]:
+    """The type of every stored tensor, as safetensors names it: F32, BF16, I8, ..."""
+    kinds: dict[str, str] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            kinds |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  not a dict
+    return kinds
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:3])} ({len(names)} in all)"
+
+
 def folder_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a local folder."""
+    """The fast tokenizer of a local folder.
+
+    Raises:
+        MissingDependency: it is missing, unreadable, or has no fast form, which alone gives the place of each token.
+    """
     with _explained("tokenizer", folder):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise MissingDependency(
+            f"{folder} has a slow tokenizer ({type(tokenizer).__name__}), which does not say where in the text a token "
+            f"lies\n    fix: a folder with a tokenizer.json, as fast tokenizers write it"
+        )
+    return tokenizer
 
 
 @contextmanager
@@ -108,9 +150,14 @@ def _explained(part: str, folder: Path) -> Iterator[None]:
     """Converts errors from transformers into a MissingDependency that names the folder and the reason."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())[:LONGEST_REASON]
         raise MissingDependency(
             f"transformers {transformers_version} cannot read the {part} in {folder}: {reason}\n"
             f"    fix: a folder that save_pretrained wrote, of a causal language model without code of its own"
+        ) from error
+    except (KeyError, TypeError, AttributeError, IndexError) as error:  # an index or config without what it must hold
+        raise MissingDependency(
+            f"transformers {transformers_version} cannot read the {part} in {folder}: {type(error).__name__} {error}\n"
+            f"    fix: copy the files again: one of the JSON files is damaged"
         ) from error

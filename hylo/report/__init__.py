@@ -29,6 +29,7 @@ from hylo.report.render.sections import figure_block, main_figure, sections, sum
 from hylo.report.tables.decisions import Decision, decisions, for_readers
 from hylo.report.tables.sentences import claim_sentences, claims_overview, component_sentences
 from hylo.report.tables.summary_tables import summary_tables
+from hylo.report.tables.table import Table
 from hylo.runs.store import StudyRecord, read_study
 
 __all__ = [
@@ -67,8 +68,8 @@ class Report:
     """One line per run without a result: it failed or was interrupted."""
     figures: list[Path]
     """The PNGs; each has an SVG of the same name next to it."""
-    undrawn: list[str]
-    """One line per figure that could not be drawn."""
+    missing: list[str]
+    """One line per table or figure that could not be made."""
     folder: Path
     """Where it was written."""
 
@@ -84,42 +85,58 @@ def write_report(folder: Path, to: Path | None = None) -> Report:
         RecordError: the manifest or a record is missing or damaged, or cells were evaluated on different windows.
     """
     study, to = read_study(folder), to or folder
-    summary, failed, decided = summarize(study), incomplete(study), decisions(study)
-    figures, blocks, undrawn = _drawn(study, summary, to)
+    summary, failed, missing = summarize(study), incomplete(study), []
+    decided = decisions(study, missing)
+    figures, blocks = _drawn(study, summary, to, missing)
     write(to / SUMMARY, csv(summary))
     for decision in decided:
         write(to / f"{decision.name}.csv", csv(decision.frame))
-    tables = [*for_readers(decided, summary), *summary_tables(study, summary)]
+    tables = [
+        table for table in (*for_readers(decided, summary), *summary_tables(study, summary)) if _shown(table, missing)
+    ]
     links = [path.relative_to(to) for path in figures]
-    write(to / "summary.md", summary_markdown(study, tables, failed, links, undrawn).encode())
+    write(to / "summary.md", summary_markdown(study, tables, failed, links, missing).encode())
     write(to / "summary.tex", summary_tex(study, tables).encode())
     by_name = {each.name: each for each in decided}
     picture = blocks.pop(main_figure(by_name, blocks), None)
     first = top(study, summary, by_name, failed, picture)
-    write(to / PAGE, page(first, sections(study, tables, failed, list(blocks.values()), undrawn)).encode())
-    return Report(study, summary, decided, failed, figures, undrawn, to)
+    write(to / PAGE, page(first, sections(study, tables, failed, list(blocks.values()), missing)).encode())
+    return Report(study, summary, decided, failed, figures, missing, to)
 
 
-def _drawn(study: StudyRecord, summary: pd.DataFrame, to: Path) -> tuple[list[Path], dict[str, FigureBlock], list[str]]:
-    """Save every figure that has data. One that fails costs no other.
+def _shown(table: Table, missing: list[str]) -> bool:
+    """Whether every value of a table can be shown. One that fails costs no other table: `missing` takes a line."""
+    try:
+        for row in table.frame.to_dict("records"):
+            for column in (*table.columns, *table.brief):
+                column.show(row)
+    except Exception as error:  # noqa: BLE001  whatever a value does, the rest of the report stands
+        missing.append(f"table {table.title!r} cannot be shown: {type(error).__name__}: {error}")
+        return False
+    return True
+
+
+def _drawn(
+    study: StudyRecord, summary: pd.DataFrame, to: Path, missing: list[str]
+) -> tuple[list[Path], dict[str, FigureBlock]]:
+    """Save every figure that has data. One that fails costs no other: `missing` takes a line for it.
 
     Returns:
-        The PNGs, the page's blocks by name, and a line per figure that failed.
+        The PNGs, and the page's blocks by name.
     """
     images: list[Path] = []
     blocks: dict[str, FigureBlock] = {}
-    failed: list[str] = []
     for name, draw in all_figures().items() if len(summary) else ():
         try:
             if (figure := draw(study, summary)) is None:
                 continue
             image, drawing = save(figure, to / "figures", name)
         except Exception as error:  # noqa: BLE001  whatever a figure raises, the rest of the report stands
-            failed.append(f"figure {name} cannot be drawn: {type(error).__name__}: {error}")
+            missing.append(f"figure {name} cannot be drawn: {type(error).__name__}: {error}")
             continue
         images.append(image)
         blocks[name] = figure_block(figure, image, drawing)
-    return images, blocks, failed
+    return images, blocks
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
@@ -127,7 +144,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console = console or Console()
     decided = [each for each in for_readers(report.decisions, report.summary) if each.printed]
     print_tables(report.study.name, [*summary_tables(report.study, report.summary), *decided], console)
-    for line in [*report.failed, *report.undrawn]:
+    for line in [*report.failed, *report.missing]:
         console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
     for name in ("summary.md", PAGE):
         console.print(f"report: {report.folder / name}", markup=False, highlight=False, soft_wrap=True)

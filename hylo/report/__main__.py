@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
                 raise HyloError(f"{to} has the report of {written[to]}, a study of the same name; report it alone")
             report = write_report(folder, to)
             print_report(report)
-            code = max(code, int(bool(report.undrawn)))
+            code = max(code, int(bool(report.missing)))
             written[to] = folder
         except HyloError as error:
             print(f"{folder}: {error}", file=sys.stderr)

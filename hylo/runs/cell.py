@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hylo.adapters.component import BuildContext
 from hylo.adapters.model import method_problems
@@ -55,7 +56,7 @@ def check(cell: Cell, session: Session) -> None:
     problems += device_problems(config.trainer.device)
     problems += method_problems(config.components, context)
     limit = model_context_length(skeleton)
-    if config.data.context_length > limit:
+    if limit is not None and config.data.context_length > limit:
         allowed = f"4 to {limit}, the longest context of {config.model.name}"
         problems.append(
             problem("data.context_length", config.data.context_length, allowed, f"data.context_length={limit}")
@@ -68,8 +69,8 @@ def check(cell: Cell, session: Session) -> None:
     check_windows(config, session)
 
 
-def probe_problems(config: Config, session: Session, limit: int) -> Iterator[str]:
-    """Yields why the probe cannot be asked of this cell; `limit` is the model's maximum context length."""
+def probe_problems(config: Config, session: Session, limit: int | None) -> Iterator[str]:
+    """Yields why the probe cannot be asked of this cell; `limit` is the model's maximum context length, if any."""
     probe = config.probe_config
     if probe is None:
         return
@@ -80,6 +81,8 @@ def probe_problems(config: Config, session: Session, limit: int) -> Iterator[str
         yield from problems
         return
     longest = session.probe(probe, config.model).longest
+    if limit is None:
+        return
     if longest > limit:
         allowed = f"questions that fit {config.model.name}: {limit} tokens; the longest has {longest}"
         yield probe.too_long(allowed, "a model with a longer context")
@@ -104,12 +107,27 @@ def check_documents(config: Config, session: Session) -> None:
         )
     if config.components and not session.documents(config.data, Split.train):
         raise ConfigError(f"data={config.data.name} has no train documents\n    fix:     name some, or method=none")
-    if config.components and (pair := session.copied(config.data)):
+    if config.components and (pair := session.overlap(config.data).copy):
         split = config.data.eval_split.name
         raise ConfigError(
             f"data={config.data.name}: the {split} document {pair[0]!r} is also trained on, in {pair[1]!r}\n"
             f"    allowed: no text in two splits\n    fix:     leave it out of one of them"
         )
+
+
+def check_tokens(config: Config, session: Session) -> None:
+    """Refuses a tokenizer that belongs to another model.
+
+    Raises:
+        ConfigError: a token of the evaluation windows has no row in the model's embedding.
+    """
+    embedding: Any = session.skeleton(config.model).get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    highest = int(session.eval_windows(config.data, config.model).ids.max(initial=0))
+    if highest >= rows:
+        allowed = f"a model whose tokenizer belongs to it: token {highest} has no row in an embedding of {rows}"
+        fix = "the tokenizer files of that model, or model.resize_token_embeddings before training it"
+        raise ConfigError(problem("model.name", config.model.name, allowed, fix))
 
 
 def check_windows(config: Config, session: Session) -> None:
@@ -120,6 +138,7 @@ def check_windows(config: Config, session: Session) -> None:
             windows for a batch.
     """
     data, split = config.data, config.data.eval_split.name
+    check_tokens(config, session)
     found = len(session.eval_windows(data, config.model))
     if found < 2:
         raise ConfigError(

@@ -15,6 +15,7 @@ from hylo.core.registry import name_of
 from hylo.core.schema import to_container
 from hylo.core.sources import source_hash
 from hylo.data.base import Split
+from hylo.data.tokens import bos_token
 from hylo.evaluation.probes.base import ProbeConfig
 from hylo.runs.config import Config
 from hylo.runs.shared import Session
@@ -37,6 +38,7 @@ def _fingerprint(config: Config, session: Session) -> str:
         "model": session.identity(config.model),
         "protocol": data.protocol.name,
         "context_length": data.context_length,
+        "bos": bos_token(session.tokenizer(config.model), data.bos),
         "eval_windows": data.eval_windows,
         "eval_documents": session.documents_identity(data, data.eval_split),
         "versions": library_versions(),

@@ -1,6 +1,7 @@
 """Resources shared by the cells of a sweep, created once per process: weights, tokenizer, documents, windows."""
 
 import json
+import multiprocessing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,8 +15,8 @@ from hylo.core.devices import checksum
 from hylo.core.schema import to_container
 from hylo.data.base import DataConfig, Document, Protocol, Split
 from hylo.data.lines import cut_lines, predicting
-from hylo.data.overlap import copied
-from hylo.data.tokens import documents_identity, tokenize
+from hylo.data.overlap import Overlap, overlap
+from hylo.data.tokens import bos_token, documents_identity, tokenize
 from hylo.data.windows import Windows, cut_windows, sample
 from hylo.evaluation.probes.base import Probe, ProbeConfig
 from hylo.models.base import ModelConfig
@@ -76,14 +77,18 @@ class Session:
         """Hash of the documents of a split."""
         return self.once("hash", data, split, make=lambda: documents_identity(self.documents(data, split)))
 
-    def copied(self, data: DataConfig) -> tuple[str, str] | None:
-        """An evaluated and a training document that share their text; None: there are none."""
+    def overlap(self, data: DataConfig) -> Overlap:
+        """Text that is trained on twice, or trained on and evaluated on. Says so, once for a sweep."""
 
-        def make() -> tuple[str, str] | None:
+        def make() -> Overlap:
             trained, evaluated = self.documents(data, Split.train), self.documents(data, data.eval_split)
-            return copied(trained, evaluated, shortest=data.context_length)
+            found = overlap(trained, evaluated, shortest=data.context_length)
+            if multiprocessing.parent_process() is None:  # the processes that run its cells do not repeat it
+                for line in found.said(data.name):
+                    print(line, flush=True)
+            return found
 
-        return self.once("copied", data, make=make)
+        return self.once("overlap", data, make=make)
 
     def windows(self, data: DataConfig, model: ModelConfig, split: Split) -> Windows:
         """All windows of a split, in the model's tokens, including blank lines if `keep_blank_lines`."""
@@ -92,7 +97,8 @@ class Session:
             documents, tokenizer = self.documents(data, split), self.tokenizer(model)
             if data.protocol is Protocol.lines:
                 return cut_lines(documents, tokenizer, data)
-            return cut_windows(tokenize(documents, tokenizer), data.context_length)
+            bos = bos_token(tokenizer, data.bos)
+            return cut_windows(tokenize(documents, tokenizer), data.context_length, bos=bos)
 
         return self.once("windows", data, model, split, make=make)
 

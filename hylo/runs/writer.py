@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from hylo.core.files import remove_folder, write_json
 from hylo.core.schema import to_container
+from hylo.data.tokens import bos_token
 from hylo.runs.cell import Cell
 from hylo.runs.shared import Session
 from hylo.runs.store import COMPLETE, CONFIG, FAILED, RESULT, RUNNING, SCHEMA_VERSION, TRACEBACK
@@ -21,7 +22,11 @@ MAKES_THE_RUN = ("model", "data", "method", "trainer", "seed")
 
 def new_result(cell: Cell, fingerprint: str, session: Session) -> dict[str, Any]:
     """The initial record of a run: everything known beforehand, and empty sections for its results."""
-    config = cell.config
+    config, data = cell.config, {}
+    if config.components:
+        overlap = session.overlap(config.data)
+        data = {"shared_passages": overlap.shared, "duplicate_documents": overlap.duplicates}
+        data |= {"duplicate_eval_documents": overlap.evaluated_twice}
     return {
         "schema_version": SCHEMA_VERSION,
         "status": RUNNING,
@@ -39,11 +44,13 @@ def new_result(cell: Cell, fingerprint: str, session: Session) -> dict[str, Any]
         "data": {
             "name": config.data.name,
             "context_length": config.data.context_length,
+            "bos": bos_token(session.tokenizer(config.model), config.data.bos),
             "protocol": config.data.protocol.name,
             "loss_on_padding": config.data.loss_on_padding,
             "keep_blank_lines": config.data.keep_blank_lines,
             "eval_split": config.data.eval_split.name,
             "eval_identity": session.documents_identity(config.data, config.data.eval_split),
+            **data,
         },
         "audit": {},
         "params": {},

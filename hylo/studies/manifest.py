@@ -36,7 +36,7 @@ def report_plan(plan: "Plan", session: Session) -> bool:
         track_report(plan, content, report)
     print_report(report)
     records = [(cell, read_run(cell.folder(fingerprint(cell.config, session)))) for cell in plan.cells]
-    return all(record.complete and probed(cell, record) for cell, record in records) and not report.undrawn
+    return all(record.complete and probed(cell, record) for cell, record in records) and not report.missing
 
 
 def manifest(plan: "Plan", session: Session) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hylo.adapters.model import AdaptedModel
 from hylo.core.devices import resident_bytes
-from hylo.models.architecture import ALL_LINEAR, decoder_layers, hidden_size, layer_shape, target_layers
+from hylo.models.architecture import hidden_size, layer_count, layer_shape
+from hylo.models.targets import linear_layers
 from hylo.training.config import TrainerConfig
 from hylo.training.optimizers.base import FLOAT
 
@@ -63,7 +64,7 @@ def estimate(
     if not trained:
         return MemoryEstimate(resident=resident_bytes(), activations=0, workspace=evaluated, trained=0)
     tokens = -(-config.batch_size // processes) * length
-    kept, layers = kept_bytes_per_token(model, probe[:1]), len(decoder_layers(model.base))
+    kept, layers = kept_bytes_per_token(model, probe[:1]), layer_count(model.base)
     if config.gradient_checkpointing:
         kept = kept / layers + (layers + 1) * hidden_size(model.base) * FLOAT
     return MemoryEstimate(
@@ -83,7 +84,7 @@ def evaluation_batch_size(model: AdaptedModel, config: TrainerConfig, length: in
 
 def evaluation_bytes_per_token(model: AdaptedModel) -> int:
     """Memory per token in a forward pass that saves nothing for a backward pass."""
-    widest = max(max(layer_shape(layer)) for layer in target_layers(model.base, [ALL_LINEAR]).values())
+    widest = max(max(layer_shape(layer)) for layer in linear_layers(model.base).values())
     logits = 0 if model.losses_without_logits else _LOGITS * model.base.config.get_text_config().vocab_size
     return FLOAT * (_WIDE * widest + _NARROW * hidden_size(model.base) + logits)
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hylo.adapters.buckets import Bucketing, bucket_boundaries
 from hylo.adapters.component import BuildContext
+from hylo.adapters.landmarks.after_norm import norm_problems
 from hylo.adapters.landmarks.mixture import MixtureConfig, MixtureLandmark
 from hylo.core.errors import problem
 from hylo.core.registry import register
@@ -74,7 +75,7 @@ class LearnableConfig(MixtureConfig):
     """Distance in tokens below which neighbouring boundaries repel each other."""
 
     def problems(self, key: str, context: BuildContext) -> Iterator[str]:
-        yield from self.mixture_problems(key, context)
+        yield from norm_problems(key, self, context)
         if self.repulsion_weight and self.num_buckets < 3:
             allowed = "0 with two buckets, whose one boundary has no neighbour"
             yield problem(f"{key}.repulsion_weight", self.repulsion_weight, allowed, f"{key}.num_buckets=3, or more")

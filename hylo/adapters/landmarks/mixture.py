@@ -7,28 +7,17 @@ output at step 0 is within a few thousandths of h: close to the base model, but 
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from hylo.adapters.component import (
-    AtStart,
-    BuildContext,
-    Component,
-    ComponentConfig,
-    component_name,
-    constant,
-    normal,
-    zeros,
-)
-from hylo.core.errors import problem
+from hylo.adapters.component import AtStart, BuildContext, Component, ComponentConfig, constant, normal, zeros
+from hylo.adapters.landmarks.after_norm import AfterNorm
 from hylo.core.schema import bounded
-from hylo.models.architecture import final_norm, hidden_size
+from hylo.models.architecture import hidden_size
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,13 +32,6 @@ class MixtureConfig(ComponentConfig):
     """N, the number of position buckets."""
     max_position: int | None = bounded(None, ge=2)
     """P_max in tokens, the end of the buckets; None: the run's context length."""
-
-    def mixture_problems(self, key: str, context: BuildContext) -> Iterator[str]:
-        """Yields a problem if the model has no final norm to attach the mixture to."""
-        try:
-            final_norm(context.model)
-        except ValueError as error:
-            yield problem(key, component_name(self), f"a model with a final norm; {error}", f"{key}=null")
 
     def mixture_parameter_count(self, context: BuildContext) -> int:
         """Number of scalars: K d for L, K d for C, N K for P, 1 for a."""
@@ -71,25 +53,22 @@ class MixtureLandmark(Component):
         self.a = context.parameter("landmark.a", (), constant(0.1))
         self.positions = context.positions
         self.max_position = config.max_position or context.context_length
-        self._hook: RemovableHandle | None = None
+        self._after_norm: AfterNorm | None = None
 
     @abstractmethod
     def position_logits(self) -> Tensor:
         """The positional part of the mixture's logits for the current pass: [B, T, K] or [1, T, K]."""
 
     def forward(self, h_BTD: Tensor) -> Tensor:
-        w_BTK = F.softmax(self.position_logits() + F.linear(h_BTD, self.C).float(), dim=-1)
+        w_BTK = F.softmax(self.position_logits() + F.linear(h_BTD.to(self.C.dtype), self.C).float(), dim=-1)
         return h_BTD + (w_BTK @ (self.a * self.L)).to(h_BTD.dtype)
 
     def merge_refusal(self) -> str:
         return "what it adds depends on the token's position and text, which no weight can express"
 
     def attach(self, model: PreTrainedModel) -> None:
-        self._hook = final_norm(model).register_forward_hook(self._after_norm)
-
-    def _after_norm(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return self(output)
+        self._after_norm = AfterNorm(model, self.positions, self)
 
     def detach(self, model: PreTrainedModel) -> None:
-        assert self._hook is not None, "detach follows attach"
-        self._hook.remove()
+        assert self._after_norm is not None, "detach follows attach"
+        self._after_norm.remove()

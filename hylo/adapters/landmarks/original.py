@@ -18,15 +18,14 @@ from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from hylo.adapters.component import AtStart, BuildContext, Component, ComponentConfig, constant, normal, zeros
-from hylo.core.errors import problem
+from hylo.adapters.landmarks.after_norm import AfterNorm, norm_problems
 from hylo.core.registry import register
 from hylo.core.schema import bounded
-from hylo.models.architecture import final_norm, hidden_size
+from hylo.models.architecture import hidden_size
 
 
 class Pooling(Enum):
@@ -54,10 +53,7 @@ class OriginalConfig(ComponentConfig):
         return frozenset({"causality", "cached_decoding"} if leaks else ())
 
     def problems(self, key: str, context: BuildContext) -> Iterator[str]:
-        try:
-            final_norm(context.model)
-        except ValueError as error:
-            yield problem(key, "landmark_original", f"a model with a final norm; {error}", f"{key}=null")
+        yield from norm_problems(key, self, context)
 
     def build(self, context: BuildContext) -> "OriginalLandmark":
         return OriginalLandmark(self, context)
@@ -87,10 +83,10 @@ class OriginalLandmark(Component):
         self.pooling = config.pooling
         self._positions = context.positions
         self._sums_BTS: Tensor | None = None
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: list[Any] = []
 
     def forward(self, h_BTD: Tensor) -> Tensor:
-        w_BTK = F.softmax(F.linear(self.pool(h_BTD), self.G), dim=-1)
+        w_BTK = F.softmax(F.linear(self.pool(h_BTD).to(self.G.dtype), self.G), dim=-1)
         return h_BTD + (w_BTK @ (self.a * self.L)).to(h_BTD.dtype)
 
     def pool(self, h_BTD: Tensor) -> Tensor:
@@ -109,9 +105,6 @@ class OriginalLandmark(Component):
         return "what it adds depends on the text so far, which no weight can express"
 
     def attach(self, model: PreTrainedModel) -> None:
-        def after_norm(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return self(output)
-
         def after_pass(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             cache = self._positions.cache
             if cache is None:  # the model may have created one
@@ -120,7 +113,7 @@ class OriginalLandmark(Component):
                 _append_sums(cache, self._sums_BTS)
             self._sums_BTS = None
 
-        self._hooks = [final_norm(model).register_forward_hook(after_norm), model.register_forward_hook(after_pass)]
+        self._hooks = [AfterNorm(model, self._positions, self), model.register_forward_hook(after_pass)]
 
     def detach(self, model: PreTrainedModel) -> None:
         assert self._hooks, "detach follows attach"

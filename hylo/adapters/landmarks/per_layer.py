@@ -89,7 +89,7 @@ class LayerLandmarks(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Adds the landmarks to h [B, T, D], or [B T, D] where the architecture flattens the batch for its FFN."""
         chooses = h.float() if self.pooling is Choice.token else self.mean(h.float())
-        w = F.softmax(F.linear(chooses, self.L) / math.sqrt(self.L.shape[-1]), dim=-1)
+        w = F.softmax(F.linear(chooses.to(self.L.dtype), self.L) / math.sqrt(self.L.shape[-1]), dim=-1)
         return h + (w @ (self.a * self.L)).to(h.dtype)
 
     def mean(self, h: Tensor) -> Tensor:

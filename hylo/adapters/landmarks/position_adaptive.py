@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hylo.adapters.buckets import Bucketing, assign_buckets, bucket_boundaries, one_hot_buckets
 from hylo.adapters.component import BuildContext
+from hylo.adapters.landmarks.after_norm import norm_problems
 from hylo.adapters.landmarks.mixture import MixtureConfig, MixtureLandmark
 from hylo.core.registry import register
 
@@ -32,7 +33,7 @@ class PositionAdaptiveConfig(MixtureConfig):
         return frozenset({"bucket_occupancy"} if self.bucketing is Bucketing.uniform and self.max_position else ())
 
     def problems(self, key: str, context: BuildContext) -> Iterator[str]:
-        yield from self.mixture_problems(key, context)
+        yield from norm_problems(key, self, context)
 
     def build(self, context: BuildContext) -> "PositionAdaptiveLandmark":
         return PositionAdaptiveLandmark(self, context)

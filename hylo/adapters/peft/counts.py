@@ -16,15 +16,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hylo.models.architecture import (
-    ALL_LINEAR,
-    decoder_layers,
-    default_targets,
-    hidden_size,
-    key_value_shape,
-    layer_shape,
-    target_layers,
-)
+from hylo.models.architecture import decoder_layers, hidden_size, key_value_shape, layer_shape
+from hylo.models.targets import ALL_LINEAR, default_targets, linear_layers, target_layers
 
 Kwargs = dict[str, Any]
 
@@ -43,7 +36,7 @@ def _plain_targets(kwargs: Kwargs) -> bool:
 
 def _shapes(kwargs: Kwargs, model: PreTrainedModel, otherwise: list[str] | None = None) -> dict[str, tuple[int, int]]:
     targets = kwargs.get("target_modules", otherwise or default_targets(model))
-    layers = target_layers(model, [targets] if targets == ALL_LINEAR else targets)
+    layers = linear_layers(model) if targets == ALL_LINEAR else target_layers(model, targets)
     return {path: layer_shape(layer) for path, layer in layers.items()}
 
 

@@ -5,6 +5,7 @@ The folder contains adapter_config.json (the library's LoraConfig) and adapter_m
 [out]: the tensors A, B and m of hylo/adapters/low_rank.py, for Conv1D layers too. Only safetensors are read.
 """
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -25,7 +26,8 @@ from hylo.adapters.peft.layers import ADAPTER, LayerTuning
 from hylo.adapters.peft.library import has_transposed_layers
 from hylo.adapters.peft.method import PeftConfig
 from hylo.core.errors import ConfigError, RecordError, problem
-from hylo.models.architecture import ALL_LINEAR, model_context_length, target_layers
+from hylo.models.architecture import model_context_length
+from hylo.models.targets import ALL_LINEAR, linear_layers
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -93,7 +95,7 @@ def export_peft(model: "AdaptedModel", folder: Path) -> None:
     for name, tensor in low_rank.tensors().items():
         path, _, kind = name.removeprefix("layers.").rpartition(".")
         tensors[f"{PREFIX}{path}.{_KINDS[kind]}"] = tensor
-    _write(folder, settings, tensors)
+    _write(model.base, folder, settings, tensors)
 
 
 def _export_library(model: "AdaptedModel", config: PeftConfig, folder: Path) -> None:
@@ -127,7 +129,7 @@ def _export_library(model: "AdaptedModel", config: PeftConfig, folder: Path) -> 
         target_modules=_names(model.base, set(layers)),
         fan_in_fan_out=has_transposed_layers(model.base),
     )
-    _write(folder, settings, tensors)
+    _write(model.base, folder, settings, tensors)
 
 
 def _alpha(alpha: float) -> Any:
@@ -135,7 +137,21 @@ def _alpha(alpha: float) -> Any:
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
-def _write(folder: Path, settings: "LoraConfig", tensors: dict[str, Tensor]) -> None:
+def _write(base: PreTrainedModel, folder: Path, settings: "LoraConfig", tensors: dict[str, Tensor]) -> None:
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    # The library takes some names, such as gate_proj, for those of experts that transformers has fused since.
+    read, named = copy.deepcopy(settings), settings.target_modules
+    try:
+        convert_peft_config_for_transformers(read, model=base, conversions=get_model_conversion_mapping(base))
+        as_they_are = read.target_modules == named
+    except ValueError:  # it wants the names of everything that was fused
+        as_they_are = False
+    if not as_they_are:
+        allowed = f"names that the library reads as they are; in {type(base).__name__} it takes some for fused experts"
+        fix = "save_adapter, which loads as the same model"
+        raise ConfigError(problem("target_modules", sorted(named or ()), allowed, fix))
     folder.mkdir(parents=True, exist_ok=True)
     flat = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     save_file(flat, folder / WEIGHTS, metadata={"format": "pt"})
@@ -176,7 +192,7 @@ def import_peft(base: PreTrainedModel, folder: Path) -> "AdaptedModel":
     except OmegaConfBaseException as error:
         raise RecordError(f"{folder / CONFIG}: {error.msg}") from error
     assert isinstance(config, LowRankConfig)
-    model = AdaptedModel(base, {SLOT: config}, context_length=model_context_length(base), seed=0)
+    model = AdaptedModel(base, {SLOT: config}, context_length=model_context_length(base) or 1, seed=0)
     try:
         model.load_adapter_state_dict(tensors, folder / WEIGHTS)
     except RecordError:
@@ -219,7 +235,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _check_layers(base: PreTrainedModel, targets: Any, paths: set[str], folder: Path) -> None:
     """Refuse tensors that do not match the layers named by the config."""
-    linear = set(target_layers(base, [ALL_LINEAR]))
+    linear = set(linear_layers(base))
     if targets == ALL_LINEAR:
         named = linear
     elif isinstance(targets, str):

@@ -250,6 +250,9 @@ class LayerTuning(KeepsStart):
                 self._taken[path].follow(module)
         self._originals = {}
 
+    def target_paths(self) -> list[str]:
+        return [path.replace(SEPARATOR, ".") for path in self.layers]
+
     def merge_refusal(self) -> str | None:
         from peft.tuners.lora.layer import Linear
 

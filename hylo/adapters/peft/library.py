@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hylo.core.errors import problem
-from hylo.models.architecture import default_targets
+from hylo.models.targets import default_targets
 
 if TYPE_CHECKING:
     from peft import PeftConfig

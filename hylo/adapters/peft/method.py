@@ -90,7 +90,7 @@ class PeftConfig(ComponentConfig):
             return
         yield from self._multiplier_problems(key, made)
         limit = model_context_length(context.model)
-        if isinstance(made, VirtualTokens) and made.length + context.context_length > limit:
+        if isinstance(made, VirtualTokens) and limit and made.length + context.context_length > limit:
             allowed = f"at most {limit - context.context_length}: {limit} positions minus data.context_length"
             where = f"{key}.kwargs.num_virtual_tokens"
             yield problem(where, made.length, allowed, f"{where}=..., or a smaller data.context_length")

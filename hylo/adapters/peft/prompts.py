@@ -28,6 +28,7 @@ from transformers import DynamicCache, PreTrainedModel
 from hylo.adapters.attention_prefix import AttentionPrefixes, prepend
 from hylo.adapters.component import BuildContext, Component
 from hylo.adapters.peft.library import make_config, rates_of, tuner_class
+from hylo.adapters.positions import check_recomputation
 from hylo.models.architecture import decoder_layers, key_value_shape
 
 KEYS_AND_VALUES = {"PREFIX_TUNING", "CARTRIDGE"}
@@ -87,6 +88,7 @@ class VirtualTokens(Component):
 
     def attach(self, model: PreTrainedModel) -> None:
         def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            check_recomputation(model, "peft")
             self._current = None  # the virtual tokens' own pass has no prefix
             self._current = self.keys_and_values(model)
             return args, kwargs | {"position_ids": self._positions.current + self.length}

@@ -23,13 +23,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hylo.models.architecture import ALL_LINEAR, layer_shape, target_layers, weight_OI
+from hylo.models.architecture import layer_shape, weight_OI
+from hylo.models.targets import linear_layers
 
 
 @contextmanager
 def copied_layers(model: PreTrainedModel) -> Iterator[None]:
     """Replaces all linear layers by copies with their own weights for the duration of the block."""
-    originals = target_layers(model, [ALL_LINEAR])
+    originals = linear_layers(model)
     for path, module in originals.items():
         bias: Any = module.bias
         twin = copy.deepcopy(module, {} if bias is None else {id(bias): bias})

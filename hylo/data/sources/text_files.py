@@ -54,7 +54,10 @@ def _matches(pattern: str, key: str) -> list[Path]:
 def _read(path: Path, key: str) -> str:
     try:
         # Without a byte-order mark, which is no text. read_text would change line endings.
-        return path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fix = f"convert it to UTF-8, or leave it out ({error})"
         raise ConfigError(problem(key, str(path), "readable UTF-8 text", fix)) from error
+    if not text.strip():
+        raise ConfigError(problem(key, str(path), "a file with text; this one is blank", "leave it out"))
+    return text

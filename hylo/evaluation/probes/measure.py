@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hylo.adapters.model import AdaptedModel
-from hylo.data.base import Document
-from hylo.data.tokens import tokenize
+from hylo.data.base import Bos, Document
+from hylo.data.tokens import bos_token, tokenize
 from hylo.data.windows import model_inputs
 
 
@@ -54,12 +54,14 @@ def tokens_of(
     """Tokenises texts that end with their answers; returns the tokens and how many of them belong to the answer.
 
     A text is tokenised as a whole, and a token belongs to the answer if any of its characters does. This gives the
-    tokenizer's natural tokens, wherever it puts the space before a word.
+    tokenizer's natural tokens, wherever it puts the space before a word. A beginning-of-text token stands in front if
+    the tokenizer puts one there by itself.
     """
     tokenized = tokenize([Document(str(place), text) for place, text in enumerate(texts)], tokenizer)
     before = [len(text.encode()) - len(answer.encode()) for text, answer in zip(texts, answers, strict=True)]
     counts = [int((each.byte_ends > start).sum()) for each, start in zip(tokenized, before, strict=True)]
-    return [each.ids for each in tokenized], counts
+    bos = bos_token(tokenizer, Bos.auto)
+    return [each.ids if bos is None else np.insert(each.ids, 0, bos) for each in tokenized], counts
 
 
 @torch.no_grad()
@@ -89,14 +91,16 @@ def graded(logits_TV: Tensor, tail: np.ndarray, tokens: int) -> tuple[bool, floa
 
 
 def cached_logits(model: AdaptedModel, questions: Questions) -> Tensor:
-    """Logits [D, T, V] of the tails, with the prefix read once.
+    """Logits [D, T, V] of the tails, with the prefix read once if the model returns a cache.
 
     Tails are padded on the right, where causal attention hides the padding from their tokens.
     """
     device, count = model.base.device, len(questions.tails)
     prefix = torch.from_numpy(questions.prefix.astype(np.int64)).to(device)
     one_logit = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}  # the head is costly
-    cache = model(input_ids=prefix[None], use_cache=True, **one_logit).past_key_values
+    cache = getattr(model(input_ids=prefix[None], use_cache=True, **one_logit), "past_key_values", None)
+    if cache is None:
+        return full_logits(model, questions)
     cache.batch_repeat_interleave(count)
     tails = torch.from_numpy(_padded(questions.tails).astype(np.int64)).to(device)
     return model(input_ids=tails, past_key_values=cache, use_cache=True).logits

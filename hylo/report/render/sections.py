@@ -54,7 +54,7 @@ def sections(
     tables: Sequence[Table],
     failed: list[str],
     figures: Sequence[FigureBlock],
-    undrawn: list[str],
+    missing: list[str],
 ) -> list[Section]:
     """The page's sections: tables, other figures, what is missing of runs and figures; empty ones are left out."""
     found = [_table_section(study, table) for table in tables]
@@ -63,8 +63,8 @@ def sections(
     if failed:
         text = "These runs have no result: they failed, were interrupted or were never started."
         found.append(Section(title="Not in the tables", text=[text], notes=failed))
-    if undrawn:
-        found.append(Section(title="Not drawn", text=["These figures failed; the others stand."], notes=undrawn))
+    if missing:
+        found.append(Section(title="Missing", text=["These could not be made; the rest stands."], notes=missing))
     return found
 
 
@@ -75,7 +75,7 @@ def figure_block(figure: Figure, image: Path, drawing: Path) -> FigureBlock:
 
 
 def summary_markdown(
-    study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: list[Path], undrawn: list[str]
+    study: StudyRecord, tables: Sequence[Table], failed: list[str], figures: list[Path], missing: list[str]
 ) -> str:
     """summary.md: the question, the tables with every column, runs without a result, and the figures.
 
@@ -84,13 +84,13 @@ def summary_markdown(
         tables: in order.
         failed: one line per run without a result.
         figures: paths relative to summary.md.
-        undrawn: one line per figure that failed.
+        missing: one line per table or figure that could not be made.
     """
     blocks = [f"# {study.name}"]
     if study.manifest.get("question"):
         blocks.append(str(study.manifest["question"]))
     blocks += [markdown_section(table) for table in tables]
-    for title, lines in (("Not in the tables", failed), ("Not drawn", undrawn)):
+    for title, lines in (("Not in the tables", failed), ("Missing", missing)):
         if lines:
             blocks += [f"## {title}", "\n".join(f"- {escape(line)}" for line in lines)]
     blocks += [f"![{path.stem.replace('_', ' ')}]({path.as_posix()})" for path in figures]

@@ -10,6 +10,7 @@ from hylo.analysis.contrasts import SHAPLEY, attribution_table, claim_table, con
 from hylo.analysis.rates import choice_table
 from hylo.analysis.retrieval_contrasts import retrieval_cells, retrieval_contrasts
 from hylo.analysis.verdicts import ClaimVerdict
+from hylo.core.errors import RecordError
 from hylo.evaluation.metrics import all_metrics
 from hylo.report.tables import decision_columns as show
 from hylo.report.tables.caption import marked
@@ -29,10 +30,27 @@ class Decision(Table):
     """Whether it is also shown on the console."""
 
 
-def decisions(study: StudyRecord) -> list[Decision]:
-    """The tables that have rows."""
-    made = (_claims, _contrasts, _retrieval_contrasts, _retrieval, _attribution, _criteria, _tuning)
-    return [decision for make in made if len((decision := make(study)).frame)]
+def decisions(study: StudyRecord, failed: list[str] | None = None) -> list[Decision]:
+    """The tables that have rows.
+
+    Args:
+        study: the study's records.
+        failed: takes a line for each table that cannot be made; None: its error is raised.
+    """
+    found = []
+    for make in (_claims, _contrasts, _retrieval_contrasts, _retrieval, _attribution, _criteria, _tuning):
+        try:
+            decision = make(study)
+        except RecordError:  # the records themselves are at fault, and with them every table
+            raise
+        except Exception as error:
+            if failed is None:
+                raise
+            failed.append(f"table {make.__name__[1:]} cannot be made: {type(error).__name__}: {error}")
+            continue
+        if len(decision.frame):
+            found.append(decision)
+    return found
 
 
 def for_readers(decided: Sequence[Decision], summary: pd.DataFrame) -> list[Decision]:

@@ -27,6 +27,6 @@ def interval(value: Any, low: Any, high: Any) -> str:
     """For example `30.0 [28.1, 32.1]`, with two digits of a narrow half-width; without bounds, the value alone."""
     if pd.isna(low) or pd.isna(high):
         return number(value)
-    half = (high - low) / 2
+    half = abs(high - low) / 2  # the ends of a bootstrap of equal numbers may differ in the last digit, either way
     decimals = 1 if half == 0 else min(4, max(0 if half >= 100 else 1, 1 - math.floor(math.log10(half))))
     return f"{number(value, decimals)} [{number(low, decimals)}, {number(high, decimals)}]"
