@@ -12,6 +12,7 @@ from launch import composed, train
 import hylo.runs.run
 from hylo.cli.main import SESSION, name_sweep, single_cell
 from hylo.core.errors import RecordError
+from hylo.core.sums import SUMS
 from hylo.evaluation.probes.kv import KvProbe
 from hylo.evaluation.probes.score import COLUMNS
 from hylo.launch.local import operations
@@ -60,7 +61,7 @@ def test_a_probe_without_a_choice_is_an_unknown_key(tiny: tuple[str, ...], capsy
 
 def files_of(run: RunRecord) -> dict[str, bytes]:
     """A record's files from training and evaluation."""
-    names = [path for path in run.folder.rglob("*") if path.is_file() and path.name not in (PROBE, RESULT, ".lock")]
+    names = [path for path in run.folder.rglob("*") if path.is_file() and path.name not in (PROBE, RESULT, SUMS)]
     return {str(path.relative_to(run.folder)): path.read_bytes() for path in names}
 
 
@@ -185,13 +186,23 @@ def test_an_interrupted_probe_costs_only_itself(
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
-def test_an_adapter_that_cannot_be_read_is_named(damage: str, tiny: tuple[str, ...]) -> None:
+def test_an_adapter_that_cannot_be_read_is_named(
+    damage: str, tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     run = run_cell(Cell("runs", "lora", composed(*tiny, "method=lora", "trainer.save_adapter=true")), SESSION)
     path = run.folder / "adapter" / "adapter.safetensors"
-    path.unlink() if damage == "missing" else path.write_bytes(b"x")
-    with pytest.raises(RecordError, match=r"adapter\.safetensors cannot be read"):
-        run_cell(Cell("runs", "lora", composed(*tiny, "method=lora", *PROBED)), SESSION)
-    assert read_run(run.folder).complete
+    probed = Cell("runs", "lora", composed(*tiny, "method=lora", *PROBED))
+    if damage == "missing":  # deleted to save space: the record is still good
+        path.unlink()
+        with pytest.raises(RecordError, match=r"adapter\.safetensors cannot be read"):
+            run_cell(probed, SESSION)
+        assert read_run(run.folder).complete
+    else:
+        before = path.read_bytes()
+        path.write_bytes(b"x")
+        assert len(run_cell(probed, SESSION).probe) > 0
+        assert f"{path} is damaged" in capsys.readouterr().err
+        assert path.read_bytes() == before, "the run was repeated"
 
 
 def test_sweeps_studies_and_cells_have_their_names_without_the_probe() -> None:

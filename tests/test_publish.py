@@ -13,7 +13,6 @@ from launch import TINY, train, write_text
 from omegaconf import OmegaConf
 from recorded import SIZE, write_recorded_study
 
-from hylo.core.files import LOCK
 from hylo.publish import main, overview
 from hylo.report import write_report
 from hylo.report.tables.numbers import written
@@ -33,7 +32,7 @@ def test_a_run_study_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     records = read_study(to / "records")
     assert list(records.cells) == list(read_study(folder).cells)
     files = [path for path in (to / "records").rglob("*") if path.is_file()]
-    assert not [path for path in files if ADAPTER in path.parts or path.name == LOCK]
+    assert not [path for path in files if ADAPTER in path.parts]
     for path in (path for path in files if path.name in (RESULT, CONFIG, "study.json")):
         assert "where_i_work" not in path.read_text()
     configs = [OmegaConf.load(path) for path in files if path.name == CONFIG]

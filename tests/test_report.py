@@ -263,8 +263,15 @@ def test_a_perplexity_too_large_for_a_number_is_missing(study: Path):
 def test_damaged_records_are_named(study: Path):
     (run,) = study.glob("low-seed0-*")
     (run / EVAL).write_bytes(b"not a table")
-    with pytest.raises(RecordError, match=rf"{run.name}/{EVAL} is damaged"):
-        summarize(read_study(study))
+    (line,) = read_study(study).unread
+    assert line.startswith("damaged: low, ")
+    assert f"{run.name}/{EVAL} is damaged" in line
+    report = write_report(study)
+    assert row_of(report.summary, "low", "untuned")["seeds"] == 2, "the other two"
+    assert row_of(report.summary, "high", "untuned")["seeds"] == 3
+    assert report.failed == [line]
+    assert f"{run.name}/{EVAL} is damaged" in (study / "report.html").read_text()
+    assert main([str(study)]) == 1
     sums = pd.read_parquet(next(study.glob("low-seed1-*")) / EVAL)
     sums[sums["window"] != 3].to_parquet(run / EVAL)
     with pytest.raises(RecordError, match="other windows than"):

@@ -136,7 +136,7 @@ def test_every_study_runs(name: str, tiny: tuple[str, ...]) -> None:
     if "probe=kv" in shipped.overrides:
         shared += ["probe=kv", "probe.facts=[5]", "probe.lists=2"]
     steps = [] if "trainer.steps" in own else ["trainer.steps=2"]
-    assert train(f"study={name}", *shared, "model.context=2048", *steps, "seeds=[0]", "tune=off", figures=True) == 0
+    assert train(f"study={name}", *shared, "model.context=2048", *steps, "seeds=[0]", "tune=off") == 0
     (folder,) = (path.parent for path in Path("outputs").glob("*/summary.md"))
     study = read_study(folder)
     assert [cell for cell in study.cells if cell in shipped.all_cells()] == list(shipped.all_cells())

@@ -23,7 +23,7 @@ from hylo.analysis.pairs import (
 from hylo.analysis.rates import rate_in_words
 from hylo.core.errors import RecordError
 from hylo.evaluation.metrics import all_metrics
-from hylo.runs.store import FAILED, STUDY, TRACEBACK, RunRecord, StudyRecord
+from hylo.runs.store import FAILED, INTERRUPTED, STUDY, TRACEBACK, RunRecord, StudyRecord
 
 MAIN, *OTHERS = all_metrics()
 COLUMNS = [
@@ -73,19 +73,20 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
 
 
 def incomplete(study: StudyRecord) -> list[str]:
-    """One line per run that failed or was interrupted: status, cell and seed, first line of the error, folder."""
-    lines = []
+    """One line per run without a result: why (failed, interrupted, damaged, not run), cell and seed, first line of the
+    error, folder."""
+    lines = [*study.unread]
     for cell, runs in study.cells.items():
         for run in (run for run in runs if not run.complete):
-            failed = run.result["status"] == FAILED
+            status = run.result["status"]
             parts = [
-                "failed" if failed else "not finished",
+                status if status in (FAILED, INTERRUPTED) else "not finished",
                 f"{cell} seed {run.seed}",
                 _first_line(run),
                 str(run.folder),
             ]
             lines.append(f"{parts[0]}: " + ", ".join(part for part in parts[1:] if part))
-        if not runs:
+        if not runs and not any(f": {cell}, " in line for line in study.unread):
             lines.append(f"not run: {cell}")
     return lines
 

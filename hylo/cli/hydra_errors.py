@@ -4,15 +4,18 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from hylo.core.errors import ConfigError
+from hylo.core.errors import ConfigError, problem
 from hylo.core.schema import Bounds
 
+CONF = Path(__file__).parents[2] / "conf"
+"""The config groups, one folder each."""
 REPLACED: dict[str, str] = {
     "tracking.backend": "tracking=none, tracking=wandb or another file of conf/tracking/",
     "trainer.adam_beta1": "trainer.optimizer.beta1=...",
@@ -39,6 +42,21 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
             return _unknown_key(cause)
         return _wrong_value(cause, str(error))
     return str(error)
+
+
+def refuse_paths(overrides: Sequence[str]) -> None:
+    """Refuse choices of a config group that lead out of conf/: their YAML would be loaded.
+
+    Raises:
+        ConfigError: as above.
+    """
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        group = re.split("[@:]", key)[0]
+        leads_out = any(part in ("..", "~") for part in re.split(r"[/\\,\[\]'\"\s]", f"{group}/{value}"))
+        if (CONF / group).is_dir() and (leads_out or re.search(r"(^|[,\['\"\s])[/\\]", value)):
+            allowed = f"names of files in conf/{group}/"
+            raise ConfigError(problem(key, value, allowed, f"put the file there, then {key}=its_name"))
 
 
 def refuse_replaced(overrides: Sequence[str]) -> None:

@@ -17,21 +17,26 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from hylo.cli.config_store import store_schemas
-from hylo.cli.hydra_errors import explain, refuse_replaced
+from hylo.cli.hydra_errors import explain, refuse_paths, refuse_replaced
 from hylo.cli.shorthand import with_slots
 from hylo.core.errors import ConfigError, HyloError
+from hylo.core.interruption import Interrupted, stopping_on_signals
+from hylo.core.names import file_name
 from hylo.data.base import DataConfig
 from hylo.runs.cell import Cell
 from hylo.runs.config import Config, resolve
 from hylo.runs.run import run_or_report
 from hylo.runs.shared import Session
-from hylo.runs.store import file_name
+from hylo.studies.manifest import report_plan
 from hylo.studies.plan import Plan, check_plan, run_plan, with_base_cells
 from hylo.studies.runner import run_study
 from hylo.training.config import TrainerConfig
 
 SESSION = Session()
 """Shared by all jobs of this process: a sweep in one process loads weights and text once."""
+
+SWEEP: list[Plan] = []
+"""The plan of the sweep whose jobs this process runs, if any."""
 
 UNNAMED = {"seed", "seeds", "most_seeds", "tracking", "outputs", "cell", "add", "workers", "probe", "tune"}
 """Keys that are never part of a cell's name: a row covers all seeds, a probe is added to an existing record, and the
@@ -62,7 +67,8 @@ def dispatch(composed: DictConfig) -> float | None:
     method = hydra.runtime.choices["method"]
     if hydra.mode is RunMode.MULTIRUN:
         fixed = hydra.job.config.override_dirname.exclude_keys
-        return run_job(job_cell(config, overrides, method, Path(hydra.sweep.dir).name, fixed))
+        cell = job_cell(config, overrides, method, Path(hydra.sweep.dir).name, fixed)
+        return run_job(frozen(cell))
     if config.study:
         complete = run_study(config, overrides, compose, SESSION)
     else:
@@ -70,6 +76,15 @@ def dispatch(composed: DictConfig) -> float | None:
     if not complete:
         sys.exit(1)
     return None
+
+
+def frozen(cell: Cell) -> Cell:
+    """The cell as it was when the sweep began, whatever has been edited in conf/ since.
+
+    A job in another process (of a launcher) has no plan; it runs what it composes.
+    """
+    same = (each for sweep in SWEEP for each in sweep.cells if each.overrides == cell.overrides)
+    return next(same, cell)
 
 
 def run_job(cell: Cell) -> float | None:
@@ -82,6 +97,10 @@ def run_job(cell: Cell) -> float | None:
             result = run_or_report(each, SESSION)
     except HyloError as error:
         print(f"{cell.name}: {error}", file=sys.stderr, flush=True)
+    except Interrupted:
+        for sweep in SWEEP:
+            report_plan(sweep, SESSION)
+        raise
     return result.result["metrics"]["ppl"] if result else None
 
 
@@ -92,6 +111,7 @@ def compose(overrides: Sequence[str]) -> tuple[Config, str]:
         ConfigError: the overrides cannot be composed.
     """
     refuse_replaced(overrides)
+    refuse_paths(overrides)
     try:
         store_schemas()
         composed = hydra_compose("config", overrides=with_slots(overrides), return_hydra_config=True)
@@ -162,9 +182,11 @@ def name_sweep(arguments: list[str]) -> list[str]:
 def command_line() -> Iterator[None]:
     """Wraps Hydra's main: completes overrides, names the sweep, and explains what Hydra cannot compose."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of printing them
-    with readable_errors():
+    SWEEP.clear()
+    with stopping_on_signals(), readable_errors():
         store_schemas()
         refuse_replaced(sys.argv[1:])
+        refuse_paths(sys.argv[1:])
         sys.argv[1:] = name_sweep(with_slots(sys.argv[1:]))
         yield
 
@@ -176,6 +198,9 @@ def readable_errors() -> Iterator[None]:
         yield
     except HyloError as error:
         stop(str(error))
+    except Interrupted as stopped:
+        print(f"{stopped}; the same command continues", file=sys.stderr, flush=True)
+        sys.exit(stopped.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         stop(explain(error))
 

@@ -11,11 +11,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from hylo.cli.main import SESSION, compose, job_cell, readable_errors
+from hylo.cli.main import SESSION, SWEEP, compose, job_cell, readable_errors
 from hylo.core.errors import ConfigError
 from hylo.launch.local import cells_at_once
 from hylo.studies.manifest import report_plan
-from hylo.studies.plan import Plan, check_plan, run_pending, with_base_cells
+from hylo.studies.plan import Plan, check_plan, freeze, run_or_stop, with_base_cells
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 """The launcher that runs the jobs of a sweep one after the other in this process."""
@@ -34,9 +34,10 @@ class SweepReport(Callback):
         with readable_errors():
             plan = sweep_plan(config)
             check_plan(plan, SESSION)
-            self._plan = with_base_cells(plan, SESSION)
+            self._plan = freeze(with_base_cells(plan, SESSION), SESSION)
+            SWEEP.append(self._plan)
             if config.hydra.launcher._target_ == BASIC and cells_at_once(plan.cells, SESSION) > 1:
-                run_pending(self._plan, SESSION)  # its jobs then find their records complete
+                run_or_stop(self._plan, SESSION)  # its jobs then find their records complete
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         with readable_errors():

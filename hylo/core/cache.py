@@ -6,10 +6,15 @@ Everything in it can be deleted at any time and is rebuilt on demand. `HYLO_CACH
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from hylo.core.files import draft_of, replacing
+from hylo.core.sums import damaged_files, sha256, write_sums
+
+_CHECKED: set[Path] = set()
+"""Folders of the cache that this process has made, or found undamaged."""
 
 
 def cache_folder() -> Path:
@@ -22,10 +27,19 @@ def cache_folder() -> Path:
 def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
     """The folder `name` in the cache, created by `make(draft folder)` if it does not exist.
 
+    A process compares the checksums of an existing folder once. A damaged one is named on standard error, set aside as
+    `.damaged-...` and made again.
+
     Two processes may create it at the same time: each writes its own draft, and the first one in place stays. It is
     never replaced, because the other process may already be reading it.
     """
     folder = cache_folder() / name
+    if folder in _CHECKED and folder.exists():
+        return folder
+    if folder.exists() and (damaged := damaged_files(folder)):
+        print(f"{folder} is damaged ({', '.join(damaged)}); making it again", file=sys.stderr, flush=True)
+        folder.rename(draft_of(folder.with_name(f"damaged-{folder.name}")))
+    _CHECKED.add(folder)
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +47,7 @@ def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
     draft.mkdir()
     try:
         make(draft)
+        write_sums(draft)
         try:
             draft.rename(folder)
         except OSError:  # fails if a non-empty folder is already there
@@ -60,8 +75,7 @@ def file_hash(path: Path) -> str:
     remembered = cache_folder() / "hashes" / key
     if remembered.exists():
         return remembered.read_text()
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(path)
     with replacing(remembered) as draft:
         draft.write_text(digest)
     return digest

@@ -3,14 +3,15 @@
 import ctypes
 import os
 import re
-import resource
 import subprocess
+import sys
 from enum import Enum
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
@@ -159,8 +160,12 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     if (resident := _status_bytes("VmHWM")) is not None:
         return resident
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return getattr(psutil.Process().memory_info(), "peak_wset", 0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if os.uname().sysname == "Darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _status_bytes(name: str) -> int | None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,8 +16,8 @@ from filelock import FileLock
 if TYPE_CHECKING:
     import pandas as pd
 
-LOCK = ".lock"
-"""Lock file, held by the process that works in a folder."""
+DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")
+"""Names of drafts: see `draft_of`."""
 
 
 @contextmanager
@@ -32,22 +34,44 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A draft folder that replaces `folder` when the block succeeds, and is deleted when it raises."""
+    """A draft folder that replaces `folder` when the block succeeds, and is deleted when it raises.
+
+    The folder is moved out of the way only when the draft is complete and on the disk, and deleted only when the draft
+    stands in its place.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = draft_of(folder)
+    draft, old = draft_of(folder), draft_of(folder)
     draft.mkdir()
     try:
         yield draft
-        remove_folder(folder)
-        draft.replace(folder)
+        flush(draft)
+        if folder.exists():
+            folder.rename(old)
+        draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def flush(folder: Path) -> None:
+    """Wait until a folder's files are on the disk, so that they survive a loss of power."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def remove_drafts(folder: Path) -> None:
+    """Delete what writers that were killed left in a folder. Only for the process that has the folder to itself."""
+    for path in folder.glob(".*"):
+        if DRAFT.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def draft_of(path: Path) -> Path:
     """A unique name beside a file or folder. Process ids would not do: they repeat in containers and on machines that
     share a disk."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    return path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}")
 
 
 def remove_folder(folder: Path) -> None:
@@ -75,8 +99,15 @@ def finite_or_none(value: float) -> float | None:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Lock a folder, creating it if needed. Other processes that want it wait until the block ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / LOCK):
+def exclusive(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Lock a folder, creating it if needed. Other processes that want it wait until the block ends.
+
+    The lock is a file beside the folder, because the folder itself may be replaced meanwhile.
+
+    Raises:
+        Timeout: another process has it, and `wait` is False.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=-1 if wait else 0):
+        folder.mkdir(exist_ok=True)
         yield

@@ -8,7 +8,9 @@ Sums are kept per window and position group, so metrics (hylo/evaluation/metrics
 model.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -69,10 +71,20 @@ class Evaluation:
 
 
 def evaluate(
-    model: AdaptedModel, windows: Windows, accelerator: Accelerator, *, batch_size: int, label: str
+    model: AdaptedModel,
+    windows: Windows,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    label: str,
+    each_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Evaluates the model on every window, without gradients or dropout. Padding never counts."""
-    nll = token_nll(model, windows.ids, accelerator, lengths=windows.lengths, batch_size=batch_size, label=label)
+    """Evaluates the model on every window, without gradients or dropout. Padding never counts.
+
+    `each_batch` is called after each batch.
+    """
+    settings: dict[str, Any] = {"lengths": windows.lengths, "batch_size": batch_size, "label": label}
+    nll = token_nll(model, windows.ids, accelerator, **settings, each_batch=each_batch)
     predicted = windows.lengths - 1
     return Evaluation(
         bins=position_sums(nll, windows.bytes, BINS, "bin", predicted),
@@ -89,12 +101,14 @@ def token_nll(
     lengths: np.ndarray | None = None,
     batch_size: int,
     label: str,
+    each_batch: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Negative log-likelihood of each token given the preceding tokens in its window.
 
     Args:
         ids: [W, L] token ids. Every process evaluates a share of each batch.
         lengths: [W] number of tokens before the padding; None: no padding. The loss of padding is 0.
+        each_batch: called after each batch.
 
     Returns:
         [W, L - 1] float64, in nats.
@@ -116,6 +130,7 @@ def token_nll(
             assert isinstance(gathered, Tensor)
             parts.append(gathered[: len(batch)].cpu().double().numpy())
             progress.update(first + len(batch))
+            each_batch()
     return np.concatenate(parts)
 
 

@@ -24,6 +24,7 @@ import psutil
 import torch
 
 from hylo.core.devices import Device, is_main_process, process_count
+from hylo.core.interruption import handle_signals, stop_if_asked
 from hylo.runs.cell import Cell
 from hylo.runs.run import run_or_report
 from hylo.runs.shared import Session
@@ -67,6 +68,8 @@ def operations(cell: Cell, session: Session) -> float:
 def run_cells(cells: Sequence[Cell], session: Session) -> None:
     """Run cells that are not complete, several at once where that is faster. A failed cell does not stop the others.
 
+    A signal that asks to stop ends this at the next step of the running cells.
+
     Cells that would leave cores idle at the end run in this process, one after the other with all threads; so do all
     remaining cells if a worker is killed.
     """
@@ -80,6 +83,7 @@ def run_cells(cells: Sequence[Cell], session: Session) -> None:
             print("a process was killed (out of memory?): continuing one cell at a time", file=sys.stderr, flush=True)
     done = len(cells) - len(left)
     for number, cell in enumerate(left, done + 1):
+        stop_if_asked()
         _run(cell, f"[{number}/{len(cells)}]", session)
 
 
@@ -128,6 +132,7 @@ class _Lines(io.TextIOBase):
 
 def _begin(threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    handle_signals()
     torch.set_num_threads(threads)
     sys.stdout = _Lines(sys.stdout)
 
@@ -141,6 +146,7 @@ def _end_with_parent() -> None:
 
 
 def _work(cell: Cell, place: str) -> None:
+    stop_if_asked()
     _run(cell, place, _SESSION)
 
 

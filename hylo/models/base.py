@@ -1,5 +1,6 @@
 """The interface of a source of base models."""
 
+import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -64,8 +65,45 @@ def folder_identity(folder: Path) -> str:
     return text_hash(*(part for path in files for part in (path.name, file_hash(path))))
 
 
+def check_places(folder: Path) -> None:
+    """Refuse a model folder that would choose code, or files outside of itself.
+
+    Raises:
+        MissingDependency: its config names a kernel of the hub, or its index a file elsewhere.
+    """
+    for path in (folder / "config.json", *folder.glob("*.index.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except ValueError:
+            continue  # reported by what reads it
+        named = _kernels(content) if path.name == "config.json" else _shards_elsewhere(content)
+        if found := sorted(named):
+            raise MissingDependency(
+                f"{path} names {', '.join(found[:3])}; a model folder chooses neither code nor files elsewhere\n"
+                f"    fix: remove the entry, or save the model again with save_pretrained"
+            )
+
+
+def _kernels(config: Any) -> set[str]:
+    """Implementations of attention or experts that transformers would download: those with a repository's name."""
+    if not isinstance(config, dict):
+        return set()
+    own = {
+        value for key, value in config.items() if key.strip("_").endswith(("implementation", "implementation_internal"))
+    }
+    inner = [_kernels(value) for value in config.values()]
+    return {str(value) for value in own if isinstance(value, str) and "/" in value}.union(*inner)
+
+
+def _shards_elsewhere(index: Any) -> set[str]:
+    shards = index.get("weight_map", {}) if isinstance(index, dict) else {}
+    names = shards.values() if isinstance(shards, dict) else []
+    return {str(name) for name in names if not isinstance(name, str) or Path(name).name != name}
+
+
 def skeleton_from_folder(folder: Path) -> PreTrainedModel:
     """The model of a local folder, on the meta device."""
+    check_places(folder)
     with _explained("config", folder):
         return skeleton_from_config(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
@@ -86,6 +124,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
             f"{folder} holds no *.safetensors: not downloaded, or pickled; hylo does not load pickled weights. "
             f"Convert them once: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)"
         )
+    check_places(folder)
     with _explained("weights", folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,

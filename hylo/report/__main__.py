@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 from hylo.core.errors import HyloError, problem
+from hylo.core.names import file_name
 from hylo.report import print_report, write_report
-from hylo.runs.store import RECORDS, STUDY, file_name, read_study
+from hylo.runs.store import RECORDS, STUDY, read_study
 
 OUTPUTS = Path("outputs")
 
@@ -29,9 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
                 raise HyloError(f"{to} has the report of {written[to]}, a study of the same name; report it alone")
             report = write_report(folder, to)
             print_report(report)
-            code = max(code, int(bool(report.missing)))
+            code = max(code, int(bool(report.missing or report.study.unread)))
             written[to] = folder
-        except HyloError as error:
+        except (HyloError, OSError) as error:
             print(f"{folder}: {error}", file=sys.stderr)
             code = 2
     return code

@@ -29,6 +29,8 @@ class Cell:
     """Arguments of train.py that run this cell alone."""
     base_name: str = "none"
     """Name of the base model's cell that this one is compared with, unless a study has a cell for it."""
+    planned: str | None = None
+    """Fingerprint of the run when it was planned; None: it was not planned, but is run at once."""
 
     def folder(self, fingerprint: str) -> Path:
         """The folder of the cell's record."""
@@ -39,6 +41,18 @@ class Cell:
         """The cell that evaluates the base model on the same data."""
         config = dataclasses.replace(self.config, method={}, seed=0)
         return Cell(self.group, self.base_name, config, (*self.overrides, "method=none"))
+
+    def check_unchanged(self, fingerprint: str) -> None:
+        """Refuse to run something else than what was planned.
+
+        Raises:
+            ConfigError: source files or the model's or data's files were edited since.
+        """
+        if self.planned not in (None, fingerprint):
+            raise ConfigError(
+                f"{self.name}: source or input files were edited since the run was planned; it would mix two versions\n"
+                f"    fix:     start again: finished runs of either version are kept"
+            )
 
 
 def check(cell: Cell, session: Session) -> None:

@@ -16,6 +16,8 @@ import hylo.tracking
 import hylo.training.optimizers
 from hylo.adapters.component import ComponentConfig
 from hylo.core.errors import ConfigError, problem
+from hylo.core.interpolations import resolver_problems
+from hylo.core.names import name_problems
 from hylo.core.registry import import_all
 from hylo.core.schema import bound_problems, bounded
 from hylo.data.base import DataConfig
@@ -104,11 +106,10 @@ def resolve(composed: DictConfig) -> Config:
     """Converts a composed configuration to a typed one and checks the bounds of every number.
 
     Raises:
-        ConfigError: a value is missing, of the wrong type or out of range, or the config reads the environment.
+        ConfigError: a value is missing, of the wrong type or out of range, or calls a resolver (`${oc.env:HOME}`).
     """
-    if "oc.env" in OmegaConf.to_yaml(composed):
-        # Resolving it would write the variable, possibly a secret, into every record.
-        raise ConfigError("the configuration reads the environment (oc.env)\n    fix:     write the value itself")
+    if calls := [*resolver_problems(composed)]:
+        raise ConfigError(*calls)
     try:
         config = OmegaConf.to_object(composed)
     except AttributeError as error:  # a key added with + that a typed section does not have
@@ -122,19 +123,17 @@ def resolve(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
     assert isinstance(config, Config)
-    problems = [*bound_problems(config), *_path_problems(config), *_seed_problems(config)]
+    problems = [*bound_problems(config), *_name_problems(config), *_seed_problems(config)]
     if problems:
         raise ConfigError(*problems)
     return config
 
 
-def _path_problems(config: Config) -> list[str]:
+def _name_problems(config: Config) -> Iterator[str]:
     names = {"model.name": config.model.name, "data.name": config.data.name, "cell": config.cell, "study": config.study}
-    return [
-        problem(key, name, "a name without path separators", f"{key}=a_short_name")
-        for key, name in names.items()
-        if name is not None and (not name or "/" in name or "\\" in name or name.startswith("."))
-    ]
+    for key, name in names.items():
+        if name is not None:
+            yield from name_problems(key, name)
 
 
 def _seed_problems(config: Config) -> Iterator[str]:

@@ -1,15 +1,20 @@
 """Reuse of finished runs: an identical run is found by its fingerprint, in any group."""
 
 import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
+
+from filelock import Timeout
 
 from hylo.core.devices import process_count
 from hylo.core.errors import RecordError
-from hylo.core.files import LOCK, exclusive, replacing_folder, write_json
+from hylo.core.files import exclusive, replacing_folder, write_json
+from hylo.core.sums import remove_sums, write_sums
 from hylo.runs.cell import Cell
 from hylo.runs.fingerprint import fingerprint, probe_fingerprint
 from hylo.runs.shared import Session
-from hylo.runs.store import RESULT, RunRecord, read_run
+from hylo.runs.store import RESULT, RunRecord, checked, read_run
 
 
 def finished_run(cell: Cell, run_fingerprint: str) -> RunRecord | None:
@@ -33,11 +38,15 @@ def reuse_finished(cell: Cell, session: Session) -> bool:
         return False
     run_fingerprint = fingerprint(cell.config, session)
     folder = cell.folder(run_fingerprint)
-    if (done := finished_run(cell, run_fingerprint)) is None or not probed(cell, done):
+    if finished_run(cell, run_fingerprint) is None:
         return False
-    with exclusive(folder):
+    with suppress(Timeout), exclusive(folder, wait=False):
+        # Again: another process may have made a copy, or begun to, in the meantime.
+        if (done := finished_run(cell, run_fingerprint)) is None or not probed(cell, done):
+            return False
         copy_record(done, folder, study=cell.group, cell=cell.name, seed=cell.config.seed)
-    return True
+        return True
+    return False  # another process works on it
 
 
 def find_complete(
@@ -45,14 +54,16 @@ def find_complete(
 ) -> RunRecord | None:
     """The complete record with this fingerprint in any group below `outputs`, or None.
 
-    Of several, one with this probe's results is preferred, then the one in `folder`. Damaged records are skipped: the
-    run is repeated and replaces them.
+    Of several, one with this probe's results is preferred, then the one in `folder`. Damaged records are named and
+    skipped: the run is repeated and replaces them.
     """
     found: list[RunRecord] = []
     for path in sorted(outputs.glob(f"*/*-{fingerprint}/{RESULT}")):
         try:
-            record = read_run(path.parent)
-        except RecordError:
+            record = checked(read_run(path.parent))
+        except RecordError as error:
+            if path.exists():  # else another process is replacing it
+                print(str(error).splitlines()[0], file=sys.stderr, flush=True)
             continue
         if record.complete and record.result["fingerprint"] == fingerprint:
             found.append(record)
@@ -67,6 +78,8 @@ def copy_record(record: RunRecord, folder: Path, *, study: str, cell: str, seed:
     """Copies a record to another folder, with study, cell and seed changed to those given."""
     if record.folder != folder or (record.result["study"], record.cell, record.seed) != (study, cell, seed):
         with replacing_folder(folder) as draft:
-            shutil.copytree(record.folder, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK))
+            shutil.copytree(record.folder, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+            remove_sums(draft)
             write_json(draft / RESULT, record.result | {"study": study, "cell": cell, "seed": seed})
+            write_sums(draft)
     return read_run(folder)

@@ -21,6 +21,7 @@ from hylo.core.devices import (
     reset_peak_memory,
 )
 from hylo.core.files import exclusive, write_json, write_table
+from hylo.core.interruption import stop_if_asked
 from hylo.core.registry import name_of
 from hylo.core.schema import to_container
 from hylo.core.timer import Clock
@@ -42,6 +43,7 @@ from hylo.runs.store import (
     WINDOWS,
     RunRecord,
     add_probe,
+    checked,
     read_run,
 )
 from hylo.runs.writer import new_result, recording
@@ -59,6 +61,7 @@ def run_cell(cell: Cell, session: Session) -> RunRecord:
     several processes (accelerate), all compute and the first one writes the record.
     """
     run_fingerprint = fingerprint(cell.config, session)
+    cell.check_unchanged(run_fingerprint)
     folder = cell.folder(run_fingerprint)
     accelerator = accelerator_for(cell.config.trainer.device, cell.config.trainer.precision)
     main = accelerator.is_main_process
@@ -113,9 +116,10 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
             announce(label, model, findings, memory)
             size = evaluation_batch_size(model, config.trainer, config.data.context_length)
 
-            def measured(name: str) -> Evaluation:
+            def measured(name: str, **options: Any) -> Evaluation:
+                said = f"{label}, {name}"
                 with clock.working():
-                    return evaluate(model, eval_windows, accelerator, batch_size=size, label=f"{label}, {name}")
+                    return evaluate(model, eval_windows, accelerator, batch_size=size, label=said, **options)
 
             def on_step(line: dict[str, Any]) -> None:
                 log_step(tracker, line)
@@ -140,11 +144,11 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
                         loss_on_padding=config.data.loss_on_padding,
                         on_step=on_step,
                     )
-            evaluation = measured("evaluation")
+            stop = {"each_batch": stop_if_asked} if accelerator.num_processes == 1 else {}
+            evaluation = measured("evaluation", **stop)
             audit.after_training(contributions)
             peak = peak_memory_bytes()
-            if accelerator.is_main_process:
-                print(f"{label}: memory: peak {gib(peak)}, estimated {gib(memory.peak)}", flush=True)
+            say(f"{label}: memory: peak {gib(peak)}, estimated {gib(memory.peak)}")
             result["audit"] = {"failed": audit.failed}
             result["contribution"] = contributions.section if contributions else {}
             result["params"] = model.parameter_counts()
@@ -167,6 +171,7 @@ def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Acce
         RecordError: the record's adapter is missing or damaged.
     """
     config, label = cell.config, f"{cell.name} (seed {cell.config.seed}), probe"
+    checked(record)
     assert config.probe_config is not None, "a cell without a probe lacks none"
     base = session.base(config.model, accelerator.device)
     probe = session.probe(config.probe_config, config.model)
@@ -185,6 +190,12 @@ def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Acce
     with tracked(cell, "probe") as tracker:
         log_run(tracker, {"probe": section})
     add_probe(record.folder, answers.table, section)
+
+
+def say(line: str) -> None:
+    """Prints a line, once for all processes."""
+    if is_main_process():
+        print(line, flush=True)
 
 
 def announce(label: str, model: AdaptedModel, findings: list[Finding], memory: MemoryEstimate) -> None:

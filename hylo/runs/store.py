@@ -26,7 +26,6 @@ records and tracking.
 The names in these files are a contract: reports, notebooks and other tools read them.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,11 +36,12 @@ import pandas as pd
 
 from hylo.core.errors import RecordError
 from hylo.core.files import write_json, write_table
+from hylo.core.sums import SUMS, damaged_files, remove_sums, write_sums
 from hylo.runs.earlier import current_manifest, current_result
 from hylo.training.logs import CURVE, TRAJECTORY
 
 SCHEMA_VERSION = 2
-RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
+RUNNING, COMPLETE, FAILED, INTERRUPTED = "running", "complete", "failed", "interrupted"
 RESULT, EVAL, THIRDS, WINDOWS = "result.json", "eval.parquet", "thirds.parquet", "windows.parquet"
 HALF = "half.parquet"
 AUDIT = "audit.json"
@@ -163,6 +163,8 @@ class StudyRecord:
     folder: Path
     manifest: dict[str, Any]
     cells: dict[str, list[RunRecord]]
+    unread: tuple[str, ...] = ()
+    """One line per run whose record is missing or damaged, with the reason."""
 
     @property
     def name(self) -> str:
@@ -197,9 +199,11 @@ def read_run(folder: Path) -> RunRecord:
     """Reads one run's record.
 
     Raises:
-        RecordError: result.json is missing, not JSON, of another schema version, or lacks a section.
+        RecordError: result.json is missing, damaged, not JSON, of another schema version, or lacks a section.
     """
     path = folder / RESULT
+    if path.exists() and (damaged := damaged_files(folder, RESULT)):
+        raise RecordError(f"{folder / damaged[0]} is damaged (its checksum differs); delete {folder} and run it again")
     try:
         result = json.loads(path.read_text())
     except FileNotFoundError:
@@ -238,13 +242,36 @@ def read_study(folder: Path) -> StudyRecord:
 
 
 def study_of(folder: Path, manifest: dict[str, Any]) -> StudyRecord:
-    """Reads the runs named by a manifest.
+    """Reads the runs named by a manifest. Those whose record is missing or damaged are named in `unread`."""
+    cells: dict[str, list[RunRecord]] = {}
+    unread: list[str] = []
+    for entry in manifest["cells"]:
+        runs = cells.setdefault(entry["cell"], [])
+        for name in entry["runs"]:
+            if not (folder / name).exists():
+                unread.append(f"not run: {entry['cell']}, {folder / name}")
+                continue
+            try:
+                runs.append(checked(read_run(folder / name)))
+            except RecordError as error:
+                unread.append(f"damaged: {entry['cell']}, {str(error).splitlines()[0]}")
+    return StudyRecord(folder, manifest, cells, tuple(unread))
+
+
+def checked(record: RunRecord) -> RunRecord:
+    """The record, if all its files are as they were written.
 
     Raises:
-        RecordError: a run has no record, or a damaged one.
+        RecordError: a file of a complete record is damaged, or missing. Adapters may be deleted to save space. Records
+            without checksums are read instead.
     """
-    cells = {entry["cell"]: [read_run(folder / run) for run in entry["runs"]] for entry in manifest["cells"]}
-    return StudyRecord(folder, manifest, cells)
+    folder = record.folder
+    damaged = damaged_files(folder) if record.complete else []
+    if damaged := [name for name in damaged if (folder / name).exists() or not name.startswith(f"{ADAPTER}/")]:
+        raise RecordError(f"{folder / damaged[0]} is damaged (its checksum differs); delete {folder} and run it again")
+    if record.complete and not (folder / SUMS).exists():
+        _ = record.eval, record.thirds, record.windows, record.probe
+    return record
 
 
 def add_probe(folder: Path, table: pd.DataFrame, section: dict[str, Any]) -> RunRecord:
@@ -253,16 +280,12 @@ def add_probe(folder: Path, table: pd.DataFrame, section: dict[str, Any]) -> Run
     If interrupted, the record is still complete, with either this probe's result or none.
     """
     result = read_run(folder).result
+    remove_sums(folder)
     write_json(folder / RESULT, {name: value for name, value in result.items() if name != "probe"})
     write_table(folder / PROBE, table)
     write_json(folder / RESULT, result | {"probe": section})
+    write_sums(folder)
     return read_run(folder)
-
-
-def file_name(text: str) -> str:
-    """The text as a file name: at most 100 characters, with all but letters, digits and `_.,=+-` replaced."""
-    safe = "".join(letter if letter.isalnum() or letter in "_.,=+-" else "-" for letter in text).lstrip(".")
-    return safe if len(safe) <= 100 else f"{safe[:88]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _read_table(path: Path, columns: list[str], *, keys: int = 2, delete: Path | None = None) -> pd.DataFrame:

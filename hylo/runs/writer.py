@@ -8,13 +8,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from hylo.core.files import remove_folder, write_json
+from hylo.core.files import remove_drafts, remove_folder, write_json
+from hylo.core.interruption import Interrupted
 from hylo.core.schema import to_container
+from hylo.core.sums import remove_sums, write_sums
 from hylo.data.tokens import bos_token
 from hylo.runs.cell import Cell
 from hylo.runs.shared import Session
-from hylo.runs.store import COMPLETE, CONFIG, FAILED, RESULT, RUNNING, SCHEMA_VERSION, TRACEBACK
-from hylo.training.checkpoint import CHECKPOINT
+from hylo.runs.store import COMPLETE, CONFIG, FAILED, INTERRUPTED, RESULT, RUNNING, SCHEMA_VERSION, TRACEBACK
+from hylo.training.checkpoint import CHECKPOINTS
 
 MAKES_THE_RUN = ("model", "data", "method", "trainer", "seed")
 """Resolved sections of the configuration that result.json repeats; config.yaml has all of it."""
@@ -62,15 +64,23 @@ def new_result(cell: Cell, fingerprint: str, session: Session) -> dict[str, Any]
 
 @contextmanager
 def recording(cell: Cell, folder: Path, result: dict[str, Any]) -> Iterator[None]:
-    """Keeps `result` in the folder: `running` during the block, then `complete`, or `failed` with a traceback."""
+    """Keeps `result` in the folder: `running` during the block, then `complete`, `interrupted`, or `failed` with a
+    traceback. A complete record gets checksums."""
+    remove_sums(folder)
+    remove_drafts(folder)
     (folder / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(to_container(cell.config))))
     (folder / TRACEBACK).unlink(missing_ok=True)
     write_json(folder / RESULT, result)
     try:
         yield
+    except Interrupted as stopped:
+        write_json(folder / RESULT, result | {"status": INTERRUPTED, "error": str(stopped)})
+        raise
     except Exception as error:
         (folder / TRACEBACK).write_text(traceback.format_exc())
         write_json(folder / RESULT, result | {"status": FAILED, "error": f"{type(error).__name__}: {error}"})
         raise
     write_json(folder / RESULT, result | {"status": COMPLETE})
-    remove_folder(folder / CHECKPOINT)
+    for name in CHECKPOINTS:
+        remove_folder(folder / name)
+    write_sums(folder)

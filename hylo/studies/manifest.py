@@ -3,8 +3,10 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from hylo.core.errors import HyloError, RecordError
 from hylo.core.files import write_json, write_table
 from hylo.core.schema import to_container
+from hylo.runs.cell import Cell
 from hylo.runs.fingerprint import fingerprint
 from hylo.runs.reuse import probed
 from hylo.runs.shared import Session
@@ -31,12 +33,25 @@ def report_plan(plan: "Plan", session: Session) -> bool:
         write_table(plan.folder / TRIALS, plan.trials)
     summary = plan.folder / SUMMARY
     before = summary.read_bytes() if summary.exists() else b""
-    report = write_report(plan.folder)
+    try:
+        report = write_report(plan.folder)
+    except OSError as error:
+        raise HyloError(
+            f"the report cannot be written to {plan.folder}: {error}\n"
+            f"    fix:     make room, then run this again; all records are kept"
+        ) from error
     if summary.read_bytes() != before:
         track_report(plan, content, report)
     print_report(report)
-    records = [(cell, read_run(cell.folder(fingerprint(cell.config, session)))) for cell in plan.cells]
-    return all(record.complete and probed(cell, record) for cell, record in records) and not report.missing
+    return not report.missing and all(_done(cell, session) for cell in plan.cells)
+
+
+def _done(cell: Cell, session: Session) -> bool:
+    try:
+        record = read_run(cell.folder(fingerprint(cell.config, session)))
+    except RecordError:
+        return False
+    return record.complete and probed(cell, record)
 
 
 def manifest(plan: "Plan", session: Session) -> dict[str, Any]:

@@ -5,6 +5,7 @@ are run and reported by the same functions.
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +15,22 @@ import pandas as pd
 
 from hylo.core.devices import is_main_process
 from hylo.core.errors import ConfigError, HyloError
+from hylo.core.files import write_json
+from hylo.core.interruption import Interrupted
+from hylo.core.names import file_name
+from hylo.core.schema import to_container
 from hylo.launch.local import run_cells
 from hylo.runs.cell import Cell, check
 from hylo.runs.config import Config, Tune
 from hylo.runs.fingerprint import fingerprint
 from hylo.runs.reuse import reuse_finished
 from hylo.runs.shared import Session
-from hylo.runs.store import file_name
+from hylo.runs.writer import MAKES_THE_RUN
 from hylo.studies.manifest import report_plan
 from hylo.studies.spec import StudyConfig, key_of, read_study_file
 
+PLAN = "plan.json"
+"""What a study or sweep was to run when it began."""
 Compose = Callable[[Sequence[str]], tuple[Config, str]]
 """Composes a typed configuration from overrides, and returns it with the name of its method."""
 
@@ -166,14 +173,64 @@ def run_plan(plan: Plan, session: Session) -> bool:
 
 def run_checked(plan: Plan, session: Session) -> bool:
     """`run_plan` for a plan that was already checked."""
-    plan = with_base_cells(plan, session)
-    run_pending(plan, session)
+    plan = freeze(with_base_cells(plan, session), session)
+    run_or_stop(plan, session)
     return report_plan(plan, session) if is_main_process() else True
+
+
+def run_or_stop(plan: Plan, session: Session) -> None:
+    """`run_pending`; if a signal stops it, reports what there is."""
+    try:
+        run_pending(plan, session)
+    except Interrupted:
+        if is_main_process():
+            report_plan(plan, session)
+        raise
 
 
 def run_pending(plan: Plan, session: Session) -> None:
     """Run the cells that are not complete, several at once where that is faster."""
     run_cells([cell for cell in plan.cells if not reuse_finished(cell, session)], session)
+
+
+def freeze(plan: Plan, session: Session) -> Plan:
+    """The plan with every cell's fingerprint, also written to plan.json with all settings.
+
+    A process that would run something else, because a file was edited meanwhile, refuses. If there was another plan,
+    the difference is said, and the other plan kept as before-plan.json.
+    """
+    cells = [dataclasses.replace(cell, planned=fingerprint(cell.config, session)) for cell in plan.cells]
+    if is_main_process():
+        _write(plan, cells)
+    return dataclasses.replace(plan, cells=cells)
+
+
+def _write(plan: Plan, cells: Sequence[Cell]) -> None:
+    planned = {
+        f"{cell.name} (seed {cell.config.seed})": {
+            "fingerprint": cell.planned,
+            "overrides": list(cell.overrides),
+            "config": {part: to_container(getattr(cell.config, part)) for part in MAKES_THE_RUN},
+        }
+        for cell in cells
+    }
+    path = plan.folder / PLAN
+    try:
+        before = json.loads(path.read_text())["cells"]
+    except (OSError, ValueError, KeyError, TypeError):
+        before = planned
+    if changed := [name for name in planned if planned[name] != before.get(name)]:
+        same = [name for name in changed if name in before and before[name]["config"] == planned[name]["config"]]
+        print(f"{path} had another plan: {_difference(changed, same, before)}", flush=True)
+        write_json(plan.folder / f"before-{PLAN}", {"cells": before})
+    write_json(path, {"cells": planned})
+
+
+def _difference(changed: Sequence[str], same: Sequence[str], before: Mapping[str, Any]) -> str:
+    added = [name for name in changed if name not in before]
+    edited = [name for name in changed if name in before and name not in same]
+    parts = {"new": added, "other settings": edited, "other source, libraries or inputs": same}
+    return "; ".join(f"{kind}: {', '.join(names[:3])} ({len(names)} in all)" for kind, names in parts.items() if names)
 
 
 def _merged(earlier: Sequence[str], later: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from hylo.runs.config import UNTIL_DECIDED, Config
 from hylo.runs.shared import Session
 from hylo.runs.store import StudyRecord, study_of
 from hylo.studies.manifest import manifest, report_plan
-from hylo.studies.plan import Compose, Plan, check_plan, plan_study, run_checked, run_pending, with_base_cells
+from hylo.studies.plan import Compose, Plan, check_plan, freeze, plan_study, run_checked, run_or_stop, with_base_cells
 from hylo.studies.tuning import tune
 
 SMALL = -math.log1p(-DROP / 100)
@@ -47,8 +47,9 @@ def run_study(config: Config, overrides: Sequence[str], compose: Compose, sessio
     for look, level in stats.levels(looks).items():
         plan = plan_study(config, overrides, compose, seeds=range(look), chosen=chosen)
         rule = {"rule": UNTIL_DECIDED, "looks": list(looks), "level": level}
-        plan = with_base_cells(dataclasses.replace(plan, notes=notes | rule, trials=trials), session)
-        run_pending(plan, session)
+        plan = dataclasses.replace(plan, notes=notes | rule, trials=trials)
+        plan = freeze(with_base_cells(plan, session), session)
+        run_or_stop(plan, session)
         open_ = list(undecided(recorded(plan, session)))
         if is_main_process():
             state = f"undecided: {'; '.join(open_)}" if open_ else "every contrast is decided"

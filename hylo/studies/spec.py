@@ -18,6 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hylo.analysis.claims import Claim, claim_problems, read_claims
 from hylo.core.errors import ConfigError, problem
+from hylo.core.interpolations import resolver_problems
+from hylo.core.names import name_problems
 from hylo.core.schema import bound_problems, bounded
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -155,6 +157,8 @@ def read_study_file(name: str) -> StudyConfig:
         written = OmegaConf.load(path)
         if OmegaConf.select(written, "tuning.key") is not None:
             raise ConfigError(f"{path}: tuning.key, values and seed are now tuning.keys: {{key: [values]}} and seeds")
+        if calls := [*resolver_problems(written)]:
+            raise ConfigError(*(f"{path}: {text}" for text in calls))
         if any("way" in contrast for contrast in OmegaConf.select(written, "contrasts") or []):
             raise ConfigError(f"{path}: a contrast's `way` is now its `comparison`")
         study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), written))
@@ -173,6 +177,8 @@ def _problems(study: StudyConfig) -> Iterator[str]:
     if study.factorial and (both := study.cells.keys() & study.factorial.cells().keys()):
         yield f"the cells {', '.join(sorted(both))} are in `cells` and in `factorial`; name them once"
     yield from bound_problems(study)
+    for name in cells:
+        yield from name_problems("cells", name)
     for place, contrast in enumerate(study.contrasts):
         yield from _unknown(f"contrasts[{place}]", {"cell": contrast.cell, "reference": contrast.reference}, cells)
         if contrast.cell == contrast.reference:

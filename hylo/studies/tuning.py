@@ -18,13 +18,14 @@ import hylo.studies.spec
 from hylo.core.devices import is_main_process, say
 from hylo.core.errors import ConfigError, HyloError, problem
 from hylo.core.files import write_json, write_table
+from hylo.core.names import file_name
 from hylo.core.schema import number_at, number_range
 from hylo.launch.local import cells_at_once
 from hylo.runs.cell import Cell
 from hylo.runs.config import Config, Tune
 from hylo.runs.fingerprint import fingerprint
 from hylo.runs.shared import Session
-from hylo.runs.store import CHOICES, FAILED, RESULT, TRIALS, RunRecord, file_name, read_run
+from hylo.runs.store import CHOICES, FAILED, RESULT, TRIALS, RunRecord, read_run
 from hylo.studies.choices import Choice, condition, no_sums, published_choices, score
 from hylo.studies.grid_search import Setting, next_setting, start_settings
 from hylo.studies.plan import Compose, Plan, check_plan, plan_study, run_pending

@@ -15,6 +15,11 @@ LINES = 200
 """Approximate number of lines in a trajectory: more could not be distinguished in a figure."""
 
 
+def logged_steps(path: Path) -> int | None:
+    """Number of lines of a training log; None: there is no file."""
+    return len(path.read_bytes().splitlines()) if path.exists() else None
+
+
 class Curve:
     """curve.jsonl: one line per optimizer step, each written as soon as the step is done."""
 

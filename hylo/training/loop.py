@@ -17,16 +17,20 @@ import torch
 from accelerate import Accelerator
 
 from hylo.adapters.model import AdaptedModel
+from hylo.core.devices import agreed
 from hylo.core.errors import ConfigError, TrainingDiverged, problem
 from hylo.core.files import finite_or_none
+from hylo.core.interruption import asked_to_stop, interrupted
 from hylo.core.progress import Progress
 from hylo.core.registry import name_of
 from hylo.data.windows import Windows, batches
 from hylo.training.checkpoint import CHECKPOINT, Checkpoint
 from hylo.training.config import TrainerConfig, learning_rate_factor
-from hylo.training.logs import CURVE, TRAJECTORY, Curve, Trajectory
+from hylo.training.logs import CURVE, TRAJECTORY, Curve, Trajectory, logged_steps
 from hylo.training.step import StepBatches, make_optimizer, step_seed, update
 
+LAST = 10.0
+"""Seconds of training that may be lost when the evaluation after it is interrupted."""
 UNTRAINED: dict[str, Any] = {
     "optimizer": None,
     "steps": 0,
@@ -100,12 +104,15 @@ def train(
     Raises:
         ConfigError: the windows or the number of processes do not fit the batch size.
         TrainingDiverged: more steps than allowed had a non-finite loss or gradient.
+        Interrupted: a signal asked to stop; the state after the last step is saved.
     """
     check_batches(config, windows, accelerator.num_processes)
     optimizer = make_optimizer(model, config)
     checkpoint = Checkpoint(folder / CHECKPOINT, model, optimizer, every_seconds=config.checkpoint_seconds)
-    done = TrainingState(**checkpoint.restore())
     main = accelerator.is_main_process
+    done = TrainingState(**checkpoint.restore(logged=logged_steps(folder / CURVE)))
+    if done.step and main:
+        print(f"{label}: continues from step {done.step}", flush=True)
     curve = Curve(folder / CURVE, keep=done.step, write=main)
     trajectory = Trajectory(folder / TRAJECTORY, model.observed(), steps=config.steps, done=done.step, write=main)
     passes = config.gradient_accumulation_steps
@@ -136,8 +143,14 @@ def train(
             if done.nonfinite_steps > config.max_nonfinite_steps:
                 raise diverged(done, config, loss, norm)
             progress.update(done.step, loss=loss, tokens_per_second=done.tokens / done.seconds)
+            stopping = done.step < config.steps and agreed(asked_to_stop(), accelerator)
             if main:
-                checkpoint.save_if_due(asdict(done))
+                checkpoint.save_if_due(asdict(done), now=stopping)
+            if stopping:
+                accelerator.wait_for_everyone()  # until the state is saved
+                raise interrupted()
+    if main:
+        checkpoint.save_if_due(asdict(done), every=LAST)  # an interrupted evaluation must not cost the training
     model.eval()
     return {
         "optimizer": name_of("optimizer", type(config.optimizer)),

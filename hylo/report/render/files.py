@@ -10,6 +10,9 @@ from hylo.core.files import replacing
 from hylo.report.render.hover import svg
 from hylo.report.tables.numbers import written
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a text begins that a spreadsheet takes for a formula."""
+
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write `name.png` and `name.svg` (with tooltips), and return both paths in this order.
@@ -25,8 +28,12 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def csv(frame: pd.DataFrame) -> bytes:
-    """The table as CSV with a header; numbers formatted by `written`, empty if missing."""
-    return frame.to_csv(index=False, lineterminator="\n", float_format=written).encode()
+    """The table as CSV with a header; numbers formatted by `written`, empty if missing.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe in front, which spreadsheets do not show.
+    """
+    safe = frame.map(lambda value: f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value)
+    return safe.to_csv(index=False, lineterminator="\n", float_format=written).encode()
 
 
 def write(path: Path, content: bytes) -> Path:
