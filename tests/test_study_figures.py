@@ -14,12 +14,14 @@ from test_report_retrieval import write_answers
 
 import hylo.report
 from hylo.analysis.summary import summarize
+from hylo.report import write_report
 from hylo.report.__main__ import main
 from hylo.report.figures import all_figures, study_figures
-from hylo.report.figures.base import study_figure
+from hylo.report.figures.base import MOST, drawable, study_figure
 from hylo.report.figures.style import WIDTH
 from hylo.report.render.files import save
 from hylo.report.render.hover import svg
+from hylo.report.tables.caption import caption
 from hylo.runs.store import StudyRecord, read_study
 from hylo.training.logs import TRAJECTORY
 
@@ -131,3 +133,23 @@ def test_a_figure_that_fails_costs_no_other(whole: StudyRecord, tmp_path: Path, 
     assert said in capsys.readouterr().out
     assert said in (tmp_path / "summary.md").read_text().replace("\\", "")
     assert "no such &lt;symbol&gt;" in (tmp_path / "report.html").read_text()
+
+
+def test_a_figure_draws_as_many_cells_as_can_be_read(tmp_path: Path) -> None:
+    """Named ones first, then the best; the caption says which, and the tables have all."""
+    cells = {f"cell{index}": 10.0 + index for index in range(MOST + 5)}
+    named = {"cell": "cell0", "reference": "cell1", "component": None, "comparison": "added"}
+    folder = write_recorded_study(
+        tmp_path / "many", cells, [0], np.random.default_rng(0), **SIZE, manifest={"contrasts": [named]}
+    )
+    study = read_study(folder)
+    summary = summarize(study)
+    shown, rows = drawable(study, summary)
+    assert len(shown.cells) == MOST
+    assert {"untuned", "cell0", "cell1", f"cell{MOST + 4}"} <= shown.cells.keys()
+    assert "cell2" not in shown.cells
+    assert set(rows["cell"]) <= shown.cells.keys()
+    assert f"{MOST} of {MOST + 6} cells are drawn" in " ".join(caption(shown, rows))
+    report = write_report(folder)
+    assert len(report.summary) >= MOST + 6
+    assert report.missing == []

@@ -65,6 +65,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lfm3": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 4, "head_dim": 24, "n_groups": 1, "state_size": 8},
     "modernbert-decoder": _TOKENS | {"cls_token_id": 0, "sep_token_id": 2},
+    "nemotron_h": {
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 24,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "chunk_size": 8,
+    },
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 32], "axial_pos_shape": [4, 4]},
     "stablelm": {"head_dim": 12},
@@ -74,6 +81,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "layers_block_type": ["mamba", "hybrid", "mamba"],
         "mamba_headdim": 24,
         "n_mamba_heads": 4,
+        "mamba_d_state": 8,
+        "chunk_size": 8,
     },
     "zaya": {"num_experts_per_tok": 1},
 }

@@ -85,7 +85,7 @@ def window_sums(runs: list[RunRecord], metric: Metric | None = None) -> tuple[np
     tables = [_measured(run, metric) for run in runs]
     for run, table in zip(runs, tables, strict=True):
         same_windows(runs[0], run)
-        if table.index.tolist() != run.windows["window"].tolist():
+        if table.index.tolist() != [place[0] for place in run.window_places]:
             raise RecordError(
                 f"{run.folder / EVAL} has other windows than {WINDOWS}; delete {run.folder} and run it again"
             )
@@ -98,8 +98,10 @@ def window_sums(runs: list[RunRecord], metric: Metric | None = None) -> tuple[np
 
 
 def _measured(run: RunRecord, metric: Metric) -> Any:
-    """A metric's sums by window."""
-    return metric.window_sums(complete_sums(run, EVAL), complete_sums(run, THIRDS))
+    """A metric's sums by window, computed once per record."""
+    if metric.name not in run.window_sums:
+        run.window_sums[metric.name] = metric.window_sums(complete_sums(run, EVAL), complete_sums(run, THIRDS))
+    return run.window_sums[metric.name]
 
 
 def same_windows(run: RunRecord, other: RunRecord) -> None:
@@ -108,8 +110,7 @@ def same_windows(run: RunRecord, other: RunRecord) -> None:
     Raises:
         RecordError: they were not.
     """
-    where = ["window", "document", "first_token", "length"]
-    if run.windows[where].to_numpy().tolist() != other.windows[where].to_numpy().tolist():
+    if run.window_places != other.window_places:
         raise RecordError(
             f"cells {run.cell!r} (seed {run.seed}) and {other.cell!r} (seed {other.seed}) were evaluated on different "
             f"windows: {run.folder / WINDOWS} and {other.folder / WINDOWS}; run them with the same data settings"

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,8 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
     """
     if not isinstance(study.manifest.get("base"), str):
         raise RecordError(f"{study.folder / STUDY} does not name the base cell; run the study again to rewrite it")
-    rows = [_row(study, cell, reference) for cell, reference in _contrasts(study)]
+    known: dict[tuple[Path, ...], stats.Interval] = {}
+    rows = [_row(study, cell, reference, known) for cell, reference in _contrasts(study)]
     table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     kinds = {column: "Int64" if column in _COUNTS else "float64" for column in COLUMNS if column not in _TEXTS}
     return table.astype(kinds).replace([np.inf, -np.inf], np.nan)
@@ -113,14 +115,19 @@ def _neighbours(study: StudyRecord) -> Iterator[tuple[str, str]]:
             yield previous, cell
 
 
-def _row(study: StudyRecord, cell: str, reference: str) -> dict[str, Any]:
+def _row(
+    study: StudyRecord, cell: str, reference: str, known: dict[tuple[Path, ...], stats.Interval]
+) -> dict[str, Any]:
+    """One row; `known` keeps perplexities with their intervals, which several rows of a cell share."""
     runs, others = complete_runs(study, cell), complete_runs(study, reference)
     pairs = paired_runs(study, cell, reference) if reference else []
     used = [run for run, _ in pairs] or runs
     row: dict[str, Any] = {"cell": cell, "reference": reference, "seeds": len(pairs if reference else runs)}
     nll, tokens = window_sums(used)
     try:
-        ppl = stats.ppl(nll, tokens, generator(cell))
+        key = tuple(run.folder for run in used)
+        if (ppl := known.get(key)) is None:
+            ppl = known[key] = stats.ppl(nll, tokens, generator(cell))
         row |= {MAIN.name: ppl.value, f"{MAIN.name}_low": ppl.low, f"{MAIN.name}_high": ppl.high}
         row |= {metric.name: metric.value(mean_nll(used, metric), 1.0) for metric in OTHERS}
         row["mean_window_ppl"] = stats.mean_window_ppl(nll, tokens)

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from hylo.analysis.summary import COLUMNS, incomplete, summarize
 from hylo.report.figures import all_figures, study_figures
+from hylo.report.figures.base import drawable
 from hylo.report.figures.loss import loss_figure
 from hylo.report.render.console import markdown_section, print_tables
 from hylo.report.render.files import csv, save, write
@@ -126,6 +127,7 @@ def _drawn(
     """
     images: list[Path] = []
     blocks: dict[str, FigureBlock] = {}
+    study, summary = drawable(study, summary)
     for name, draw in all_figures().items() if len(summary) else ():
         try:
             if (figure := draw(study, summary)) is None:

@@ -96,6 +96,16 @@ class RunRecord:
         """Columns window, document, first_token, length (without padding): enough to cut the same windows again."""
         return _read_table(self.folder / WINDOWS, ["window", "document", "first_token", "length"])
 
+    @cached_property
+    def window_places(self) -> list[list[Any]]:
+        """Where each window was cut: window, document, first token, length."""
+        return self.windows[["window", "document", "first_token", "length"]].to_numpy().tolist()
+
+    @cached_property
+    def window_sums(self) -> dict[str, Any]:
+        """Sums by window that were computed from this record, by metric: filled by hylo/analysis/pairs.py."""
+        return {}
+
     @property
     def probe_fingerprint(self) -> str | None:
         """Fingerprint of the probe in this record; None if there is none, or its table is missing."""

@@ -9,6 +9,7 @@ returns None if there is nothing to draw. No other file needs editing: every fil
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import pandas as pd
@@ -45,13 +46,37 @@ def study_figure(name: str, *, order: int) -> Callable[[F], F]:
     return store
 
 
+MOST = 40
+"""Cells in a figure: with more, names overlap and drawing takes minutes."""
+_SIDES = ("cell", "reference")
+
+
 def all_figures() -> dict[str, Draw]:
     """All figure functions by name, in report order."""
     return dict(sorted(registered("figure").items(), key=lambda item: (_ORDER[item[0]], item[0])))
 
 
+def drawable(study: StudyRecord, summary: pd.DataFrame) -> tuple[StudyRecord, pd.DataFrame]:
+    """The study and its summary with as many cells as a figure can show; the caption then says which.
+
+    Those that the study names in contrasts and claims and their base models are kept first, then those with the largest
+    improvement.
+    """
+    if len(study.cells) <= MOST:
+        return study, summary
+    named = [each[side] for kind in ("contrasts", "claims") for each in study.manifest.get(kind, []) for side in _SIDES]
+    best = summary.sort_values("improvement_pct", ascending=False, na_position="last")["cell"]
+    bases = [cell for cell in study.cells if study.is_base(cell)]
+    kept = set([*dict.fromkeys([*bases, *named, *best])][:MOST])
+    note = f"{len(kept)} of {len(study.cells)} cells are drawn: those with the largest improvement; the tables have all"
+    cells = {cell: runs for cell, runs in study.cells.items() if cell in kept}
+    rows = summary["cell"].isin(kept) & (summary["reference"].isin(kept) | (summary["reference"] == ""))
+    return replace(study, cells=cells, manifest=study.manifest | {"drawn": note}), summary[rows]
+
+
 def study_figures(study: StudyRecord, summary: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Yield name and figure of everything a study has data for."""
+    study, summary = drawable(study, summary)
     for name, draw in all_figures().items():
         if (drawn := draw(study, summary)) is not None:
             yield name, drawn

@@ -33,6 +33,8 @@ def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
         lines += _lines_protocol(runs)
         lines += [said] if (said := rates_in_words(study)) else []
         lines.append(ONE_SEED if max(summary["seeds"], default=1) <= 1 else SEVERAL_SEEDS)
+    if study.manifest.get("drawn"):
+        lines.append(study.manifest["drawn"])
     lines += _audit_failures(summary)
     if study.manifest.get("overrides"):
         lines.append(f"run with {' '.join(study.manifest['overrides'])}")
