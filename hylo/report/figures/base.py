@@ -70,8 +70,9 @@ def drawable(study: StudyRecord, summary: pd.DataFrame) -> tuple[StudyRecord, pd
     kept = set([*dict.fromkeys([*bases, *named, *best])][:MOST])
     note = f"{len(kept)} of {len(study.cells)} cells are drawn: those with the largest improvement; the tables have all"
     cells = {cell: runs for cell, runs in study.cells.items() if cell in kept}
-    rows = summary["cell"].isin(kept) & (summary["reference"].isin(kept) | (summary["reference"] == ""))
-    return replace(study, cells=cells, manifest=study.manifest | {"drawn": note}), summary[rows]
+    sides = zip(summary["cell"], summary["reference"], strict=True)
+    rows = [cell in kept and (not reference or reference in kept) for cell, reference in sides]
+    return replace(study, cells=cells, manifest=study.manifest | {"drawn": note}), summary.loc[rows]
 
 
 def study_figures(study: StudyRecord, summary: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
