@@ -1,5 +1,6 @@
 """Sweeps and studies: names, rows, seeds, every override, every shipped file."""
 
+import json
 from operator import attrgetter
 from pathlib import Path
 from unittest import mock
@@ -10,11 +11,12 @@ from hydra import initialize_config_dir
 from launch import ROOT, composed, train
 
 import hylo.runs.run
-from hylo.cli.main import compose
+from hylo.cli.main import SESSION, compose
 from hylo.runs.store import read_study
+from hylo.studies.choices import condition
 from hylo.studies.plan import plan_study
-from hylo.studies.spec import ALL, key_of, read_study_file, study_names
-from hylo.studies.tuning import arms_of
+from hylo.studies.spec import ALL, EXPERIMENTS, key_of, read_study_file, study_names
+from hylo.studies.tuning import VALIDATION, arms_of
 
 CONF = ROOT / "conf"
 
@@ -177,3 +179,27 @@ def test_the_ablation_and_leave_one_out_share_their_finished_runs(tiny: tuple[st
     assert ran == ["rslora_pb", "landmark_pa", "hylorada", "hylorada_dora_without_rs", "hylorada_dora_without_pb"]
     (folder,) = Path("outputs").glob("leave_one_out*")
     assert list(read_study(folder).cells) == list(read_study_file("leave_one_out").cells)
+
+
+TRIALS = [
+    path
+    for pattern in ("*/trials/tuning.json", "*/records/study.json")
+    for path in sorted(EXPERIMENTS.glob(pattern))
+    if '"condition"' in path.read_text()
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", TRIALS, ids=lambda path: path.parts[-3])
+def test_shipped_trials_hold_for_this_code(path: Path) -> None:
+    """They took hours. A new setting that changes nothing about them must not make them stale."""
+    name = path.parts[-3]
+    recorded = {entry["cell"]: entry["condition"] for entry in json.loads(path.read_text())["tuning"]}
+    tuning = read_study_file(name).tuning
+    assert tuning is not None
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config, _ = compose([f"study={name}"])
+        texts = [VALIDATION, *tuning.overrides]
+        plan = plan_study(config, texts, compose, seeds=tuning.seeds, chosen={}, only=recorded)
+    found = {cell.name: condition(cell, [*tuning.grids(cell.name)], SESSION) for cell in plan.cells}
+    assert found == recorded

@@ -13,6 +13,7 @@ from hylo.core.cache import text_hash
 from hylo.core.registry import name_of
 from hylo.core.schema import to_container
 from hylo.data.base import Split
+from hylo.data.tokens import bos_token
 from hylo.runs.cell import Cell
 from hylo.runs.shared import Session
 from hylo.runs.store import CHOICES, STUDY, TRIALS
@@ -128,6 +129,9 @@ def condition(trial: Cell, keys: Sequence[str], session: Session) -> str:
     for name in TrainerConfig.WITHOUT_EFFECT | TrainerConfig.EVALUATION:
         del content["trainer"][name]
     content["trainer"]["decay"] = content["trainer"].pop("lr_scheduler")  # its name at that time
+    del content["data"]["bos"]
+    if (bos := bos_token(session.tokenizer(config.model), config.data.bos)) is not None:
+        content["data"]["bos"] = bos  # trials are older than the key, and hold where no such token is put in front
     for key in keys:
         *path, last = key.split(".")
         section = content
