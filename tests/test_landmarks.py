@@ -333,3 +333,11 @@ def test_every_layer_has_one_attention_and_one_ffn(architecture: str):
     for found in (attention_modules(base), ffn_modules(base)):
         assert len(layers) == len(found) == len(set(found)) == 2
         assert all(module in layer for module, layer in zip(found, layers, strict=True))
+
+
+def test_the_same_positions_in_two_passes_are_two_passes() -> None:
+    """A loop may pass one tensor of position ids again and again; the final norm is still used once in each."""
+    model = perturbed(tiny("llama"), method("landmark_pa"))
+    ids, positions = tokens(1, 6), torch.arange(6)[None]
+    first = logits(model, ids, position_ids=positions)
+    assert torch.equal(logits(model, ids, position_ids=positions), first)

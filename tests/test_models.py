@@ -259,6 +259,14 @@ def test_tensors_that_a_model_has_no_place_for_are_named(llama: Path, capsys: py
     assert "LlamaForCausalLM has no place for model.extra.weight (1 in all)" in capsys.readouterr().err
 
 
+def test_masks_and_position_ids_of_older_checkpoints_may_be_whole_numbers(llama: Path):
+    """GPT-NeoX checkpoints hold such buffers beside their weights."""
+    weights = load_file(llama / "model.safetensors")
+    older = {"model.mask": torch.ones(2, dtype=torch.bool), "model.position_ids": torch.arange(3)}
+    save_file(weights | older, llama / "model.safetensors", metadata={"format": "pt"})
+    assert same(TinyModelConfig(name="tiny").load(), from_folder(llama).load())
+
+
 def test_a_slow_tokenizer_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
     with pytest.raises(MissingDependency, match=r"slow tokenizer(.|\n)*tokenizer\.json"):

@@ -90,12 +90,14 @@ class PositionBias(Component):
         Raises:
             ConfigError: the rows are anything else, such as the tokens that an expert was given.
         """
-        gate, of_keys = self._gate.value, self._gate_of_keys.value
+        gate, of_keys = self._gate.value, self._positions.of_keys
         assert gate is not None, "the gate is known only inside a forward pass of the adapted model"
         if x.dim() == 3 and x.shape[1] == gate.shape[1]:
             return gate
         if of_keys is not None and x.dim() == 4 and x.shape[1] == 1 and x.shape[2] == of_keys.shape[1]:
-            return of_keys.unsqueeze(1)
+            if self._gate_of_keys.value is None:
+                self._gate_of_keys.value = gate if of_keys is self._positions.current else self.make_gate(of_keys)
+            return self._gate_of_keys.value.unsqueeze(1)
         shape, allowed = list(x.shape), "layers that read one vector per token, in order, so that a gate has positions"
         fix = "method.position_bias=null, or other target_modules"
         raise ConfigError(problem("method.position_bias", f"a layer that reads {shape}", allowed, fix))
@@ -119,12 +121,7 @@ class PositionBias(Component):
 
     def _before_forward(self, module: PreTrainedModel, args: tuple[Any, ...]) -> None:
         check_recomputation(module, "position_bias")
-        current, of_keys = self._positions.current, self._positions.of_keys
-        self._gate.value = self.make_gate(current)
-        if of_keys is None or of_keys is current:
-            self._gate_of_keys.value = None if of_keys is None else self._gate.value
-        else:
-            self._gate_of_keys.value = self.make_gate(of_keys)
+        self._gate.value, self._gate_of_keys.value = self.make_gate(self._positions.current), None
 
     def detach(self, model: PreTrainedModel) -> None:
         assert self._hook is not None, "detach follows attach"

@@ -29,6 +29,9 @@ class Positions:
     """[B, S] or [1, S] int64: positions of all tokens that the pass attends to, those in the cache first; None: they
     are not known."""
 
+    passes: int = 0
+    """Number of forward passes so far: tells one pass from the next."""
+
     def __init__(self) -> None:
         self._current: Tensor | None = None
 
@@ -51,6 +54,7 @@ class Positions:
         seen = 0 if self.cache is None else int(self.cache.get_seq_length())
         self._current, kwargs = _positions_of(args, kwargs)
         self.of_keys = _positions_of_keys(self._current, kwargs, seen)
+        self.passes += 1
         self.real = _real_tokens(kwargs.get("attention_mask"), seen, self._current.shape[-1])
         return args, kwargs
 
@@ -102,6 +106,7 @@ def _positions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor
 
 
 def _positions_of_keys(current: Tensor, kwargs: dict[str, Any], seen: int) -> Tensor | None:
+    """Positions of the `seen` tokens in the cache and those of the pass; None if the mask does not say."""
     mask = kwargs.get("attention_mask")
     if not seen:
         return current

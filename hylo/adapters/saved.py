@@ -40,9 +40,9 @@ def base_identity(base: PreTrainedModel) -> dict[str, Any]:
     Vectors are cheap to read, unquantized in quantized models, and differ between models trained separately. They are
     rounded to bfloat16, so a model is the same in float32 and in bfloat16.
     """
-    vectors = [p.detach().to(torch.bfloat16) for p in base.parameters() if p.dim() == 1]
-    known = base.device.type != "meta" and vectors
-    return {"class": type(base).__name__, "vectors": checksum(torch.cat(vectors).cpu()) if known else None}
+    vectors = [p for p in base.parameters() if p.dim() == 1 and not p.is_meta]
+    known = torch.cat([p.detach().to("cpu", torch.bfloat16) for p in vectors]) if vectors else None
+    return {"class": type(base).__name__, "vectors": None if known is None else checksum(known)}
 
 
 def write_adapter(

@@ -36,15 +36,14 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A draft folder that replaces `folder` when the block succeeds, and is deleted when it raises.
 
-    The folder is moved out of the way only when the draft is complete and on the disk, and deleted only when the draft
-    stands in its place.
+    The folder is moved out of the way only when the draft is complete, and deleted only when the draft stands in its
+    place.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft, old = draft_of(folder), draft_of(folder)
     draft.mkdir()
     try:
         yield draft
-        flush(draft)
         if folder.exists():
             folder.rename(old)
         draft.rename(folder)

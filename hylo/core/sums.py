@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from hylo.core.files import write_json
@@ -23,23 +24,22 @@ def remove_sums(folder: Path) -> None:
     (folder / SUMS).unlink(missing_ok=True)
 
 
-def damaged_files(folder: Path, *names: str) -> list[str]:
+def damaged_files(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
     """Files that are not what was written: missing, or with another checksum.
 
     Args:
         folder: a folder with checksums. Without (written by an earlier version, or still being written), no file counts
             as damaged.
-        names: the files to look at, by their paths in the folder; none: all.
+        wanted: whether to look at a file, by its path in the folder.
     """
     path = folder / SUMS
     if not path.exists():
         return []
     try:
         sums = json.loads(path.read_text())
-        wanted = {name: sums[name] for name in names if name in sums} if names else dict(sums)
+        return [name for name, expected in sums.items() if wanted(name) and not _is(folder / name, expected)]
     except (ValueError, TypeError, AttributeError):
         return [SUMS]
-    return [name for name, expected in wanted.items() if not _is(folder / name, expected)]
 
 
 def sha256(path: Path) -> str:

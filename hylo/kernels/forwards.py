@@ -126,15 +126,18 @@ def _own(module: nn.Module, *args: Any) -> Any:
     return type(module).forward(module, *args)
 
 
-def _fused_norm(self: Any, x: Tensor, *more: Any) -> Tensor:
-    """`more`: a gate, in norms that take one or none (Mamba 2)."""
-    own = self.weight.requires_grad or any(each is not None for each in more)
-    return _own(self, x, *more) if own else rms_norm(x, self.weight, _epsilon(self))
+def _fused_norm(self: Any, x: Tensor, *gates: Tensor | None) -> Tensor:
+    return _own(self, x, *gates) if _needs_own(self, gates) else rms_norm(x, self.weight, _epsilon(self))
 
 
-def _fused_shifted_norm(self: Any, x: Tensor) -> Tensor:
+def _fused_shifted_norm(self: Any, x: Tensor, *gates: Tensor | None) -> Tensor:
     """For norms that store the scale as its difference from 1 (Gemma)."""
-    return _own(self, x) if self.weight.requires_grad else rms_norm(x, 1 + self.weight, _epsilon(self))
+    return _own(self, x, *gates) if _needs_own(self, gates) else rms_norm(x, 1 + self.weight, _epsilon(self))
+
+
+def _needs_own(norm: Any, gates: Sequence[Tensor | None]) -> bool:
+    """Whether a norm is trained, or given a gate (Mamba 2's take one or none)."""
+    return norm.weight.requires_grad or any(gate is not None for gate in gates)
 
 
 def _fused_ffn(self: Any, x: Tensor) -> Tensor:

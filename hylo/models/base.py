@@ -135,7 +135,7 @@ def load_folder(folder: Path) -> PreTrainedModel:
             output_loading_info=True,
         )
     model, loading = loaded
-    if whole := [name for name, kind in _kinds(folder).items() if kind[0] not in "FB"]:
+    if whole := _whole_numbers(folder, model):
         raise MissingDependency(
             f"the weights in {folder} are whole numbers in {_listed(whole)}\n"
             f"    fix: a checkpoint that is not quantized"
@@ -155,13 +155,17 @@ def load_folder(folder: Path) -> PreTrainedModel:
     return model.eval()
 
 
-def _kinds(folder: Path) -> dict[str, str]:
-    """The type of every stored tensor, as safetensors names it: F32, BF16, I8, ..."""
-    kinds: dict[str, str] = {}
+def _whole_numbers(folder: Path, model: PreTrainedModel) -> list[str]:
+    """Stored weights that are no floating-point numbers. Masks and position ids, which older checkpoints hold, may be
+    anything."""
+    weights = {part for name, _ in model.named_parameters() for part in (name, name.partition(".")[2])}
+    found = []
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            kinds |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  not a dict
-    return kinds
+            for name in weights & set(file.keys()):
+                if not file.get_slice(name).get_dtype().startswith(("F", "BF")):
+                    found.append(name)
+    return sorted(found)
 
 
 def _listed(names: list[str]) -> str:

@@ -28,13 +28,13 @@ def reads_later_tokens(model: PreTrainedModel) -> bool:
 @torch.no_grad()
 def _tried(model: PreTrainedModel) -> bool:
     modes = {module: module.training for module in model.modules()}
-    middle = model.config.get_text_config().vocab_size // 2  # special tokens stand at the ends of a vocabulary
-    ids = torch.arange(middle, middle + TOKENS, device=model.device).unsqueeze(0)
-    changed = ids.clone()
-    changed[:, -1] = middle
     model.eval()
     try:
         with suppress(Exception):
+            middle = model.config.get_text_config().vocab_size // 2  # special tokens stand at a vocabulary's ends
+            ids = torch.arange(middle, middle + TOKENS, device=model.device).unsqueeze(0)
+            changed = ids.clone()
+            changed[:, -1] = middle
             one, other = (model(input_ids=each, use_cache=False).logits[:, :-1].float() for each in (ids, changed))
             return bool((one - other).abs().max() > ROUNDING * one.std())
         return False

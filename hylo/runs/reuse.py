@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,10 +39,9 @@ def reuse_finished(cell: Cell, session: Session) -> bool:
         return False
     run_fingerprint = fingerprint(cell.config, session)
     folder = cell.folder(run_fingerprint)
-    if finished_run(cell, run_fingerprint) is None:
+    if not any(_results(Path(cell.config.outputs), run_fingerprint)):  # then there is nothing to lock
         return False
     with suppress(Timeout), exclusive(folder, wait=False):
-        # Again: another process may have made a copy, or begun to, in the meantime.
         if (done := finished_run(cell, run_fingerprint)) is None or not probed(cell, done):
             return False
         copy_record(done, folder, study=cell.group, cell=cell.name, seed=cell.config.seed)
@@ -58,7 +58,7 @@ def find_complete(
     skipped: the run is repeated and replaces them.
     """
     found: list[RunRecord] = []
-    for path in sorted(outputs.glob(f"*/*-{fingerprint}/{RESULT}")):
+    for path in sorted(_results(outputs, fingerprint)):
         try:
             record = checked(read_run(path.parent))
         except RecordError as error:
@@ -72,6 +72,11 @@ def find_complete(
         return probe is not None and record.probe_fingerprint == probe, record.folder == folder
 
     return max(found, key=fitness, default=None)
+
+
+def _results(outputs: Path, fingerprint: str) -> Iterator[Path]:
+    """The results of all runs with this fingerprint."""
+    return outputs.glob(f"*/*-{fingerprint}/{RESULT}")
 
 
 def copy_record(record: RunRecord, folder: Path, *, study: str, cell: str, seed: int) -> RunRecord:

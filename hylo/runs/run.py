@@ -19,6 +19,7 @@ from hylo.core.devices import (
     peak_memory_bytes,
     process_count,
     reset_peak_memory,
+    say,
 )
 from hylo.core.files import exclusive, write_json, write_table
 from hylo.core.interruption import stop_if_asked
@@ -190,12 +191,6 @@ def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Acce
     with tracked(cell, "probe") as tracker:
         log_run(tracker, {"probe": section})
     add_probe(record.folder, answers.table, section)
-
-
-def say(line: str) -> None:
-    """Prints a line, once for all processes."""
-    if is_main_process():
-        print(line, flush=True)
 
 
 def announce(label: str, model: AdaptedModel, findings: list[Finding], memory: MemoryEstimate) -> None:

@@ -212,7 +212,7 @@ def read_run(folder: Path) -> RunRecord:
         RecordError: result.json is missing, damaged, not JSON, of another schema version, or lacks a section.
     """
     path = folder / RESULT
-    if path.exists() and (damaged := damaged_files(folder, RESULT)):
+    if path.exists() and (damaged := damaged_files(folder, lambda name: name == RESULT)):
         raise RecordError(f"{folder / damaged[0]} is damaged (its checksum differs); delete {folder} and run it again")
     try:
         result = json.loads(path.read_text())
@@ -258,26 +258,29 @@ def study_of(folder: Path, manifest: dict[str, Any]) -> StudyRecord:
     for entry in manifest["cells"]:
         runs = cells.setdefault(entry["cell"], [])
         for name in entry["runs"]:
-            if not (folder / name).exists():
+            if not (folder / name / RESULT).exists():
                 unread.append(f"not run: {entry['cell']}, {folder / name}")
                 continue
             try:
-                runs.append(checked(read_run(folder / name)))
+                runs.append(checked(read_run(folder / name), adapter=False))
             except RecordError as error:
                 unread.append(f"damaged: {entry['cell']}, {str(error).splitlines()[0]}")
     return StudyRecord(folder, manifest, cells, tuple(unread))
 
 
-def checked(record: RunRecord) -> RunRecord:
-    """The record, if all its files are as they were written.
+def checked(record: RunRecord, *, adapter: bool = True) -> RunRecord:
+    """The record, if all its files are as they were written; those of its adapter only if `adapter`.
 
     Raises:
         RecordError: a file of a complete record is damaged, or missing. Adapters may be deleted to save space. Records
             without checksums are read instead.
     """
     folder = record.folder
-    damaged = damaged_files(folder) if record.complete else []
-    if damaged := [name for name in damaged if (folder / name).exists() or not name.startswith(f"{ADAPTER}/")]:
+
+    def wanted(name: str) -> bool:
+        return not name.startswith(f"{ADAPTER}/") or (adapter and (folder / name).exists())
+
+    if record.complete and (damaged := damaged_files(folder, wanted)):
         raise RecordError(f"{folder / damaged[0]} is damaged (its checksum differs); delete {folder} and run it again")
     if record.complete and not (folder / SUMS).exists():
         _ = record.eval, record.thirds, record.windows, record.probe

@@ -24,11 +24,7 @@ MAKES_THE_RUN = ("model", "data", "method", "trainer", "seed")
 
 def new_result(cell: Cell, fingerprint: str, session: Session) -> dict[str, Any]:
     """The initial record of a run: everything known beforehand, and empty sections for its results."""
-    config, data = cell.config, {}
-    if config.components:
-        overlap = session.overlap(config.data)
-        data = {"shared_passages": overlap.shared, "duplicate_documents": overlap.duplicates}
-        data |= {"duplicate_eval_documents": overlap.evaluated_twice}
+    config = cell.config
     return {
         "schema_version": SCHEMA_VERSION,
         "status": RUNNING,
@@ -52,7 +48,6 @@ def new_result(cell: Cell, fingerprint: str, session: Session) -> dict[str, Any]
             "keep_blank_lines": config.data.keep_blank_lines,
             "eval_split": config.data.eval_split.name,
             "eval_identity": session.documents_identity(config.data, config.data.eval_split),
-            **data,
         },
         "audit": {},
         "params": {},

@@ -38,7 +38,7 @@ class AfterNorm:
     def __init__(self, model: PreTrainedModel, positions: Positions, landmark: Callable[[Tensor], Tensor]) -> None:
         self._positions = positions
         self._landmark = landmark
-        self._seen: Tensor | None = None
+        self._seen = 0
         self._handle: RemovableHandle = final_norm(model).register_forward_hook(self._after_norm)
 
     def remove(self) -> None:
@@ -46,10 +46,10 @@ class AfterNorm:
         self._handle.remove()
 
     def _after_norm(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        if self._seen is self._positions.current:
+        if self._seen == self._positions.passes:
             allowed = (
                 f"a model that uses its final norm ({type(module).__name__}) once per pass; this one uses it again"
             )
             raise ConfigError(problem("method.landmark", "after the final norm", allowed, "method.landmark=null"))
-        self._seen = self._positions.current
+        self._seen = self._positions.passes
         return self._landmark(output)

@@ -68,7 +68,7 @@ def drawable(study: StudyRecord, summary: pd.DataFrame) -> tuple[StudyRecord, pd
     best = summary.sort_values("improvement_pct", ascending=False, na_position="last")["cell"]
     bases = [cell for cell in study.cells if study.is_base(cell)]
     kept = set([*dict.fromkeys([*bases, *named, *best])][:MOST])
-    note = f"{len(kept)} of {len(study.cells)} cells are drawn: those with the largest improvement; the tables have all"
+    note = f"{len(kept)} of {len(study.cells)} cells are drawn: compared ones, then the best; the tables have all"
     cells = {cell: runs for cell, runs in study.cells.items() if cell in kept}
     sides = zip(summary["cell"], summary["reference"], strict=True)
     rows = [cell in kept and (not reference or reference in kept) for cell, reference in sides]

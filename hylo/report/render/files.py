@@ -30,7 +30,7 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
 def csv(frame: pd.DataFrame) -> bytes:
     """The table as CSV with a header; numbers formatted by `written`, empty if missing.
 
-    A text that a spreadsheet would run as a formula gets an apostrophe in front, which spreadsheets do not show.
+    A text that a spreadsheet would run as a formula gets an apostrophe in front, and so stays text.
     """
     safe = frame.map(lambda value: f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value)
     return safe.to_csv(index=False, lineterminator="\n", float_format=written).encode()
