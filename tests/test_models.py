@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
-from launch import ROOT, TINY, composed, train
+from launch import ROOT, TINY, composed, train, write_text
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -19,7 +19,8 @@ from hylo.models.base import ModelConfig
 from hylo.models.folder import FolderModelConfig
 from hylo.models.gguf_wheel import GgufWheelConfig
 from hylo.models.hub import HubModelConfig
-from hylo.models.tiny import TinyArchitecture, TinyModelConfig
+from hylo.models.tiny import END_OF_TEXT, TinyArchitecture, TinyModelConfig
+from hylo.runs.store import RunRecord, read_run
 
 TEXT = "To be, or\nnot  to be: 1599 café 🙂\t"
 ARCHITECTURES = list(TinyArchitecture)
@@ -257,6 +258,34 @@ def test_tensors_that_a_model_has_no_place_for_are_named(llama: Path, capsys: py
     save_file(weights | {"model.extra.weight": torch.zeros(2)}, llama / "model.safetensors", metadata={"format": "pt"})
     assert same(TinyModelConfig(name="tiny").load(), from_folder(llama).load())
     assert "LlamaForCausalLM has no place for model.extra.weight (1 in all)" in capsys.readouterr().err
+
+
+def test_windows_of_a_run_begin_as_the_tokenizer_does(llama: Path, tiny_text: tuple[str, ...], tmp_path: Path):
+    """The record says which token stands in front, and 31 of 32 tokens of each window are text."""
+    path = llama / "tokenizer.json"
+    settings = json.loads(path.read_text())
+    token = {"id": END_OF_TEXT, "ids": [256], "tokens": [END_OF_TEXT]}
+    pieces = [{"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    template = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": {END_OF_TEXT: token}}
+    path.write_text(json.dumps(settings | {"post_processor": template}))
+    own = json.loads((llama / "tokenizer_config.json").read_text())
+    (llama / "tokenizer_config.json").write_text(json.dumps(own | {"bos_token": END_OF_TEXT}))
+    chosen = ["model=folder", f"model.folder={llama}", "model.name=x", "method=none", f"outputs={tmp_path / 'o'}"]
+    for bos, step in (("auto", 31), ("never", 32)):
+        assert train(*TINY[1:], *tiny_text, *chosen, f"data.bos={bos}", "data.eval_windows=null") == 0
+        (run,) = [each for each in runs_below(tmp_path / "o") if (each.result["data"]["bos"] == 256) == (step == 31)]
+        places = run.windows["first_token"]
+        assert places.tolist() == [step * number for number in range(len(places))]
+        assert set(run.windows["length"]) == {32}
+
+
+def runs_below(outputs: Path) -> list[RunRecord]:
+    return [read_run(path.parent) for path in outputs.glob("runs/*/result.json")]
+
+
+@pytest.fixture
+def tiny_text(tmp_path: Path) -> tuple[str, ...]:
+    return write_text(tmp_path)
 
 
 def test_masks_and_position_ids_of_older_checkpoints_may_be_whole_numbers(llama: Path):

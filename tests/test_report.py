@@ -263,7 +263,7 @@ def test_a_perplexity_too_large_for_a_number_is_missing(study: Path):
 def test_damaged_records_are_named(study: Path):
     (run,) = study.glob("low-seed0-*")
     (run / EVAL).write_bytes(b"not a table")
-    (line,) = read_study(study).unread
+    ((line,),) = read_study(study).unread.values()
     assert line.startswith("damaged: low, ")
     assert f"{run.name}/{EVAL} is damaged" in line
     report = write_report(study)

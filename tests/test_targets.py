@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from adapters import adapt, logits, tiny, tokens
+from adapters import adapt, logits, perturbed, tiny, tokens
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
 from torch import nn
 
@@ -157,3 +157,25 @@ def test_fused_forms_that_cannot_be_tried_end_no_run():
 def _at_least_five_tokens(module: nn.Module, args: object, kwargs: dict[str, torch.Tensor]) -> None:
     if kwargs["input_ids"].shape[1] < 5:
         raise ValueError("too short")
+
+
+@torch.no_grad()
+def test_latent_attention_decodes_a_left_padded_batch_as_each_text_alone():
+    """Its keys come from the cache, so the gate needs the positions of keys, and padding counts for none."""
+    base = tiny_model("deepseek_v3")
+    method = {"low_rank": LowRankConfig(rank=2), "position_bias": PositionBiasConfig(num_buckets=8)}
+    for fused in (True, False):
+        model = perturbed(base, method, fused=fused)
+        short, long = tokens(1, 5, seed=3), tokens(1, 9, seed=4)
+        ids = torch.cat([nn.functional.pad(short, (4, 0)), long])
+        mask = (torch.arange(9) >= torch.tensor([[4], [0]])).long()
+        cache, steps = None, []
+        for t in range(9):
+            given = {"attention_mask": mask[:, : t + 1], "past_key_values": cache, "use_cache": True}
+            output = model(input_ids=ids[:, t : t + 1], **given)
+            cache = output.past_key_values
+            steps.append(output.logits)
+        together = torch.cat(steps, dim=1)
+        torch.testing.assert_close(together[:1, 4:], logits(model, short), rtol=0, atol=2e-4)
+        torch.testing.assert_close(together[1:], logits(model, long), rtol=0, atol=2e-4)
+        model.detach()

@@ -77,7 +77,7 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
 def incomplete(study: StudyRecord) -> list[str]:
     """One line per run without a result: why (failed, interrupted, damaged, not run), cell and seed, first line of the
     error, folder."""
-    lines = [*study.unread]
+    lines = []
     for cell, runs in study.cells.items():
         for run in (run for run in runs if not run.complete):
             status = run.result["status"]
@@ -88,8 +88,7 @@ def incomplete(study: StudyRecord) -> list[str]:
                 str(run.folder),
             ]
             lines.append(f"{parts[0]}: " + ", ".join(part for part in parts[1:] if part))
-        if not runs and not any(f": {cell}, " in line for line in study.unread):
-            lines.append(f"not run: {cell}")
+        lines += study.unread.get(cell, [] if runs else [f"not run: {cell}"])
     return lines
 
 

@@ -33,23 +33,25 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path, *, keep: Path | None = None) -> Iterator[Path]:
     """A draft folder that replaces `folder` when the block succeeds, and is deleted when it raises.
 
     The folder is moved out of the way only when the draft is complete, and deleted only when the draft stands in its
-    place.
+    place; or kept as `keep`, in place of what was there.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft, old = draft_of(folder), draft_of(folder)
+    draft, old = draft_of(folder), keep or draft_of(folder)
     draft.mkdir()
     try:
         yield draft
         if folder.exists():
+            remove_folder(old)
             folder.rename(old)
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if keep is None:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def flush(folder: Path) -> None:

@@ -10,7 +10,6 @@ model.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -83,8 +82,15 @@ def evaluate(
 
     `each_batch` is called after each batch.
     """
-    settings: dict[str, Any] = {"lengths": windows.lengths, "batch_size": batch_size, "label": label}
-    nll = token_nll(model, windows.ids, accelerator, **settings, each_batch=each_batch)
+    nll = token_nll(
+        model,
+        windows.ids,
+        accelerator,
+        lengths=windows.lengths,
+        batch_size=batch_size,
+        label=label,
+        each_batch=each_batch,
+    )
     predicted = windows.lengths - 1
     return Evaluation(
         bins=position_sums(nll, windows.bytes, BINS, "bin", predicted),

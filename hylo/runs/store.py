@@ -27,7 +27,7 @@ The names in these files are a contract: reports, notebooks and other tools read
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -173,8 +173,8 @@ class StudyRecord:
     folder: Path
     manifest: dict[str, Any]
     cells: dict[str, list[RunRecord]]
-    unread: tuple[str, ...] = ()
-    """One line per run whose record is missing or damaged, with the reason."""
+    unread: dict[str, list[str]] = field(default_factory=dict)
+    """Cells with runs whose record is missing or damaged: a line with the reason for each of these runs."""
 
     @property
     def name(self) -> str:
@@ -254,18 +254,19 @@ def read_study(folder: Path) -> StudyRecord:
 def study_of(folder: Path, manifest: dict[str, Any]) -> StudyRecord:
     """Reads the runs named by a manifest. Those whose record is missing or damaged are named in `unread`."""
     cells: dict[str, list[RunRecord]] = {}
-    unread: list[str] = []
+    unread: dict[str, list[str]] = {}
     for entry in manifest["cells"]:
-        runs = cells.setdefault(entry["cell"], [])
+        cell = entry["cell"]
+        runs = cells.setdefault(cell, [])
         for name in entry["runs"]:
             if not (folder / name / RESULT).exists():
-                unread.append(f"not run: {entry['cell']}, {folder / name}")
+                unread.setdefault(cell, []).append(f"not run: {cell}, {folder / name}")
                 continue
             try:
                 runs.append(checked(read_run(folder / name), adapter=False))
             except RecordError as error:
-                unread.append(f"damaged: {entry['cell']}, {str(error).splitlines()[0]}")
-    return StudyRecord(folder, manifest, cells, tuple(unread))
+                unread.setdefault(cell, []).append(f"damaged: {cell}, {str(error).splitlines()[0]}")
+    return StudyRecord(folder, manifest, cells, unread)
 
 
 def checked(record: RunRecord, *, adapter: bool = True) -> RunRecord:

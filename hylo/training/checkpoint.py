@@ -9,7 +9,6 @@ The last two checkpoints are kept. One that is damaged is named and set aside, a
 """
 
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from hylo.adapters.model import AdaptedModel
 from hylo.core.devices import is_main_process
-from hylo.core.files import draft_of, flush, remove_folder
+from hylo.core.files import flush, remove_folder, replacing_folder
 from hylo.core.sums import damaged_files, write_sums
 
 CHECKPOINT = "checkpoint"
@@ -61,21 +60,12 @@ class Checkpoint:
             tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
             flat |= {f"optimizer.{index}.{key}": tensor.detach().cpu() for key, tensor in tensors.items()}
             numbers["state"][index] = {key: value for key, value in state.items() if key not in tensors}
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = draft_of(self.folder)
-        draft.mkdir()
-        try:
+        with replacing_folder(self.folder, keep=self.folder.with_name(BEFORE)) as draft:
             save_file({name: tensor.contiguous() for name, tensor in flat.items()}, draft / STATE)
             (draft / OPTIMIZER).write_text(json.dumps(numbers))
             (draft / COUNTERS).write_text(json.dumps(counters))
             write_sums(draft)
             flush(draft)
-            if self.folder.exists():
-                remove_folder(self.folder.with_name(BEFORE))
-                self.folder.rename(self.folder.with_name(BEFORE))
-            draft.rename(self.folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
         self._saved_at = time.monotonic()
 
     def restore(self, *, logged: int | None = None) -> dict[str, Any]:
