@@ -47,7 +47,7 @@ COMMANDS = sorted(
 """Overrides of every command shown on a page."""
 
 
-ADDED = "my_method|final_scale|more_landmarks|lion|cloze|jsonl"
+ADDED = "my_method|final_scale|more_landmarks|lion|cloze|jsonl|fresh"
 """Names that pages add."""
 
 
@@ -137,6 +137,14 @@ def test_adding_an_optimizer_as_documented(tiny: tuple[str, ...], tmp_path: Path
     assert "trainer.optimizer=lion" not in (printed := run("train.py", *tiny, *rates)), "the same for all rows"
     assert "lora,trainer.learning_rate=5e-05" in printed
     assert re.search(r"^lora,trainer\.optimizer=lion ", run("train.py", *tiny, *both), re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_adding_a_launcher_as_documented(tiny: tuple[str, ...], tmp_path: Path):
+    copy, (try_it,) = _followed("add-a-launcher.md", tmp_path)
+    said = _run(copy, "train.py", *tiny, *shlex.split(try_it[0])[2:])
+    assert "[1/3]" in said
+    assert "report: outputs/sweep-" in said
 
 
 @pytest.mark.slow

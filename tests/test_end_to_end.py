@@ -69,7 +69,7 @@ def test_a_cell_on_the_real_model(tmp_path: Path) -> None:
     assert report.identity.run_group == cell.identity.run_group == "runs"
     assert any(path.endswith(".png") for path in report.files)
 
-    before = {name: at for name, at in files_below(tmp_path).items() if "seed0" in name and ".lock" not in name}
+    before = {name: at for name, at in files_below(tmp_path).items() if "seed0" in name and ".owner" not in name}
     again = train_process(*CELL, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert before.items() <= files_below(tmp_path).items(), "a complete run was run again"

@@ -220,7 +220,7 @@ def test_threads_that_reuse_one_run_get_in_nobody_s_way(tiny: tuple[str, ...], t
             (folder,) = (tmp_path / f"group{number}").glob("none-*")
             assert read_run(folder).complete
             assert damaged_files(folder) == []
-            assert not [path for path in folder.parent.glob(".*") if not path.name.endswith(".lock")]
+            assert not [path for path in folder.parent.glob(".*") if not path.name.endswith(".owner")]
 
 
 def test_the_lock_of_a_folder_outlives_its_replacement(tmp_path: Path):

@@ -15,8 +15,9 @@ from launch import composed, train
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+import hylo.launch.jobs
 import hylo.launch.local
-from hylo.launch.local import cells_at_once, odd_ones, operations, run_cells
+from hylo.launch.local import LocalConfig, odd_ones, operations
 from hylo.runs.cell import Cell
 from hylo.runs.shared import Session
 from hylo.runs.store import RunRecord, read_study
@@ -59,7 +60,7 @@ def test_a_failing_cell_costs_no_other(cells: list[Cell], capfd: pytest.CaptureF
     gone = dataclasses.replace(cells[0].config.data, name="gone", train_files=["no_such_file.txt"])
     config = dataclasses.replace(cells[0].config, data=gone, workers=2)
     broken = dataclasses.replace(cells[0], config=config)
-    run_cells([broken, cells[1]], SESSION)
+    LocalConfig().run([broken, cells[1]], SESSION)
     printed = capfd.readouterr()
     assert "lora: failed" in printed.err
     assert "2 of 2 cells done" in printed.out
@@ -69,16 +70,16 @@ def test_a_failing_cell_costs_no_other(cells: list[Cell], capfd: pytest.CaptureF
 def test_after_a_killed_process_the_rest_runs_here(
     cells: list[Cell], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def killed(left: list[Cell], workers: int, chosen: list[Cell]) -> None:
+    def killed(left: list[Cell], workers: int, chosen: list[Cell], places: list[str]) -> None:
         assert [cell.name for cell in chosen] == ["lora", "dora"], "the third would leave a core idle"
         left.pop(0)
         raise BrokenProcessPool
 
     monkeypatch.setattr(hylo.launch.local, "_in_workers", killed)
     ran: list[str] = []
-    monkeypatch.setattr(hylo.launch.local, "run_or_report", lambda cell, session: ran.append(cell.name))
+    monkeypatch.setattr(hylo.launch.jobs, "run_or_report", lambda cell, session: ran.append(cell.name))
     cells[0].config.workers = 2
-    run_cells(cells, SESSION)
+    LocalConfig().run(cells, SESSION)
     assert ran == ["dora", "hylorada"]
     assert "a process was killed" in capsys.readouterr().err
 
@@ -89,24 +90,24 @@ def test_how_many_at_once(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * 2**30))
-    assert cells_at_once(cells, SESSION) == 1, "tiny cells are done before processes have started"
+    assert LocalConfig().at_once(cells, SESSION) == 1, "tiny cells are done before processes have started"
     monkeypatch.setattr(hylo.launch.local, "WORTH", operations(cells[0], SESSION))
-    assert cells_at_once(cells, SESSION) == 2
-    assert cells_at_once(cells[:1], SESSION) == 1
-    assert cells_at_once([], SESSION) == 1
+    assert LocalConfig().at_once(cells, SESSION) == 2
+    assert LocalConfig().at_once(cells[:1], SESSION) == 1
+    assert LocalConfig().at_once([], SESSION) == 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    assert cells_at_once(cells * 3, SESSION) == hylo.launch.local.MOST
+    assert LocalConfig().at_once(cells * 3, SESSION) == hylo.launch.local.MOST
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
-        assert cells_at_once(cells, SESSION) == 1
+        assert LocalConfig().at_once(cells, SESSION) == 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
-        assert cells_at_once(cells, SESSION) == 1
+        assert LocalConfig().at_once(cells, SESSION) == 1
     memory = type("Memory", (), {"available": 2**30})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    assert cells_at_once(cells, SESSION) == 1
+    assert LocalConfig().at_once(cells, SESSION) == 1
     cells[0].config.workers = 3
-    assert cells_at_once(cells, SESSION) == 3
+    assert LocalConfig().at_once(cells, SESSION) == 3
 
 
 def test_cells_that_would_leave_a_core_idle_come_last(cells: list[Cell]) -> None:

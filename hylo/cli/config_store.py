@@ -6,8 +6,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from hylo.core.registry import groups, registered
+import hylo.launch
+from hylo.core.registry import groups, import_all, registered
 from hylo.runs.config import Config
+
+import_all(hylo.launch)
 
 _STORED: set[tuple[str, str]] = set()
 

@@ -17,6 +17,7 @@ from hylo.core.schema import Bounds
 CONF = Path(__file__).parents[2] / "conf"
 """The config groups, one folder each."""
 REPLACED: dict[str, str] = {
+    "hydra/launcher": "launcher=local, launcher=slurm or launcher=ray: sweeps, studies and their trials use the same",
     "tracking.backend": "tracking=none, tracking=wandb or another file of conf/tracking/",
     "trainer.adam_beta1": "trainer.optimizer.beta1=...",
     "trainer.adam_beta2": "trainer.optimizer.beta2=...",

@@ -25,6 +25,7 @@ from hylo.core.names import file_name
 from hylo.data.base import DataConfig
 from hylo.runs.cell import Cell
 from hylo.runs.config import Config, resolve
+from hylo.runs.launcher import LeftRunning
 from hylo.runs.run import run_or_report
 from hylo.runs.shared import Session
 from hylo.studies.manifest import report_plan
@@ -38,12 +39,12 @@ SESSION = Session()
 SWEEP: list[Plan] = []
 """The plan of the sweep whose jobs this process runs, if any."""
 
-UNNAMED = {"seed", "seeds", "most_seeds", "tracking", "outputs", "cell", "add", "workers", "probe", "tune"}
+UNNAMED = {"seed", "seeds", "most_seeds", "tracking", "launcher", "outputs", "cell", "add", "workers", "probe", "tune"}
 """Keys that are never part of a cell's name: a row covers all seeds, a probe is added to an existing record, and the
 others change no number."""
 FIXED = "hydra.job.config.override_dirname.exclude_keys"
 """Where Hydra keeps the keys that are left out of a job's name."""
-UNMARKED = ("-", "hydra", "tracking", "outputs", "workers", "probe")
+UNMARKED = ("-", "hydra", "tracking", "launcher", "outputs", "workers", "probe")
 """Prefixes of arguments that leave a sweep the same: launchers, logging, and what is done with the same runs."""
 
 
@@ -201,6 +202,9 @@ def readable_errors() -> Iterator[None]:
     except Interrupted as stopped:
         print(f"{stopped}; the same command continues", file=sys.stderr, flush=True)
         sys.exit(stopped.exit_code)
+    except LeftRunning as left:
+        print(left, flush=True)
+        sys.exit(0)
     except (HydraException, OmegaConfBaseException) as error:
         stop(explain(error))
 

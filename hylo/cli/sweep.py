@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from hylo.cli.main import SESSION, SWEEP, compose, job_cell, readable_errors
 from hylo.core.errors import ConfigError
-from hylo.launch.local import cells_at_once
+from hylo.launch.local import LocalConfig
 from hylo.studies.manifest import report_plan
 from hylo.studies.plan import Plan, check_plan, freeze, run_or_stop, with_base_cells
 
@@ -36,7 +36,8 @@ class SweepReport(Callback):
             check_plan(plan, SESSION)
             self._plan = freeze(with_base_cells(plan, SESSION), SESSION)
             SWEEP.append(self._plan)
-            if config.hydra.launcher._target_ == BASIC and cells_at_once(plan.cells, SESSION) > 1:
+            launcher = plan.cells[0].config.launcher
+            if not isinstance(launcher, LocalConfig) or launcher.at_once(plan.cells, SESSION) > 1:
                 run_or_stop(self._plan, SESSION)  # its jobs then find their records complete
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

@@ -5,13 +5,17 @@ import math
 import os
 import re
 import shutil
+import sys
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from filelock import LeaseCompromise, SoftFileLease, Timeout
+
+from hylo.core.interruption import ask_to_stop, asked_to_stop, stop_if_asked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,16 +103,59 @@ def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+LEASE = 60.0
+"""Seconds without a heartbeat after which a lock's owner counts as dead. On its own machine, its process tells."""
+
+
 @contextmanager
 def exclusive(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Lock a folder, creating it if needed. Other processes that want it wait until the block ends.
+    """Lock a folder, creating it if needed. Other processes that want it wait until the block ends, and say for whom.
 
-    The lock is a file beside the folder, because the folder itself may be replaced meanwhile.
+    The lock is a file beside the folder, because the folder itself may be replaced meanwhile. It names its owner, who
+    renews it while it lives: this also works where machines share a disk that has no locks of its own (NFS). An owner
+    that finds another one in its place stops at the next step.
 
     Raises:
         Timeout: another process has it, and `wait` is False.
+        Interrupted: a signal asked to stop while waiting.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=-1 if wait else 0):
+    lock = SoftFileLease(_lock_of(folder), lease_duration=LEASE, on_compromise=_stop_working)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise
+        print(f"{folder}: waiting for {owner_of(folder) or 'another process'}", file=sys.stderr, flush=True)
+        with suppress(Timeout):
+            lock.acquire(poll_interval=0.2, cancel_check=asked_to_stop)
+        if not lock.is_locked:
+            stop_if_asked()
+    try:
         folder.mkdir(exist_ok=True)
         yield
+    finally:
+        lock.release()
+
+
+def owner_of(folder: Path) -> str | None:
+    """The process that has a folder locked, or died while it had; None if there is none."""
+    owner = SoftFileLease(_lock_of(folder), lease_duration=LEASE).owner
+    return None if owner is None else f"process {owner.pid} on {owner.hostname}"
+
+
+def heartbeat_age(folder: Path) -> float | None:
+    """Seconds since the owner of a folder's lock renewed it; None if it is not locked."""
+    try:
+        return max(0.0, time.time() - _lock_of(folder).stat().st_mtime)
+    except FileNotFoundError:
+        return None
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.owner")
+
+
+def _stop_working(lost: LeaseCompromise) -> None:
+    print(f"{lost.lock_file}: another process took over; stopping", file=sys.stderr, flush=True)
+    ask_to_stop()

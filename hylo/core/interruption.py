@@ -71,6 +71,12 @@ def asked_to_stop() -> bool:
     return bool(_ARRIVED)
 
 
+def ask_to_stop() -> None:
+    """Stop at the next safe point, as if by SIGTERM."""
+    if not _ARRIVED:
+        _ARRIVED.update(number=signal.SIGTERM, time=time.monotonic())
+
+
 def stop_if_asked() -> None:
     """Stop here if a signal has arrived.
 

@@ -5,7 +5,8 @@ thread each do not, and were faster in our measurements than one cell after the 
 not depend on it: on a CPU, runs with one and two threads are bit-identical, which a test checks. On processors whose
 matrix products divide a sum over the vocabulary among threads (seen with AMX) they agree only to rounding.
 
-On a GPU, or with several processes started by `accelerate launch`, cells run one after the other.
+On GPUs each process has one of them to itself, or shares it with `cells_per_gpu` - 1 others. With several processes
+started by `accelerate launch`, cells run one after the other.
 """
 
 import io
@@ -17,16 +18,22 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.queues import SimpleQueue
 from typing import TextIO
 
 import psutil
 import torch
 
-from hylo.core.devices import Device, is_main_process, process_count
+from hylo.core.devices import Device, process_count
+from hylo.core.errors import ConfigError, problem
 from hylo.core.interruption import handle_signals, stop_if_asked
+from hylo.core.registry import register
+from hylo.core.schema import bounded
+from hylo.launch.jobs import run_in_turn, run_one
 from hylo.runs.cell import Cell
-from hylo.runs.run import run_or_report
+from hylo.runs.launcher import LauncherConfig
 from hylo.runs.shared import Session
 
 MOST = 4
@@ -41,18 +48,58 @@ _SESSION = Session()
 """The session of a worker process: its cells share weights, tokens and windows. Workers map the same weights file."""
 
 
-def cells_at_once(cells: Sequence[Cell], session: Session) -> int:
-    """How many of these cells run at the same time."""
-    config = cells[0].config if cells else None
-    if config is None or process_count() > 1:
-        return 1
-    if config.workers is not None:
-        return min(config.workers, len(cells))
-    on_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    if (on_gpu and config.trainer.device is not Device.cpu) or sum(operations(cell, session) for cell in cells) < WORTH:
-        return 1
-    free = psutil.virtual_memory().available // CELL_BYTES
-    return max(1, min(torch.get_num_threads(), MOST, free, len(cells)))
+@register("launcher", "local")
+@dataclass(kw_only=True, slots=True)
+class LocalConfig(LauncherConfig):
+    """This machine: one process per core or GPU where that is faster."""
+
+    gpus: int | None = bounded(None, ge=1)
+    """GPUs to use; None: all that are visible."""
+    cells_per_gpu: int = bounded(1, ge=1, le=16)
+    """Cells that share a GPU: more than one pays off for small models."""
+
+    def check(self) -> None:
+        there = torch.cuda.device_count()
+        if self.gpus is not None and self.gpus > there:
+            allowed = f"at most {there}, the GPUs of this machine" if there else "null: this machine has no GPU"
+            raise ConfigError(problem("launcher.gpus", self.gpus, allowed, "launcher.gpus=null, which uses all"))
+
+    def at_once(self, cells: Sequence[Cell], session: Session) -> int:
+        config = cells[0].config if cells else None
+        if config is None or process_count() > 1:
+            return 1
+        if config.workers is not None:
+            return min(config.workers, len(cells))
+        if config.trainer.device is not Device.cpu and (torch.cuda.is_available() or torch.backends.mps.is_available()):
+            return max(1, min(len(self.places()), len(cells)))
+        if sum(operations(cell, session) for cell in cells) < WORTH:
+            return 1
+        free = psutil.virtual_memory().available // CELL_BYTES
+        return max(1, min(torch.get_num_threads(), MOST, free, len(cells)))
+
+    def places(self) -> list[str]:
+        """The GPU of each process, as CUDA_VISIBLE_DEVICES names it: every GPU once, then again for further cells."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+        return names[: self.gpus] * self.cells_per_gpu
+
+    def run(self, cells: Sequence[Cell], session: Session) -> None:
+        """Run cells several at once where that is faster. A signal ends this at the next step of the running cells.
+
+        Cells that would leave cores idle at the end run in this process, one after the other with all threads; so do
+        all remaining cells if a worker is killed.
+        """
+        workers = self.at_once(cells, session)
+        left = list(cells)
+        if workers > 1:
+            places = self.places() if cells[0].config.trainer.device is not Device.cpu else []
+            odd = [] if places else odd_ones(cells, workers)
+            try:
+                _in_workers(left, workers, [cell for cell in cells if cell not in odd], places)
+            except BrokenProcessPool:
+                said = "a process was killed (out of memory?): continuing one cell at a time"
+                print(said, file=sys.stderr, flush=True)
+        run_in_turn(left, session, total=len(cells))
 
 
 def operations(cell: Cell, session: Session) -> float:
@@ -65,40 +112,22 @@ def operations(cell: Cell, session: Session) -> float:
     return weights * (config.data.context_length * (4.0 * windows + 2.0 * evaluated) + 2.0 * probe_tokens)
 
 
-def run_cells(cells: Sequence[Cell], session: Session) -> None:
-    """Run cells that are not complete, several at once where that is faster. A failed cell does not stop the others.
-
-    A signal that asks to stop ends this at the next step of the running cells.
-
-    Cells that would leave cores idle at the end run in this process, one after the other with all threads; so do all
-    remaining cells if a worker is killed.
-    """
-    workers = cells_at_once(cells, session)
-    left = list(cells)
-    if workers > 1:
-        odd = odd_ones(cells, workers)
-        try:
-            _in_workers(left, workers, [cell for cell in cells if cell not in odd])
-        except BrokenProcessPool:
-            print("a process was killed (out of memory?): continuing one cell at a time", file=sys.stderr, flush=True)
-    done = len(cells) - len(left)
-    for number, cell in enumerate(left, done + 1):
-        stop_if_asked()
-        _run(cell, f"[{number}/{len(cells)}]", session)
-
-
 def odd_ones(cells: Sequence[Cell], workers: int) -> list[Cell]:
     """The last trained cells that would not fill all workers. Cells that only evaluate are short and do not count."""
     trained = [cell for cell in cells if cell.config.components]
     return trained[len(trained) - len(trained) % workers :]
 
 
-def _in_workers(left: list[Cell], workers: int, chosen: Sequence[Cell]) -> None:
+def _in_workers(left: list[Cell], workers: int, chosen: Sequence[Cell], places: Sequence[str]) -> None:
     """Run the chosen cells in worker processes; each is removed from `left` when it is done."""
     threads, total, began = max(1, torch.get_num_threads() // workers), len(chosen), time.monotonic()
     print(f"{total} cells, {workers} at once with {threads} thread{'s' * (threads > 1)} each", flush=True)
     context = multiprocessing.get_context("spawn")  # a forked process would inherit locks of torch's threads
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(threads,)) as pool:
+    free: SimpleQueue[str] = context.SimpleQueue()
+    for worker in range(workers if places else 0):
+        free.put(places[worker % len(places)])
+    begin = (threads, free if places else None)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=begin) as pool:
         running: dict[Future[None], Cell] = {
             pool.submit(_work, cell, f"[{number}/{len(left)}]"): cell for number, cell in enumerate(chosen, 1)
         }
@@ -130,11 +159,13 @@ class _Lines(io.TextIOBase):
         return False
 
 
-def _begin(threads: int) -> None:
+def _begin(threads: int, places: "SimpleQueue[str] | None") -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     handle_signals()
     torch.set_num_threads(threads)
     sys.stdout = _Lines(sys.stdout)
+    if places is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = places.get()  # read when CUDA is first used, which is later
 
 
 def _end_with_parent() -> None:
@@ -147,10 +178,4 @@ def _end_with_parent() -> None:
 
 def _work(cell: Cell, place: str) -> None:
     stop_if_asked()
-    _run(cell, place, _SESSION)
-
-
-def _run(cell: Cell, place: str, session: Session) -> None:
-    if is_main_process():
-        print(f"{place} {cell.group}: {cell.name}, seed {cell.config.seed}", flush=True)
-    run_or_report(cell, session)
+    run_one(cell, place, _SESSION)

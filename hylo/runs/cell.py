@@ -64,6 +64,7 @@ def check(cell: Cell, session: Session) -> None:
     """
     config = cell.config
     config.tracking.check()
+    config.launcher.check()
     skeleton = session.skeleton(config.model)
     context = BuildContext(skeleton, config.data.context_length, config.seed)
     problems = [*data_problems(config.data), *trainer_problems(config.trainer), *kernel_problems(config.trainer)]

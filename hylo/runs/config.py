@@ -23,6 +23,7 @@ from hylo.core.schema import bound_problems, bounded
 from hylo.data.base import DataConfig
 from hylo.evaluation.probes.base import ProbeChoice, ProbeConfig
 from hylo.models.base import ModelConfig
+from hylo.runs.launcher import LauncherConfig
 from hylo.tracking.base import TrackerConfig
 from hylo.training.config import TrainerConfig
 
@@ -65,6 +66,8 @@ class Config:
     """Probe of the complete run: conf/probe/. Not part of the run's fingerprint."""
     tracking: TrackerConfig = MISSING
     """Where runs are logged in addition to their records: conf/tracking/."""
+    launcher: LauncherConfig = MISSING
+    """Where cells run: conf/launcher/."""
     seed: int = bounded(0, ge=0)
     """Seed for adapter initialization, window order and dropout."""
     study: str | None = None
@@ -79,8 +82,8 @@ class Config:
     add: list[str] | None = None
     """Additional methods for the study to run, each in its own row; None: only the study's cells."""
     workers: int | None = bounded(None, ge=1)
-    """Cells that run at the same time, sharing the cores; None: on a CPU one per core, at most four and as many as fit
-    in memory; on a GPU one."""
+    """Cells that run at the same time with launcher=local, sharing the cores; None: on a CPU one per core, at most four
+    and as many as fit in memory; on GPUs one each."""
     cell: str | None = None
     """Name of the cell in tables; None: derived from the overrides."""
     outputs: str = "outputs"

@@ -27,10 +27,7 @@ def report_plan(plan: "Plan", session: Session) -> bool:
     """
     from hylo.report import SUMMARY, print_report, write_report  # imports matplotlib, which only reports need
 
-    content = manifest(plan, session)
-    write_json(plan.folder / STUDY, content)
-    if plan.trials is not None:
-        write_table(plan.folder / TRIALS, plan.trials)
+    content = write_manifest(plan, session)
     summary = plan.folder / SUMMARY
     before = summary.read_bytes() if summary.exists() else b""
     try:
@@ -44,6 +41,15 @@ def report_plan(plan: "Plan", session: Session) -> bool:
         track_report(plan, content, report)
     print_report(report)
     return not report.missing and all(_done(cell, session) for cell in plan.cells)
+
+
+def write_manifest(plan: "Plan", session: Session) -> dict[str, Any]:
+    """Write what a report needs beyond the records of single runs: study.json, and the sums of the trials, if any."""
+    content = manifest(plan, session)
+    write_json(plan.folder / STUDY, content)
+    if plan.trials is not None:
+        write_table(plan.folder / TRIALS, plan.trials)
+    return content
 
 
 def _done(cell: Cell, session: Session) -> bool:

@@ -19,23 +19,22 @@ from hylo.core.files import write_json
 from hylo.core.interruption import Interrupted
 from hylo.core.names import file_name
 from hylo.core.schema import to_container
-from hylo.launch.local import run_cells
 from hylo.runs.cell import Cell, check
 from hylo.runs.config import Config, Tune
 from hylo.runs.fingerprint import fingerprint
+from hylo.runs.launcher import LeftRunning
 from hylo.runs.reuse import reuse_finished
 from hylo.runs.shared import Session
 from hylo.runs.writer import MAKES_THE_RUN
-from hylo.studies.manifest import report_plan
+from hylo.studies.manifest import report_plan, write_manifest
 from hylo.studies.spec import StudyConfig, key_of, read_study_file
+from hylo.studies.states import PLAN, print_states
 
-PLAN = "plan.json"
-"""What a study or sweep was to run when it began."""
 Compose = Callable[[Sequence[str]], tuple[Config, str]]
 """Composes a typed configuration from overrides, and returns it with the name of its method."""
 
 NO_PART_OF_A_CELL = {"study", "seeds", "most_seeds", "seed", "add", "tune"}
-NO_PART_OF_A_NAME = {"tracking", "outputs", "workers", "probe"}
+NO_PART_OF_A_NAME = {"tracking", "launcher", "outputs", "workers", "probe"}
 """Sections and keys of a command line that are not part of a study's folder name: they change no number of its runs."""
 
 
@@ -179,18 +178,23 @@ def run_checked(plan: Plan, session: Session) -> bool:
 
 
 def run_or_stop(plan: Plan, session: Session) -> None:
-    """`run_pending`; if a signal stops it, reports what there is."""
+    """`run_pending`; if a signal stops it, or nobody waits for the cells, reports what there is."""
     try:
         run_pending(plan, session)
     except Interrupted:
         if is_main_process():
             report_plan(plan, session)
         raise
+    except LeftRunning:
+        write_manifest(plan, session)
+        print_states(plan.folder)
+        raise
 
 
 def run_pending(plan: Plan, session: Session) -> None:
-    """Run the cells that are not complete, several at once where that is faster."""
-    run_cells([cell for cell in plan.cells if not reuse_finished(cell, session)], session)
+    """Run the cells that are not complete, wherever the launcher has them run."""
+    left = [cell for cell in plan.cells if not reuse_finished(cell, session)]
+    plan.cells[0].config.launcher.run(left, session)
 
 
 def freeze(plan: Plan, session: Session) -> Plan:
@@ -208,6 +212,7 @@ def freeze(plan: Plan, session: Session) -> Plan:
 def _write(plan: Plan, cells: Sequence[Cell]) -> None:
     planned = {
         f"{cell.name} (seed {cell.config.seed})": {
+            "run": cell.folder(str(cell.planned)).name,
             "fingerprint": cell.planned,
             "overrides": list(cell.overrides),
             "config": {part: to_container(getattr(cell.config, part)) for part in MAKES_THE_RUN},

@@ -20,7 +20,6 @@ from hylo.core.errors import ConfigError, HyloError, problem
 from hylo.core.files import write_json, write_table
 from hylo.core.names import file_name
 from hylo.core.schema import number_at, number_range
-from hylo.launch.local import cells_at_once
 from hylo.runs.cell import Cell
 from hylo.runs.config import Config, Tune
 from hylo.runs.fingerprint import fingerprint
@@ -131,7 +130,7 @@ def tune(
             write_json(trials.folder / CHOICES, {"tuning": [choice.note() for choice in choices]})
             write_table(trials.folder / TRIALS, table)
 
-    together = max(1, cells_at_once(first, session) // len(tuning.seeds))
+    together = max(1, config.launcher.at_once(first, session) // len(tuning.seeds))
     # Only as many arms at once as keep all workers busy, so that each completes as early as possible.
     for place in range(0, len(arms), together):
         search(arms[place : place + together], tuning.trials, trials, make_trials, session, after=keep)
