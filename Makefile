@@ -6,7 +6,7 @@
 .PHONY: report test test-all lint types bench format clean
 
 PY    := .venv/bin/python
-PIP   := $(PY) -m pip install --disable-pip-version-check -q
+PIP   := $(PY) -m pip install --disable-pip-version-check -q --no-compile
 SEEDS ?= 0
 ARGS  ?=
 

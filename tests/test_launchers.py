@@ -28,8 +28,8 @@ from hylo.runs.status import Status, status_of
 from hylo.runs.store import RESULT, read_study
 
 CELLS = ("-m", "method=lora,rslora", "model=tiny_llama", "trainer=smoke", "tracking=none", "data.context_length=32")
-LONG = (*CELLS, "data.eval_windows=6", "trainer.steps=600", "trainer.checkpoint_seconds=1")
-"""A sweep of two trained cells that takes some seconds, so that there is time to disturb it."""
+LONG = (*CELLS, "data.eval_windows=6", "trainer.steps=120", "trainer.checkpoint_seconds=0.2")
+"""A sweep of two trained cells that takes a few seconds, so that there is time to disturb it."""
 SLURM = ("launcher=slurm", "launcher.cpus=1", "launcher.memory_gib=2", "launcher.minutes=5", "launcher.poll_seconds=1")
 
 
@@ -58,17 +58,21 @@ def sweep_of(folder: Path) -> Path:
     return sweep
 
 
-def run_of(sweep: Path, cell: str) -> Path:
-    """The folder of a cell's run, once it has a checkpoint."""
-    wait_until(lambda: [*sweep.glob(f"{cell}-seed0-*/checkpoint")])
-    return next(sweep.glob(f"{cell}-seed0-*"))
+def disturb(sweep: Path, signals: dict[str, int]) -> list[Path]:
+    """Send a signal to the process of each cell as soon as it has a checkpoint. Returns the folders of the runs."""
+    left, runs = dict(signals), []
 
+    def done() -> bool:
+        for checkpoint in sweep.glob("*/checkpoint"):
+            run = checkpoint.parent
+            process = re.search(r"process (\d+)", owner_of(run) or "")
+            if process and (number := left.pop(run.name.partition("-")[0], None)):
+                os.kill(int(process[1]), number)
+                runs.append(run)
+        return not left
 
-def signal_owner(run: Path, number: int) -> None:
-    """Send a signal to the process that works on a run."""
-    found = re.search(r"process (\d+)", owner_of(run) or "")
-    assert found
-    os.kill(int(found[1]), number)
+    wait_until(done)
+    return sorted(runs)
 
 
 def output_of(job: str, sweep: Path) -> str:
@@ -109,10 +113,8 @@ def test_slurm_jobs_may_be_requeued_killed_and_left_alone(
     assert "3 cells in 3 jobs" in left.stdout
     assert "python -m hylo.studies status outputs/sweep-" in left.stdout
     sweep = sweep_of(tmp_path)
-    lora, rslora = run_of(sweep, "lora"), run_of(sweep, "rslora")
     first = Ledger(sweep).job_of()
-    signal_owner(lora, signal.SIGUSR2)
-    signal_owner(rslora, signal.SIGKILL)
+    lora, rslora = disturb(sweep, {"lora": signal.SIGUSR2, "rslora": signal.SIGKILL})
     wait_until(lambda: "back into the queue" in output_of(first[lora.name], sweep))
     if slurm:  # it waits two minutes before it starts a requeued job
         hurry = ["scontrol", "update", f"JobId={first[lora.name]}", "StartTime=now"]
@@ -139,7 +141,7 @@ def test_ray_starts_a_killed_cell_again(tmp_path: Path, undisturbed: dict[str, b
         process = subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=output, start_new_session=True)
     try:
         wait_until(lambda: [*tmp_path.glob("outputs/sweep-*")])
-        signal_owner(run_of(sweep_of(tmp_path), "lora"), signal.SIGKILL)
+        disturb(sweep_of(tmp_path), {"lora": signal.SIGKILL})
         assert process.wait(timeout=300) == 0, (tmp_path / "output.txt").read_text()
     finally:
         process.kill()
