@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from benchmarks.float64 import BATCHES, BEGIN, END, FAMILIES, PADDING, PAGE, TOLERANCE, WEIGHTS, deviations
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from benchmarks.families.tiny import VOCABULARY, tiny_model
 from launch import composed, train
 
+from benchmarks.families.tiny import VOCABULARY, tiny_model
 from hylo.adapters.model import AdaptedModel
 from hylo.core.devices import Device, Precision, accelerator_for
 from hylo.data.base import data_problems

@@ -32,7 +32,7 @@ class Session:
 
     def identity(self, model: ModelConfig) -> str:
         """Hash of everything that determines the base model's outputs."""
-        return self.once("identity", model, make=model.identity)
+        return self.once("identity", model, make=lambda: model.identity() + model.rope.mark())
 
     def skeleton(self, model: ModelConfig) -> PreTrainedModel:
         """The base model on the meta device."""
