@@ -54,6 +54,8 @@ GPT2_SMALL = [
     ("bitfit", DORA),
     ("bitfit method.bias.target_modules=[all-linear]", DORA + 12 * 4 * 768),
     ("full", 124_439_808),
+    ("norms", 25 * 2 * 768),
+    ("embeddings", 50_257 * 768),
 ]
 
 
