@@ -63,12 +63,13 @@ class AttentionPrefixes:
 
 def prefix_problems(key: str, value: str, model: PreTrainedModel) -> Iterator[str]:
     """Yields why this model's attention modules cannot take a prefix; nothing if they can."""
-    try:
-        key_value_shape(model)
-    except ValueError as error:
-        yield problem(key, value, f"a model that takes an attention function; {error}", f"{key}=null")
-        return
-    yield from function_problems(key, value, model)
+    refused = [*function_problems(key, value, model)]
+    yield from refused
+    if not refused:
+        try:
+            key_value_shape(model)
+        except ValueError as error:
+            yield problem(key, value, f"a model that takes an attention function; {error}", f"{key}=null")
 
 
 def prepend(prefix_HPD: Tensor, text_BHSD: Tensor) -> Tensor:
