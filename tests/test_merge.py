@@ -31,7 +31,7 @@ from hylo.core.errors import MergeRefused
 from hylo.models.architecture import weight_OI
 
 IDS = tokens(2, 12)
-WEIGHTS_ONLY = {"none", "full", "lora", "rslora", "dora", "rslora_dora"}
+WEIGHTS_ONLY = {"none", "full", "lora", "rslora", "dora", "rslora_dora", "norms", "embeddings", "longlora"}
 """Methods that only change weights, so a refusal would be an error."""
 
 

@@ -54,6 +54,9 @@ GPT2_SMALL = [
     ("bitfit", DORA),
     ("bitfit method.bias.target_modules=[all-linear]", DORA + 12 * 4 * 768),
     ("full", 124_439_808),
+    ("norms", 25 * 2 * 768),
+    ("embeddings", 50_257 * 768),
+    ("longlora", LORA_R8 + 25 * 2 * 768 + 50_257 * 768),
 ]
 
 

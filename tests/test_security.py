@@ -20,6 +20,7 @@ from hylo.core.errors import ConfigError, MissingDependency, RecordError
 from hylo.core.interpolations import resolver_problems
 from hylo.core.names import file_name, name_problems
 from hylo.models.base import check_places, load_folder, skeleton_from_folder
+from hylo.models.rope import RopeScaling
 from hylo.models.tiny import TinyModelConfig
 from hylo.report.render.files import csv
 from hylo.runs.store import RESULT, read_run
@@ -112,13 +113,13 @@ def test_a_model_folder_chooses_neither_code_nor_places(tmp_path: Path):
     for place in ("../other.safetensors", "/etc/passwd"):
         path.write_text(json.dumps(index | {"weight_map": index["weight_map"] | {name: place}}))
         with pytest.raises(MissingDependency, match="neither code nor files elsewhere"):
-            load_folder(folder)
+            load_folder(folder, RopeScaling())
     path.write_text(json.dumps(index))
     config = json.loads((folder / "config.json").read_text())
     for key in ("_attn_implementation", "attn_implementation", "experts_implementation"):
         (folder / "config.json").write_text(json.dumps(config | {key: "kernels-community/flash-attn"}))
         with pytest.raises(MissingDependency, match="kernels-community/flash-attn"):
-            skeleton_from_folder(folder)
+            skeleton_from_folder(folder, RopeScaling())
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -34,6 +34,7 @@ def tokenized(lengths: list[int], seed: int = 0) -> list[TokenizedDocument]:
             f"document {index}",
             np.array(list(islice(ids, length)), dtype=np.int32),
             np.cumsum(rng.integers(0, 5, length), dtype=np.int64),
+            np.cumsum(rng.integers(0, 2, length), dtype=np.int64),
         )
         for index, length in enumerate(lengths)
     ]
@@ -142,7 +143,7 @@ def test_a_sample_of_too_few_windows_takes_them_all(wanted: int | None):
 
 def test_a_choice_of_windows_takes_every_field():
     documents = tokenized([20, 20])
-    every, chosen = cut_windows(documents, 4), np.array([7, 0, 3])
+    every, chosen = cut_windows(documents, 4, stride=2), np.array([7, 0, 3])
     for field in dataclasses.fields(Windows):
         np.testing.assert_array_equal(
             getattr(every.take(chosen), field.name), getattr(every, field.name)[chosen], err_msg=field.name

@@ -3,16 +3,13 @@
     before (joint)    out = softmax(q [K_P; k]^T / sqrt(D) + mask) [V_P; v]
     beside            out = softmax(q k^T / sqrt(D) + mask) v + softmax(q K_P^T / sqrt(D)) V_P
 
-Each attention module gets a copy of its config that selects a function registered here. That function extends the keys,
-values and mask and calls the originally selected one, or calls it twice and adds the results. One implementation thus
-serves every architecture that uses transformers' attention functions, with its own score scaling and dropout. The
-prefix is never masked and is not part of the cache: masks, positions and cached decoding of the text are unaffected.
+A function registered here (hylo/adapters/attention_functions.py) extends the keys, values and mask and calls the
+model's own, or calls it twice and adds the results. The prefix is never masked and is not part of the cache: masks,
+positions and cached decoding of the text are unaffected.
 
 Shapes: B batch, H key/value heads, P prefix tokens, T queries, S keys of the text, D head width.
 """
 
-import copy
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,10 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from hylo.adapters.attention_functions import (
+    WRAPPED,
+    SelectedFunctions,
+    additive,
+    function_problems,
+    own_function,
+)
 from hylo.core.errors import ConfigError, problem
-from hylo.models.architecture import attention_modules, key_value_shape
+from hylo.models.architecture import key_value_shape
 
 Prefix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Maps a layer's keys and values, [B, H, S, D] each, to those of prefix and text, [B, H, P + S, D], if joint; otherwise
@@ -45,36 +48,28 @@ class AttentionPrefixes:
     def __init__(self, prefixes: Iterable[Prefix], *, joint: bool = True) -> None:
         self._prefixes = list(prefixes)
         self._joint = joint
-        self._configs: list[Any] = []
+        self._selected = SelectedFunctions(_EXTENDED)
 
     def attach(self, model: PreTrainedModel) -> None:
         """Add its prefix to every attention module."""
-        modules = attention_modules(model)
-        self._configs = [module.config for module in modules]
-        for prefix, module in zip(self._prefixes, modules, strict=True):
+        for prefix, module in zip(self._prefixes, self._selected.select(model), strict=True):
             _PREFIXES[module] = prefix, self._joint
-            config: Any = copy.copy(module.config)
-            config._attn_implementation = _EXTENDED[_implementation(module)]
-            module.config = config
 
     def detach(self, model: PreTrainedModel) -> None:
         """Restore the attention modules."""
-        for module, config in zip(attention_modules(model), self._configs, strict=True):
-            module.config = config
+        for module in self._selected.restore(model):
             del _PREFIXES[module]
 
 
 def prefix_problems(key: str, value: str, model: PreTrainedModel) -> Iterator[str]:
     """Yields why this model's attention modules cannot take a prefix; nothing if they can."""
-    try:
-        modules = attention_modules(model)
-        key_value_shape(model)
-    except ValueError as error:
-        yield problem(key, value, f"a model that takes an attention function; {error}", f"{key}=null")
-        return
-    if (used := _implementation(modules[0])) not in _EXTENDED:
-        allowed = f"a model loaded with attn_implementation {' or '.join(_EXTENDED)}, not {used}"
-        yield problem(key, value, allowed, "model.set_attn_implementation('sdpa')")
+    refused = [*function_problems(key, value, model)]
+    yield from refused
+    if not refused:
+        try:
+            key_value_shape(model)
+        except ValueError as error:
+            yield problem(key, value, f"a model that takes an attention function; {error}", f"{key}=null")
 
 
 def prepend(prefix_HPD: Tensor, text_BHSD: Tensor) -> Tensor:
@@ -95,11 +90,6 @@ def beside(prefix_HPD: Tensor, text_BHSD: Tensor) -> Tensor:
     return prefix_HPD.to(text_BHSD.dtype).expand(text_BHSD.shape[0], -1, -1, -1)
 
 
-def _implementation(attention: nn.Module) -> str:
-    config: Any = attention.config
-    return config._attn_implementation
-
-
 def _extended_mask(mask: Tensor | None, P: int, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
     """The mask with P unmasked columns in front of the text's. None: nothing is masked."""
     if mask is None:
@@ -108,13 +98,6 @@ def _extended_mask(mask: Tensor | None, P: int, query: Tensor, key: Tensor, caus
             return None
         mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()  # torch's is_causal convention
     return F.pad(mask, (P, 0), value=mask.dtype == torch.bool)  # visible: True in a bool mask, 0 in an additive one
-
-
-def _added(mask: Tensor | None, query: Tensor) -> Tensor | None:
-    """The mask in the additive form that eager attention expects."""
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
 
 
 def _extend(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -130,9 +113,8 @@ def _extend(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         mask = attention_mask
         if joint or implementation == "eager":
             mask = _extended_mask(mask, P, query, key, causal)
-        # The model builds masks for the attention that its own config names, which may have changed since.
-        mask = _added(mask, query) if implementation == "eager" else mask
-        attention = _original(implementation, module)
+        mask = additive(mask, query) if implementation == "eager" else mask
+        attention = own_function(implementation, module)
         if joint:
             output, weights = attention(module, query, keys, values, mask, **kwargs)
             return output, None if weights is None else weights[..., P:]  # one column per key of the text
@@ -143,14 +125,7 @@ def _extend(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     return attend
 
 
-def _original(implementation: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The function that the module would call: eager attention is not registered but defined in the module's file."""
-    eager = getattr(inspect.getmodule(type(module)), "eager_attention_forward", None)
-    assert eager is not None or implementation != "eager", f"{type(module).__name__} has no eager attention function"
-    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)  # pyright: ignore[reportArgumentType]
-
-
-_EXTENDED = {name: f"prefixed_{name}" for name in ("sdpa", "eager")}
+_EXTENDED = {name: f"prefixed_{name}" for name in WRAPPED}
 """Registered name of the prefixed attention function, by the name of the plain one."""
 
 for _name, _registered in _EXTENDED.items():

@@ -152,6 +152,8 @@ class ComponentConfig(ABC):
     """Slots that the method must also fill."""
     exclusive: ClassVar[bool] = False
     """True if the component must be the only one in the method."""
+    occupies: ClassVar[str | None] = None
+    """A part of the model that only one component of a method can change; None: others do not get in its way."""
     trains_base: ClassVar[bool] = False
     """True if the trained tensors are the base model's own rather than new ones."""
     at_start: ClassVar[AtStart] = AtStart.same

@@ -43,6 +43,11 @@ def method_problems(method: Method, context: BuildContext, key: str = "method") 
         if config.exclusive and len(method) > 1:
             others = ", ".join(other for other in method if other != slot)
             yield problem(f"{key}.{slot}", component_name(config), "only as the whole method", f"remove {others}")
+        taken = next(other for other in method if method[other].occupies == config.occupies)
+        if config.occupies and taken != slot:
+            allowed = f"null beside {key}.{taken}: both change {config.occupies}"
+            fix = f"{key}.{slot}=null, or {key}.{taken}=null"
+            yield problem(f"{key}.{slot}", component_name(config), allowed, fix)
         yield from config.problems(f"{key}.{slot}", context)
 
 

@@ -132,7 +132,7 @@ def complete_sums(run: RunRecord, name: str) -> Any:
         RecordError: a sum or count is missing or not finite; the message names the file and the window.
     """
     table: Any = run.eval if name == EVAL else run.thirds
-    for column in ("nll_sum", "tokens", "bytes"):
+    for column in table.columns.intersection(["nll_sum", "tokens", "bytes", "words"]):
         # pandas would add up a missing sum as 0.
         if len(bad := table[~np.isfinite(table[column].to_numpy(dtype=float, na_value=np.nan))]):
             raise RecordError(

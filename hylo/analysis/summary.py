@@ -49,7 +49,8 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
 
     - `seeds`: the seeds both sides share; all measures of the row are over these. If they share none it is 0, the
       improvement is missing, and the other measures are over all of the cell's seeds.
-    - `ppl`, `lim_ppl`, ...: the metrics, from the mean over seeds of mean NLL.
+    - `ppl`, `lim_ppl`, ...: the metrics, from the mean over seeds of mean NLL. Those that older records have no sums
+      for have no columns where no record has them.
     - `mean_window_ppl`: arithmetic mean over windows and seeds of per-window perplexity, as published.
     - `improvement_pct`, `lim_improvement_pct`, ...: 100 (1 - PPL / PPL of the reference), likewise for the other
       metrics; 95 % intervals as in `hylo.stats`.
@@ -71,7 +72,10 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
     rows = [_row(study, cell, reference, known) for cell, reference in _contrasts(study)]
     table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     kinds = {column: "Int64" if column in _COUNTS else "float64" for column in COLUMNS if column not in _TEXTS}
-    return table.astype(kinds).replace([np.inf, -np.inf], np.nan)
+    table = table.astype(kinds).replace([np.inf, -np.inf], np.nan)
+    unmeasured = [metric for metric in OTHERS if not metric.everywhere and table[metric.name].isna().all()]
+    left_out = [[each.name, *(f"{each.prefix}improvement_{end}" for end in _ENDS.values())] for each in unmeasured]
+    return table.drop(columns=list(itertools.chain(*left_out)))
 
 
 def incomplete(study: StudyRecord) -> list[str]:

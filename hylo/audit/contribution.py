@@ -77,7 +77,7 @@ class Contributions:
         self._start = {
             slot: {name: tensor.detach().clone() for name, tensor in tensors.items()}
             for slot, tensors in model.tensors().items()
-            if not type(model.method[slot]).trains_base
+            if tensors and not type(model.method[slot]).trains_base
         }
         self.section: dict[str, Any] = {"at_start": self._contribution(self._read())}
         """The record's section: `at_start` and `at_end`, the contribution of the whole method; `slots`, each with its

@@ -57,6 +57,10 @@ class DataConfig(ABC):
     """Short name used in tables and folder names."""
     context_length: int = bounded(256, ge=SHORTEST_CONTEXT)
     """Tokens per window, for training and evaluation. The first is context only: L tokens give L - 1 predictions."""
+    stride: int | None = bounded(None, ge=1)
+    """Tokens between the starts of evaluation windows, less than the context length: sliding windows. All but a
+    document's first then predict only their last `stride` tokens; the others are context. None: no overlap. Training
+    windows never overlap."""
     bos: Bos = Bos.auto
     """auto, always or never: put the beginning-of-text token first in every window. A model trained with one expects
     it; then every token of the text is predicted. auto: as the tokenizer does by itself."""
@@ -85,6 +89,12 @@ class DataConfig(ABC):
 
 def data_problems(config: DataConfig) -> Iterator[str]:
     """Yields a message for each conflict between settings."""
+    if config.stride is not None and config.stride >= config.context_length:
+        allowed = f"1 to {config.context_length - 1}, less than data.context_length; null: windows without overlap"
+        yield problem("data.stride", config.stride, allowed, f"data.stride={config.context_length // 2}")
+    if config.stride is not None and config.protocol is Protocol.lines:
+        allowed = "null where data.protocol=lines, whose samples are lines, not stretches of a document"
+        yield problem("data.stride", config.stride, allowed, "data.stride=null, or data.protocol=packed")
     if config.protocol is Protocol.packed:
         for name in ("loss_on_padding", "keep_blank_lines"):
             if getattr(config, name):

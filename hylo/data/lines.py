@@ -52,21 +52,24 @@ def cut_lines(documents: list[Document], tokenizer: PreTrainedTokenizerBase, con
     first_token = before - before[np.searchsorted(owner, owner)]
     chosen = np.flatnonzero(sizes > 1) if not config.keep_blank_lines else np.arange(len(sizes))
     ids = np.full((len(chosen), length), padding, dtype=np.int32)
-    predicted_bytes = np.zeros((len(chosen), length - 1), dtype=np.int64)
+    predicted_bytes, predicted_words = np.zeros((2, len(chosen), length - 1), dtype=np.int64)
     for row, line in enumerate(tokenized[index] for index in chosen):
         ids[row, : len(line.ids)] = line.ids[:length]
-        gained = np.diff(line.byte_ends[:length])
-        predicted_bytes[row, : len(gained)] = gained
+        for predicted, ends in ((predicted_bytes, line.byte_ends), (predicted_words, line.word_ends)):
+            gained = np.diff(ends[:length])
+            predicted[row, : len(gained)] = gained
     names = np.array([document.name for document in documents], dtype=object)
     lengths = np.minimum(sizes, length)
-    return Windows(ids, predicted_bytes, names[owner[chosen]], first_token[chosen], lengths[chosen])
+    places = names[owner[chosen]], first_token[chosen], lengths[chosen]
+    return Windows(ids, predicted_bytes, *places, words=predicted_words)
 
 
 def _begun(line: TokenizedDocument, bos: int | None) -> TokenizedDocument:
     """The line with the beginning-of-text token, if any, in front."""
     if bos is None:
         return line
-    return TokenizedDocument(line.name, np.insert(line.ids, 0, bos), np.insert(line.byte_ends, 0, 0))
+    ends = (np.insert(counts, 0, 0) for counts in (line.byte_ends, line.word_ends))
+    return TokenizedDocument(line.name, np.insert(line.ids, 0, bos), *ends)
 
 
 def predicting(windows: Windows) -> Windows:

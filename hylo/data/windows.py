@@ -1,15 +1,17 @@
-"""Windows of the context length, cut from documents without overlap, and the model inputs made from them.
+"""Windows of the context length, cut from documents, and the model inputs made from them.
 
 Shapes: W windows (B in a batch), L tokens (the context length). Windows cut from documents (`cut_windows`) are full;
 those made from lines (hylo/data/lines.py) are padded on the right.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from hylo.core.errors import ConfigError, problem
@@ -29,6 +31,8 @@ class Windows:
         bytes: [W, L - 1] int64, UTF-8 bytes of each predicted token.
         document, first_token: [W], where each window was cut.
         lengths: [W], number of tokens before the padding.
+        words: [W, L - 1] int64, words that begin in each predicted token; None: not counted.
+        context: [W], number of first tokens that are read but not predicted; None: one each.
     """
 
     ids: np.ndarray
@@ -36,19 +40,23 @@ class Windows:
     document: np.ndarray
     first_token: np.ndarray
     lengths: np.ndarray
+    words: np.ndarray | None = None
+    context: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, index: np.ndarray) -> "Windows":
         """The windows at these indices, in this order."""
-        chosen = (self.ids, self.bytes, self.document, self.first_token, self.lengths)
-        return Windows(*(field[index] for field in chosen))
+        fields = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return Windows(*(None if values is None else values[index] for values in fields))
 
     def table(self) -> pd.DataFrame:
-        """Columns window, document, first_token, length: enough to cut the same windows again."""
+        """Columns window, document, first_token, length: enough to cut the same windows again. Windows that overlap
+        have a column context, too."""
         columns = {"window": np.arange(len(self)), "document": self.document, "first_token": self.first_token}
-        return pd.DataFrame(columns | {"length": self.lengths})
+        read = {} if self.context is None else {"context": self.context}
+        return pd.DataFrame(columns | {"length": self.lengths} | read)
 
     @property
     def tokens(self) -> int:
@@ -64,39 +72,48 @@ class Windows:
         return labels_of(self.ids, self.lengths, on_padding=on_padding)
 
 
-def cut_windows(documents: list[TokenizedDocument], length: int, *, bos: int | None = None) -> Windows:
-    """Cuts every document into consecutive windows of `length` tokens; the remainder is dropped.
+def cut_windows(
+    documents: list[TokenizedDocument], length: int, *, bos: int | None = None, stride: int | None = None
+) -> Windows:
+    """Cuts every document into windows of `length` tokens, the first at its first token; the remainder is dropped.
 
     Args:
         documents: the documents.
         length: L, tokens per window.
         bos: the first token of every window, followed by L - 1 tokens of the document; None: L tokens of the document.
+        stride: tokens between the starts of consecutive windows, less than L. All but a document's first window then
+            predict only their last `stride` tokens, so that no token is predicted twice. None: the windows follow each
+            other without overlap.
 
     Raises:
         ConfigError: no document is long enough for one window.
     """
     taken = length if bos is None else length - 1
-    counts = [len(document.ids) // taken for document in documents]
+    step = taken if stride is None else stride
+    counts = [max(0, (len(document.ids) - taken) // step + 1) for document in documents]
     if sum(counts) == 0:
         longest = max((len(document.ids) for document in documents), default=0)
         shorter = f"data.context_length={longest} or less, or " if longest >= SHORTEST_CONTEXT else ""
         allowed = f"at most the longest document ({longest} tokens)"
         raise ConfigError(problem("data.context_length", length, allowed, f"{shorter}longer documents"))
-    ids, sizes, names, firsts = [], [], [], []
-    for document, count in zip(documents, counts, strict=True):
-        used = count * taken
-        own = document.ids[:used].reshape(count, taken)
-        predicted = np.diff(document.byte_ends[:used], prepend=0).reshape(count, taken)
+    ids, sizes, words, names, firsts = [], [], [], [], []
+    for document, count in ((document, count) for document, count in zip(documents, counts, strict=True) if count):
+        own = sliding_window_view(document.ids, taken)[::step]
         ids.append(own if bos is None else np.insert(own, 0, bos, axis=1))
-        sizes.append(predicted[:, 1:] if bos is None else predicted)
+        for gained, ends in ((sizes, document.byte_ends), (words, document.word_ends)):
+            predicted = sliding_window_view(np.diff(ends, prepend=0), taken)[::step]
+            gained.append(predicted[:, 1:] if bos is None else predicted)
         names += [document.name] * count
-        firsts.append(np.arange(count) * taken)
+        firsts.append(np.arange(count) * step)
+    first_token = np.concatenate(firsts)
     return Windows(
         np.concatenate(ids),
         np.concatenate(sizes),
         np.array(names, dtype=object),
-        np.concatenate(firsts),
+        first_token,
         np.full(len(names), length),
+        np.concatenate(words),
+        None if stride is None else np.where(first_token == 0, 1, length - stride),
     )
 
 

@@ -33,7 +33,7 @@ class Evaluation:
     """Sums by window and position.
 
     Attributes:
-        bins: columns window, bin (0-9), nll_sum (nats), tokens, bytes.
+        bins: columns window, bin (0-9), nll_sum (nats), tokens, bytes, words.
         thirds: columns window, third (0-2), and the same sums.
     """
 
@@ -91,11 +91,19 @@ def evaluate(
         label=label,
         each_batch=each_batch,
     )
-    predicted = windows.lengths - 1
-    return Evaluation(
-        bins=position_sums(nll, windows.bytes, BINS, "bin", predicted),
-        thirds=position_sums(nll, windows.bytes, THIRDS, "third", predicted),
+    bins, thirds = (
+        position_sums(
+            nll,
+            windows.bytes,
+            groups,
+            name,
+            windows.lengths - 1,
+            skipped=None if windows.context is None else windows.context - 1,
+            words=windows.words,
+        )
+        for groups, name in ((BINS, "bin"), (THIRDS, "third"))
     )
+    return Evaluation(bins, thirds)
 
 
 @torch.no_grad()
@@ -141,37 +149,45 @@ def token_nll(
 
 
 def position_sums(
-    nll: np.ndarray, sizes: np.ndarray, groups: int, name: str, predicted: np.ndarray | None = None
+    nll: np.ndarray,
+    sizes: np.ndarray,
+    groups: int,
+    name: str,
+    predicted: np.ndarray | None = None,
+    *,
+    skipped: np.ndarray | None = None,
+    words: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Sums token losses by window and position group.
 
-    Position t of a window's n predictions falls into group floor(groups * t / n). If n is smaller than the number of
-    groups, some groups are empty: zero tokens.
+    Position t of a window's n predictions falls into group floor(groups * t / n), also where the first of them do not
+    count, so a group always means the same places of a window. Groups may be empty: zero tokens.
 
     Args:
         nll, sizes: [W, L - 1] losses in nats and UTF-8 bytes of the predicted tokens.
         predicted: [W] number n of predictions per window, the first n of its row; the rest is padding. None: all.
+        skipped: [W] number of first predictions that do not count; None: all count.
+        words: [W, L - 1] words that begin in each predicted token; None: not counted.
 
     Returns:
-        Columns window, `name`, nll_sum, tokens, bytes; W * groups rows.
+        Columns window, `name`, nll_sum, tokens, bytes and, if they are counted, words; W * groups rows.
     """
     count, length = nll.shape
     predicted = np.full(count, length) if predicted is None else predicted
-    sums, tokens, size = np.zeros((count, groups)), np.zeros((count, groups), int), np.zeros((count, groups), int)
-    for n in np.unique(predicted):
-        rows = np.flatnonzero(predicted == n)
+    skipped = np.zeros(count, int) if skipped is None else skipped
+    counted = {"bytes": sizes} | ({} if words is None else {"words": words})
+    sums, tokens = np.zeros((count, groups)), np.zeros((count, groups), int)
+    amounts = {key: np.zeros((count, groups), int) for key in counted}
+    for n, first in np.unique(np.stack([predicted, skipped], axis=1), axis=0):
+        rows = np.flatnonzero((predicted == n) & (skipped == first))
         member = np.arange(n) * groups // n == np.arange(groups)[:, None]  # [groups, n]
+        member[:, :first] = False
         losses = nll[rows][:, :n]
         # Not a product with `member`: one non-finite loss would then spoil all groups.
         sums[rows] = np.stack([losses[:, group].sum(axis=1) for group in member], axis=1)
         tokens[rows] = member.sum(axis=1)
-        size[rows] = sizes[rows, :n] @ member.T
-    return pd.DataFrame(
-        {
-            "window": np.repeat(np.arange(count), groups),
-            name: np.tile(np.arange(groups), count),
-            "nll_sum": sums.ravel(),
-            "tokens": tokens.ravel(),
-            "bytes": size.ravel(),
-        }
-    )
+        for key, amount in amounts.items():
+            amount[rows] = counted[key][rows, :n] @ member.T
+    table = {"window": np.repeat(np.arange(count), groups), name: np.tile(np.arange(groups), count)}
+    table |= {"nll_sum": sums.ravel(), "tokens": tokens.ravel()}
+    return pd.DataFrame(table | {key: amount.ravel() for key, amount in amounts.items()})

@@ -131,9 +131,15 @@ def hidden_size(model: PreTrainedModel) -> int:
 
 
 def model_context_length(model: PreTrainedModel) -> int | None:
-    """The model's longest context, in tokens; None: its config names none (ALiBi, recurrent layers)."""
+    """The model's longest context, in tokens; None: its config names none (ALiBi, recurrent layers).
+
+    Configs with dynamically scaled rotary positions name the unscaled one.
+    """
     config = model.config.get_text_config()
-    return next((length for name in _CONTEXT_LENGTHS if isinstance(length := getattr(config, name, None), int)), None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    factor = rope["factor"] if rope.get("rope_type") == "dynamic" else 1
+    lengths = (getattr(config, name, None) for name in _CONTEXT_LENGTHS)
+    return next((int(factor * length) for length in lengths if isinstance(length, int)), None)
 
 
 def layer_shape(layer: nn.Module) -> tuple[int, int]:

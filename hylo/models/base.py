@@ -5,7 +5,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,12 +13,20 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from omegaconf import MISSING
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers import __version__ as transformers_version
 from transformers.utils.logging import disable_progress_bar
 
 from hylo.core.cache import file_hash, text_hash
 from hylo.core.errors import MissingDependency
+from hylo.models.rope import RopeScaling
 
 LONGEST_REASON = 300
 """Characters of a library's message that are shown."""
@@ -35,10 +43,13 @@ class ModelConfig(ABC):
 
     name: str = MISSING
     """Short name for tables and folders."""
+    rope: RopeScaling = field(default_factory=RopeScaling)
+    """Scaling of rotary positions, for contexts beyond the model's own."""
 
     @abstractmethod
     def identity(self) -> str:
-        """A hash of everything that determines the model's outputs, computed without loading its weights."""
+        """A hash of everything that determines the model's outputs, computed without loading its weights; without
+        `rope`, which the identity in records adds (hylo/runs/shared.py)."""
 
     @abstractmethod
     def skeleton(self) -> PreTrainedModel:
@@ -101,14 +112,27 @@ def _shards_elsewhere(index: Any) -> set[str]:
     return {str(name) for name in names if not isinstance(name, str) or Path(name).name != name}
 
 
-def skeleton_from_folder(folder: Path) -> PreTrainedModel:
-    """The model of a local folder, on the meta device."""
+def config_from_folder(folder: Path, rope: RopeScaling) -> PretrainedConfig:
+    """The config of a local folder, with scaled rotary positions.
+
+    Raises:
+        ConfigError: the scaling cannot work on this model.
+        MissingDependency: the config is missing or unreadable.
+    """
     check_places(folder)
     with _explained("config", folder):
-        return skeleton_from_config(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return rope.applied(config)
 
 
-def load_folder(folder: Path) -> PreTrainedModel:
+def skeleton_from_folder(folder: Path, rope: RopeScaling) -> PreTrainedModel:
+    """The model of a local folder, on the meta device."""
+    config = config_from_folder(folder, rope)
+    with _explained("config", folder):
+        return skeleton_from_config(config)
+
+
+def load_folder(folder: Path, rope: RopeScaling) -> PreTrainedModel:
     """The model of a local folder in float32. Only safetensors are read: no pickle, no code from the folder.
 
     Weights stored in float32 are memory-mapped copy-on-write, so processes share their pages. Weights of other dtypes
@@ -124,10 +148,11 @@ def load_folder(folder: Path) -> PreTrainedModel:
             f"{folder} holds no *.safetensors: not downloaded, or pickled; hylo does not load pickled weights. "
             f"Convert them once: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)"
         )
-    check_places(folder)
+    config = config_from_folder(folder, rope)
     with _explained("weights", folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,

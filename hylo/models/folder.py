@@ -32,10 +32,10 @@ class FolderModelConfig(ModelConfig):
         return folder_identity(self.path())
 
     def skeleton(self) -> PreTrainedModel:
-        return skeleton_from_folder(self.path())
+        return skeleton_from_folder(self.path(), self.rope)
 
     def load(self) -> PreTrainedModel:
-        return load_folder(self.path())
+        return load_folder(self.path(), self.rope)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return folder_tokenizer(self.path())

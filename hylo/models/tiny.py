@@ -51,6 +51,9 @@ class TinyModelConfig(ModelConfig):
 
     def config(self) -> PretrainedConfig:
         """The transformers config: hidden size 48, two layers, 257 tokens."""
+        return self.rope.applied(self._unscaled())
+
+    def _unscaled(self) -> PretrainedConfig:
         tokens: dict[str, Any] = {"vocab_size": 257, "bos_token_id": 256, "eos_token_id": 256}
         if self.architecture is TinyArchitecture.gpt2:
             return GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=self.context, **tokens)

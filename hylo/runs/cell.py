@@ -12,6 +12,7 @@ from hylo.core.devices import device_problems, process_count
 from hylo.core.errors import ConfigError, problem
 from hylo.data.base import Split, data_problems
 from hylo.models.architecture import model_context_length
+from hylo.models.rope import longer_rope, rope_problems
 from hylo.runs.config import Config
 from hylo.runs.shared import Session
 from hylo.training.config import kernel_problems, trainer_problems
@@ -70,12 +71,12 @@ def check(cell: Cell, session: Session) -> None:
     problems = [*data_problems(config.data), *trainer_problems(config.trainer), *kernel_problems(config.trainer)]
     problems += device_problems(config.trainer.device)
     problems += method_problems(config.components, context)
+    problems += rope_problems(config.model.rope, skeleton, config.data.context_length)
     limit = model_context_length(skeleton)
     if limit is not None and config.data.context_length > limit:
         allowed = f"4 to {limit}, the longest context of {config.model.name}"
-        problems.append(
-            problem("data.context_length", config.data.context_length, allowed, f"data.context_length={limit}")
-        )
+        fix = f"data.context_length={limit}{longer_rope(config.model.rope, skeleton, config.data.context_length)}"
+        problems.append(problem("data.context_length", config.data.context_length, allowed, fix))
     if problems:
         raise ConfigError(*problems)
     if probed := [*probe_problems(config, session, limit)]:

@@ -40,6 +40,7 @@ def _fingerprint(config: Config, session: Session) -> str:
         "context_length": data.context_length,
         "bos": bos_token(session.tokenizer(config.model), data.bos),
         "eval_windows": data.eval_windows,
+        "stride": data.stride,
         "eval_documents": session.documents_identity(data, data.eval_split),
         "versions": library_versions(),
         "method": {

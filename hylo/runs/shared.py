@@ -32,7 +32,7 @@ class Session:
 
     def identity(self, model: ModelConfig) -> str:
         """Hash of everything that determines the base model's outputs."""
-        return self.once("identity", model, make=model.identity)
+        return self.once("identity", model, make=lambda: model.identity() + model.rope.mark())
 
     def skeleton(self, model: ModelConfig) -> PreTrainedModel:
         """The base model on the meta device."""
@@ -91,14 +91,16 @@ class Session:
         return self.once("overlap", data, make=make)
 
     def windows(self, data: DataConfig, model: ModelConfig, split: Split) -> Windows:
-        """All windows of a split, in the model's tokens, including blank lines if `keep_blank_lines`."""
+        """All windows of a split, in the model's tokens, including blank lines if `keep_blank_lines`. Those trained on
+        never overlap."""
 
         def make() -> Windows:
             documents, tokenizer = self.documents(data, split), self.tokenizer(model)
             if data.protocol is Protocol.lines:
                 return cut_lines(documents, tokenizer, data)
             bos = bos_token(tokenizer, data.bos)
-            return cut_windows(tokenize(documents, tokenizer), data.context_length, bos=bos)
+            stride = None if split is Split.train else data.stride
+            return cut_windows(tokenize(documents, tokenizer), data.context_length, bos=bos, stride=stride)
 
         return self.once("windows", data, model, split, make=make)
 

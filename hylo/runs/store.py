@@ -2,12 +2,14 @@
 
     outputs/<group>/<cell>-seed<k>-<fingerprint>/      group: a study's name, sweep-<hash>, or runs
         result.json       status, parameters, metrics, training, environment (see `new_result`)
-        eval.parquet      window, bin (0-9), nll_sum, tokens, bytes         one row per window and position bin
-        thirds.parquet    window, third (0-2), nll_sum, tokens, bytes       the same by third: 1 is the middle
+        eval.parquet      window, bin (0-9), nll_sum, tokens, bytes, words  one row per window and position bin; older
+                          records count no words
+        thirds.parquet    window, third (0-2), nll_sum, tokens, bytes, words       the same by third: 1 is the middle
         half.parquet      as eval.parquet, after half of the optimizer steps; only for trained runs
         probe.parquet     one row per question, with the probe's own columns; only if a probe was asked: result.json
                           then has a section `probe` with its name, fingerprint, settings and numbers
-        windows.parquet   window, document, first_token, length             where each window was cut
+        windows.parquet   window, document, first_token, length             where each window was cut; with sliding
+                          windows also context, the first tokens that are read but not predicted
         audit.json        finding of each audit check (see `hylo.audit`); failed checks are also in result.json
         curve.jsonl       one line per optimizer step
         trajectory.jsonl  vectors over steps, by component; only if a component has vectors to track

@@ -44,6 +44,7 @@ def new_result(cell: Cell, fingerprint: str, session: Session) -> dict[str, Any]
             "context_length": config.data.context_length,
             "bos": bos_token(session.tokenizer(config.model), config.data.bos),
             "protocol": config.data.protocol.name,
+            "stride": config.data.stride,
             "loss_on_padding": config.data.loss_on_padding,
             "keep_blank_lines": config.data.keep_blank_lines,
             "eval_split": config.data.eval_split.name,

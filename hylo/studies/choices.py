@@ -132,6 +132,8 @@ def condition(trial: Cell, keys: Sequence[str], session: Session) -> str:
     del content["data"]["bos"]
     if (bos := bos_token(session.tokenizer(config.model), config.data.bos)) is not None:
         content["data"]["bos"] = bos  # trials are older than the key, and hold where no such token is put in front
+    if config.data.stride is None:
+        del content["data"]["stride"]  # likewise
     for key in keys:
         *path, last = key.split(".")
         section = content

@@ -24,10 +24,12 @@ hylo/adapters/attention_prefix.py connects them to transformers' attention funct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hylo.adapters.attention_functions import ATTENTION_FUNCTIONS
 from hylo.adapters.attention_prefix import AttentionPrefixes, beside, prefix_problems, prepend
 from hylo.adapters.component import AtStart, BuildContext, Component, ComponentConfig, constant, normal
 from hylo.core.registry import register
@@ -50,6 +52,8 @@ FAINT = 0.1
 @dataclass(kw_only=True, slots=True)
 class AttentionConfig(ComponentConfig):
     """Landmarks in every attention module."""
+
+    occupies: ClassVar[str | None] = ATTENTION_FUNCTIONS
 
     num_landmarks: int = bounded(4, ge=1)
     """K, the number of learned keys and values per key/value head."""

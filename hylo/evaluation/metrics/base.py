@@ -33,6 +33,8 @@ class Metric(ABC):
     """Prefix of its columns in summary.csv and contrasts.csv; empty only for the first metric."""
     brief: ClassVar[bool] = True
     """Whether it is shown where space is limited: on the console, on paper, in figures."""
+    everywhere: ClassVar[bool] = True
+    """Whether every record holds its sums; otherwise tables of studies without them leave its columns out."""
     success: ClassVar[float | None] = None
     """Improvement in percent that counts as success; None: not a criterion."""
 
@@ -41,7 +43,8 @@ class Metric(ABC):
         """Sums by window: columns nll_sum (nats) and weight, index window.
 
         Args:
-            bins: window, bin (tenths of the positions), nll_sum, tokens, bytes; as in eval.parquet.
+            bins: window, bin (tenths of the positions), nll_sum, tokens, bytes, and words unless the record is older
+                than their count; as in eval.parquet.
             thirds: window, third, and the same sums; as in thirds.parquet.
         """
 

@@ -47,6 +47,8 @@ class Column:
     """The frame's columns with the bounds of the interval."""
     tone: Callable[[str], str] | None = None
     """For a column of badges: the tone of a word, as in VERDICTS."""
+    optional: bool = False
+    """Whether tables of frames without it leave it out."""
 
     def sort_key(self, row: Row) -> str:
         """A number as JavaScript parses it, or the text itself; empty if missing, which sorts last."""
@@ -87,17 +89,28 @@ def verdict(header: str, key: str, about: str, tone: Callable[[str], str] | None
     )
 
 
-def quantity(header: str, key: str, about: str, *, decimals: int = 1, unit: str = "", scale: float = 1) -> Column:
+def quantity(
+    header: str,
+    key: str,
+    about: str,
+    *,
+    decimals: int = 1,
+    unit: str = "",
+    scale: float = 1,
+    optional: bool = False,
+) -> Column:
     """A numeric column, right-aligned, shown divided by `scale`; `unit` is that of the raw value."""
 
     def show(row: Row) -> str:
         value = row[key]
         return number(value if pd.isna(value) else value / scale, decimals)
 
-    return Column(header=header, about=about, key=key, show=show, numeric=True, unit=unit)
+    return Column(header=header, about=about, key=key, show=show, numeric=True, unit=unit, optional=optional)
 
 
-def estimate(header: str, key: str, low: str, high: str, about: str, *, unit: str = "") -> Column:
+def estimate(
+    header: str, key: str, low: str, high: str, about: str, *, unit: str = "", optional: bool = False
+) -> Column:
     """A numeric column with intervals, for example `30.0 [28.1, 32.1]`."""
     return Column(
         header=header,
@@ -107,6 +120,7 @@ def estimate(header: str, key: str, low: str, high: str, about: str, *, unit: st
         numeric=True,
         unit=unit,
         ends=(low, high),
+        optional=optional,
     )
 
 

@@ -47,6 +47,7 @@ OTHER_EFFECTS = {
         f"{metric.prefix}high",
         f"The same for {metric.about}.",
         unit="%",
+        optional=not metric.everywhere,
     )
     for metric in all_metrics()[1:]
 }

@@ -65,7 +65,8 @@ def wide_contrasts(study: StudyRecord) -> pd.DataFrame:
     main, *others = all_metrics()
     key = ["cell", "reference", "component", "comparison"]
     wide = table[table["measure"] == main.name].drop(columns="measure")
-    for metric in others:
+    measured = set(table["measure"])
+    for metric in (metric for metric in others if metric.everywhere or metric.name in measured):
         names = {name: f"{metric.prefix}{name}" for name in ("effect_pct", "low", "high", "p_holm")}
         wide = wide.merge(
             table[table["measure"] == metric.name][[*key, *names]].rename(columns=names), on=key, how="left"

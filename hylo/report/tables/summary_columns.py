@@ -20,6 +20,7 @@ OTHER_METRICS = {
         metric.label,
         metric.name,
         f"{metric.about[:1].upper()}{metric.about[1:]}. Lower is better. Column {metric.name}.",
+        optional=not metric.everywhere,
     )
     for metric in all_metrics()[1:]
 }
@@ -46,6 +47,7 @@ OTHER_IMPROVEMENTS = {
         f"{metric.prefix}improvement_high",
         f"The same improvement in {metric.about}. Higher is better. Column {metric.prefix}improvement_pct.",
         unit="%",
+        optional=not metric.everywhere,
     )
     for metric in all_metrics()[1:]
 }
