@@ -87,15 +87,23 @@ def evaluate(
         windows.ids,
         accelerator,
         lengths=windows.lengths,
+        labels=windows.labels(),
         batch_size=batch_size,
         label=label,
         each_batch=each_batch,
     )
-    predicted = windows.lengths - 1
+    nll, sizes = of_predicted(nll, windows), of_predicted(windows.bytes, windows)
     return Evaluation(
-        bins=position_sums(nll, windows.bytes, BINS, "bin", predicted),
-        thirds=position_sums(nll, windows.bytes, THIRDS, "third", predicted),
+        bins=position_sums(nll, sizes, BINS, "bin", windows.predicted),
+        thirds=position_sums(nll, sizes, THIRDS, "third", windows.predicted),
     )
+
+
+def of_predicted(values: np.ndarray, windows: Windows) -> np.ndarray:
+    """Values of tokens [W, L - 1] with those of each window's predicted tokens first, in order."""
+    if windows.counted is None:
+        return values
+    return np.take_along_axis(values, np.argsort(~windows.counted[:, 1:], axis=1, kind="stable"), axis=1)
 
 
 @torch.no_grad()
@@ -105,6 +113,7 @@ def token_nll(
     accelerator: Accelerator,
     *,
     lengths: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
     batch_size: int,
     label: str,
     each_batch: Callable[[], None] = lambda: None,
@@ -114,6 +123,7 @@ def token_nll(
     Args:
         ids: [W, L] token ids. Every process evaluates a share of each batch.
         lengths: [W] number of tokens before the padding; None: no padding. The loss of padding is 0.
+        labels: [W, L] ids, IGNORED where nothing is predicted and the loss is 0; None: padding alone.
         each_batch: called after each batch.
 
     Returns:
@@ -122,7 +132,7 @@ def token_nll(
     model.eval()
     parts, processes = [], accelerator.num_processes
     lengths = np.full(len(ids), ids.shape[1]) if lengths is None else lengths
-    labels = labels_of(ids, lengths)
+    labels = labels_of(ids, lengths) if labels is None else labels
     with Progress(label, len(ids), visible=accelerator.is_main_process) as progress:
         for first in range(0, len(ids), batch_size):
             batch = np.arange(first, min(first + batch_size, len(ids)))
