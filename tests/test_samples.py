@@ -96,7 +96,9 @@ def test_the_loss_of_prompts_is_a_switch():
     chat, tokenizer = conversation("One?", "Ein"), byte_tokenizer()
     (labels,) = cut_samples([chat], tokenizer, config(), everything=True).windows.labels()
     text, _ = written(chat, tokenizer, PLAIN)
-    assert tokenizer.decode(labels[labels != IGNORED]) == text[1:].rstrip(), "from the second token to the last response"
+    assert tokenizer.decode(labels[labels != IGNORED]) == text[1:].rstrip(), (
+        "from the second token to the last response"
+    )
 
 
 def test_a_plain_text_is_predicted_whole():
