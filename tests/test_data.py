@@ -90,14 +90,16 @@ def wikitext(tmp_path: Path) -> Path:
 )
 @pytest.mark.parametrize("split", list(Split))
 def test_articles_are_joined_exactly(wikitext: Path, name: str, subset: str, split: Split):
-    """Splitting at every row that looks like a title would cut articles at table keys and formulas, and turn the empty
-    first row into a document."""
+    """Every row is a line, blank ones too. Splitting at every row that looks like a title would cut articles at table
+    keys and formulas, and turn the empty first row into a document."""
     documents = hub(name, wikitext).documents(split)
-    expected = ["".join(article(f"{title} {subset}")) for title in TITLES[split.name]]
+    articles = [article(f"{title} {subset}") for title in TITLES[split.name]]
+    articles[0].insert(0, "")  # the split's first row
+    expected = ["".join(row or "\n" for row in rows) for rows in articles]
     assert [document.text for document in documents] == expected
     assert [document.name for document in documents] == [f"document-{index}" for index in range(len(expected))]
     shipped = pd.concat(map(pd.read_parquet, sorted((wikitext / subset).glob(f"{split.name}-*"))))
-    assert "".join(document.text for document in documents) == "".join(shipped["text"])
+    assert "".join(document.text for document in documents) == "".join(row or "\n" for row in shipped["text"])
 
 
 @pytest.mark.parametrize("overrides", [(), ("data.document_start=null",)])
@@ -277,7 +279,7 @@ def test_a_split_without_text(tmp_path: Path, limit: int | None):
     write_parquet(tmp_path / "x", {split: pd.DataFrame({"text": rows}) for split, rows in tables.items()})
     for start in (None, "^o"):
         data = HubDatasetConfig(name="x", repo=str(tmp_path / "x"), max_documents=limit, document_start=start)
-        assert [document.text for document in data.documents(Split.train)] == ["one"]
+        assert [document.text for document in data.documents(Split.train)] == ["one\n" if start else "one"]
         with pytest.raises(ConfigError, match=r"data\.splits\.validation = 'validation'\n.*a split with documents"):
             data.documents(Split.validation)
 

@@ -35,6 +35,16 @@ def test_documented_parameter_counts(name: str):
     assert dict(ROWS)[name] == f"{count:,}"
 
 
+def test_every_data_set_has_one_row_with_its_protocol_and_test():
+    rows = re.findall(
+        r"^\| `(\w+)` \| `(\w+)` \|.*\| `(test_\w+\.py)` \|$", (DOCS / "data.md").read_text(), re.MULTILINE
+    )
+    assert sorted(name for name, *_ in rows) == sorted(path.stem for path in (ROOT / "conf" / "data").glob("*.yaml"))
+    for name, protocol, test in rows:
+        assert composed(f"data={name}").data.protocol.name == protocol
+        assert (ROOT / "tests" / test).exists()
+
+
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 COMMANDS = sorted(
     {

@@ -11,6 +11,7 @@ Shapes: B batch, T tokens of this pass.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
@@ -28,6 +29,10 @@ class Positions:
     of_keys: Tensor | None = None
     """[B, S] or [1, S] int64: positions of all tokens that the pass attends to, those in the cache first; None: they
     are not known."""
+
+    first: Tensor | None = None
+    """[B, T] int64: where in the pass the text of each token begins, if position_ids start again within a row (several
+    texts in one window, hidden from each other); None: every row is one text."""
 
     passes: int = 0
     """Number of forward passes so far: tells one pass from the next."""
@@ -52,6 +57,7 @@ class Positions:
             raise TypeError(f"pass everything except input_ids by keyword; got {len(args)} positional arguments")
         self.cache = kwargs.get("past_key_values")
         seen = 0 if self.cache is None else int(self.cache.get_seq_length())
+        self.first = _first_of_texts(kwargs)
         self._current, kwargs = _positions_of(args, kwargs)
         self.of_keys = _positions_of_keys(self._current, kwargs, seen)
         self.passes += 1
@@ -103,6 +109,18 @@ def _positions_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor
     cache = kwargs.get("past_key_values")
     offset = cache.get_seq_length() if cache is not None else 0
     return torch.arange(offset, offset + time, device=inputs.device).unsqueeze(0), kwargs
+
+
+def _first_of_texts(kwargs: dict[str, Any]) -> Tensor | None:
+    """Index of the first token of each token's text, by transformers' rule for samples packed into one row."""
+    positions = kwargs.get("position_ids")
+    alone = kwargs.get("attention_mask") is None and kwargs.get("past_key_values") is None
+    if positions is None or positions.dim() != 2 or not alone:
+        return None
+    starts = F.pad(positions.diff(dim=-1) != 1, (1, 0), value=True)
+    if not starts[:, 1:].any():
+        return None
+    return torch.arange(positions.shape[1], device=positions.device).where(starts, 0).cummax(dim=-1).values
 
 
 def _positions_of_keys(current: Tensor, kwargs: dict[str, Any], seen: int) -> Tensor | None:

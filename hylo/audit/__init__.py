@@ -1,9 +1,9 @@
 """The audit: properties that a run must have for its numbers to mean what they say.
 
-Before the first step: identity at start, causality, cached decoding, padding, dead and frozen tensors, parameter count,
-adapted share, bucket occupancy. After training: unmoved tensors, deterministic evaluation, contributions. The checks
-read a few short windows and train nothing. A failed check does not stop a run: it is recorded (audit.json) and marks
-the run's row in every table.
+Before the first step: identity at start, causality, cached decoding, padding, packing (if used), dead and frozen
+tensors, parameter count, adapted share, bucket occupancy. After training: unmoved tensors, deterministic evaluation,
+contributions. The checks read a few short windows and train nothing. A failed check does not stop a run: it is recorded
+(audit.json) and marks the run's row in every table.
 
 The properties are the specification of an adapter for causal language models; the checks are own design.
 """
@@ -16,7 +16,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hylo.adapters.model import AdaptedModel
-from hylo.audit.behaviour import cached_decoding, causality, deterministic_evaluation, identity_at_start, padding
+from hylo.audit.behaviour import (
+    cached_decoding,
+    causality,
+    deterministic_evaluation,
+    identity_at_start,
+    packing,
+    padding,
+)
 from hylo.audit.contribution import Contributions
 from hylo.audit.finding import Finding, Status, failed_checks, print_findings
 from hylo.audit.occupancy import bucket_occupancy
@@ -49,12 +56,16 @@ class Audit:
         ids: tokens that `probe_ids` took from the evaluation windows, [B, T].
         base_logits: logits of the base model alone on the same tokens, see `untouched_logits`.
         seed: seed of the noise that moves tensors off their start.
+        packed: whether the run trains on windows of several samples, which must not see each other.
     """
 
-    def __init__(self, model: AdaptedModel, ids: Tensor, base_logits: Tensor, *, seed: int) -> None:
+    def __init__(
+        self, model: AdaptedModel, ids: Tensor, base_logits: Tensor, *, seed: int, packed: bool = False
+    ) -> None:
         self.findings: list[Finding] = []
         self._probe = Probe(model, ids, seed=seed)
         self._base_logits = base_logits
+        self._packed = packed
         self._start = checksums(self._probe)
 
     def before_training(self) -> list[Finding]:
@@ -65,6 +76,7 @@ class Audit:
             with probe.moved():
                 full = probe.logits()
                 found += [causality(probe, full), cached_decoding(probe, full), padding(probe, full)]
+                found += [packing(probe, full)] if self._packed and probe.model.method else []
                 backward(probe)
                 found += [dead_tensors(probe), frozen_tensors(probe)]
                 clear_gradients(probe)

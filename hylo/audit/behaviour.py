@@ -85,6 +85,18 @@ def padding(probe: Probe, full: Tensor) -> Finding:
     return _measured("padding", value, ROUNDING, detail)
 
 
+@_or_what_it_raises
+def packing(probe: Probe, full: Tensor) -> Finding:
+    """Two texts in one row, with positions that start again, keep the logits that each has alone. The texts are half of
+    the first window and the last window, whose logits are in `full`."""
+    text, mate = probe.ids[:1, : probe.middle], probe.ids[-1:]
+    positions = torch.cat([torch.arange(each.shape[1], device=each.device) for each in (text, mate)])
+    together = probe.logits(torch.cat([text, mate], dim=1), position_ids=positions.unsqueeze(0), use_cache=False)
+    moved = distance(together[:, : probe.middle], probe.logits(text)), distance(together[:, probe.middle :], full[-1:])
+    detail = f"another text in the same window moves logits by {max(moved):.2g} of their spread"
+    return _measured("packing", max(moved), ROUNDING, detail)
+
+
 def deterministic_evaluation(probe: Probe) -> Finding:
     """Two passes over the same window in evaluation mode are bit-identical."""
     value = distance(probe.logits(probe.ids[:1]), probe.logits(probe.ids[:1]))

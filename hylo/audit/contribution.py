@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from hylo.adapters.model import AdaptedModel
 from hylo.audit.finding import Finding, Status
-from hylo.data.windows import Windows, model_inputs, next_tokens
+from hylo.data.windows import IGNORED, Windows, model_inputs, next_tokens
 
 WINDOWS = 2
 """Training windows that are read: a few hundred predicted tokens tell whether anything moved."""
@@ -36,7 +36,7 @@ class Reading(NamedTuple):
     hidden: Tensor
     """[tokens, D], without padding."""
     losses: Tensor
-    """[tokens], nats."""
+    """[predicted tokens], nats."""
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,12 @@ def read(model: nn.Module, base: PreTrainedModel, windows: Windows) -> Reading:
             for row in range(len(windows)):
                 window = windows.take(np.array([row]))
                 length = int(window.lengths[0])
-                inputs = model_inputs(window.ids[:, :length], window.lengths, device)
+                positions = None if window.positions is None else window.positions[:, :length]
+                inputs = model_inputs(window.ids[:, :length], window.lengths, device, positions=positions)
                 logits = model(**inputs, use_cache=False).logits[0].float()
-                targets = next_tokens(window.ids[:, :length].astype(np.int64), device)[0, :-1]
-                losses.append(nn.functional.cross_entropy(logits[:-1], targets, reduction="none"))
+                targets = next_tokens(window.labels()[:, :length], device)[0, :-1]
+                predicted = targets != IGNORED
+                losses.append(nn.functional.cross_entropy(logits[:-1][predicted], targets[predicted], reduction="none"))
                 hidden.append(caught.pop()[0].float())
     finally:
         handle.remove()

@@ -1,6 +1,7 @@
 """The machine a run uses: device, precision and processes (through accelerate), memory, versions."""
 
 import ctypes
+import multiprocessing
 import os
 import re
 import subprocess
@@ -69,6 +70,13 @@ def say(text: str) -> None:
     """Print a line, from the main process only."""
     if is_main_process():
         print(text, flush=True)
+
+
+def say_once(*lines: str) -> None:
+    """Print lines, from the main process only and not from the processes that run the cells of a sweep."""
+    if multiprocessing.parent_process() is None:
+        for line in lines:
+            say(line)
 
 
 def process_count() -> int:

@@ -28,6 +28,7 @@ class Protocol(Enum):
 
     packed = "a window of the context length, cut from a document; no padding"
     lines = "a line of text, padded; to reproduce published numbers"
+    samples = "a whole document: a short text, or prompt and response; padded"
 
 
 class Bos(Enum):
@@ -38,19 +39,40 @@ class Bos(Enum):
     never = "never"
 
 
+class Template(Enum):
+    """How a conversation is written. Users type the member names."""
+
+    auto = "by the tokenizer's own chat template; without one, plain"
+    plain = "by the plain template of hylo/data/chat.py"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """system, user or assistant."""
+    content: str
+
+
 @dataclass(frozen=True)
 class Document:
     """A text as shipped, without cleaning."""
 
     name: str
     text: str
+    messages: tuple[Message, ...] = ()
+    """The conversation whose contents the text joins; of it the assistant's messages are predicted. Empty: the document
+    is a plain text, all of which is predicted."""
 
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig(ABC):
     """The text and how it is cut into windows. Subclasses add their own fields."""
 
-    TRAINING_ALONE: ClassVar[frozenset[str]] = frozenset({"loss_on_padding", "keep_blank_lines"})
+    TRAINING_ALONE: ClassVar[frozenset[str]] = frozenset(
+        {"loss_on_padding", "keep_blank_lines", "loss_on_prompt", "pack_samples"}
+    )
     """Fields that cannot change the numbers of the base model."""
 
     name: str = MISSING
@@ -69,13 +91,24 @@ class DataConfig(ABC):
     eval_split: Split = Split.test
     """test, or validation for choosing settings."""
     protocol: Protocol = Protocol.packed
-    """packed, or lines: one line of text per sample, truncated or padded with the end-of-text token to the context
-    length. Lines of fewer than two tokens predict nothing and are left out."""
+    """packed; samples: one document per sample, truncated or padded to the context length; or lines: one line of text
+    per sample, truncated or padded with the end-of-text token. Samples that predict nothing are left out."""
     loss_on_padding: bool = False
     """For lines: padding counts in the training loss, as when labels are a copy of the input; never in evaluation."""
     keep_blank_lines: bool = False
     """For lines: also train on lines of fewer than two tokens. Without loss on padding they only take up places in
     batches."""
+    loss_on_prompt: bool = False
+    """For conversations: every token counts in the training loss; false: those of the responses alone. Evaluation is
+    always of the responses alone."""
+    pack_samples: bool = False
+    """Training windows hold as many samples as fit, one after the other; positions and attention start again at each.
+    With packed, also the ends of documents that fill no window. Evaluation always reads one sample per window."""
+
+    @property
+    def template(self) -> Template | None:
+        """How conversations are written; None: documents are plain text."""
+        return None
 
     @abstractmethod
     def documents(self, split: Split) -> list[Document]:
@@ -92,11 +125,20 @@ def data_problems(config: DataConfig) -> Iterator[str]:
     if config.stride is not None and config.stride >= config.context_length:
         allowed = f"1 to {config.context_length - 1}, less than data.context_length; null: windows without overlap"
         yield problem("data.stride", config.stride, allowed, f"data.stride={config.context_length // 2}")
-    if config.stride is not None and config.protocol is Protocol.lines:
-        allowed = "null where data.protocol=lines, whose samples are lines, not stretches of a document"
+    if config.stride is not None and config.protocol is not Protocol.packed:
+        allowed = f"null where data.protocol={config.protocol.name}, whose samples are no stretches of a document"
         yield problem("data.stride", config.stride, allowed, "data.stride=null, or data.protocol=packed")
-    if config.protocol is Protocol.packed:
+    if config.protocol is not Protocol.lines:
         for name in ("loss_on_padding", "keep_blank_lines"):
             if getattr(config, name):
-                allowed = "false where data.protocol=packed, which pads nothing and has no lines"
+                allowed = f"false where data.protocol={config.protocol.name}, which has no lines"
                 yield problem(f"data.{name}", True, allowed, f"data.protocol=lines, or data.{name}=false")
+    elif config.pack_samples and (config.loss_on_padding or config.keep_blank_lines):
+        allowed = "false with loss on padding or blank lines, which packing leaves out"
+        yield problem("data.pack_samples", True, allowed, "data.pack_samples=false")
+    if config.template is None and config.loss_on_prompt:
+        allowed = "false where documents are plain text, all of which counts"
+        yield problem("data.loss_on_prompt", True, allowed, "data.loss_on_prompt=false, or data=instructions")
+    if config.template is not None and config.protocol is not Protocol.samples:
+        allowed = "samples: conversations are neither cut into windows nor into lines"
+        yield problem("data.protocol", config.protocol.name, allowed, "data.protocol=samples")

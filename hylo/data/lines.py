@@ -74,4 +74,4 @@ def _begun(line: TokenizedDocument, bos: int | None) -> TokenizedDocument:
 
 def predicting(windows: Windows) -> Windows:
     """The windows with at least one token to predict."""
-    return windows.take(np.flatnonzero(windows.lengths > 1))
+    return windows.take(np.flatnonzero(windows.predicted > 0))

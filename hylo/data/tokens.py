@@ -37,8 +37,13 @@ class TokenizedDocument:
 
 
 def documents_identity(documents: list[Document]) -> str:
-    """Hash of the documents' names and texts."""
-    return text_hash(*(part for document in documents for part in (document.name, document.text)))
+    """Hash of the documents' names, texts and conversations."""
+    return text_hash(*(part for document in documents for part in _parts(document)))
+
+
+def _parts(document: Document) -> tuple[str, ...]:
+    turns = (part for message in document.messages for part in (message.role, message.content))
+    return document.name, document.text, *turns
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,7 +1,8 @@
 """Windows of the context length, cut from documents, and the model inputs made from them.
 
 Shapes: W windows (B in a batch), L tokens (the context length). Windows cut from documents (`cut_windows`) are full;
-those made from lines (hylo/data/lines.py) are padded on the right.
+those made from lines (hylo/data/lines.py) or whole documents (hylo/data/samples.py) are padded on the right. A training
+window may hold several samples (hylo/data/packing.py).
 """
 
 import dataclasses
@@ -33,6 +34,9 @@ class Windows:
         lengths: [W], number of tokens before the padding.
         words: [W, L - 1] int64, words that begin in each predicted token; None: not counted.
         context: [W], number of first tokens that are read but not predicted; None: one each.
+        counted: [W, L] bool, the tokens that are predicted; None: all but the first of each window and the padding.
+        positions: [W, L] int32, each token's position in its own sample, and from 0 again in the padding; None: every
+            window is one sample.
     """
 
     ids: np.ndarray
@@ -42,6 +46,8 @@ class Windows:
     lengths: np.ndarray
     words: np.ndarray | None = None
     context: np.ndarray | None = None
+    counted: np.ndarray | None = None
+    positions: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -64,12 +70,22 @@ class Windows:
         return int(self.lengths.sum())
 
     def targets(self, *, on_padding: bool = False) -> int:
-        """Number of predicted tokens in all windows: all but the first of each, with padding only if `on_padding`."""
-        return int(self.bytes.size if on_padding else np.maximum(self.lengths - 1, 0).sum())
+        """Number of predicted tokens in all windows, with padding only if `on_padding`."""
+        return int(self.bytes.size if on_padding else self.predicted.sum())
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """[W], number of predicted tokens of each window."""
+        return np.maximum(self.lengths - 1, 0) if self.counted is None else self.counted[:, 1:].sum(axis=1)
 
     def labels(self, *, on_padding: bool = False) -> np.ndarray:
-        """[W, L] int64: the ids, with padding replaced by IGNORED unless `on_padding`."""
-        return labels_of(self.ids, self.lengths, on_padding=on_padding)
+        """[W, L] int64: the ids; IGNORED where nothing is predicted, in padding unless `on_padding`."""
+        labels = labels_of(self.ids, self.lengths, on_padding=on_padding)
+        return labels if self.counted is None else np.where(self.counted, labels, IGNORED)
+
+    def inputs(self, device: torch.device) -> dict[str, Tensor]:
+        """The model inputs for these windows."""
+        return model_inputs(self.ids, self.lengths, device, positions=self.positions)
 
 
 def cut_windows(
@@ -138,13 +154,21 @@ def batches(windows: Windows, batch_size: int, rng: np.random.Generator) -> Iter
         order = order[batch_size:]
 
 
-def model_inputs(ids: np.ndarray, lengths: np.ndarray, device: torch.device) -> dict[str, Tensor]:
+def model_inputs(
+    ids: np.ndarray, lengths: np.ndarray, device: torch.device, *, positions: np.ndarray | None = None
+) -> dict[str, Tensor]:
     """Returns the model inputs for windows [B, L]: input_ids, and attention_mask if any window is padded.
 
     A window of nothing but padding keeps its first token unmasked: attention over no tokens is undefined.
+
+    With positions [B, L] that start again at each sample: position_ids instead of a mask. Where they do not go up by
+    one, transformers (`find_packed_sequence_indices`) hides what lies before from what follows; padding is one more
+    sample, which nothing is predicted from.
     """
     inputs = {"input_ids": torch.from_numpy(ids.astype(np.int64)).to(device)}
-    if (lengths < ids.shape[1]).any():
+    if positions is not None:
+        inputs["position_ids"] = torch.from_numpy(positions.astype(np.int64)).to(device)
+    elif (lengths < ids.shape[1]).any():
         real = np.arange(ids.shape[1]) < np.maximum(lengths, 1)[:, None]
         inputs["attention_mask"] = torch.from_numpy(real.astype(np.int64)).to(device)
     return inputs

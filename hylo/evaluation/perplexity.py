@@ -87,23 +87,26 @@ def evaluate(
         windows.ids,
         accelerator,
         lengths=windows.lengths,
+        labels=windows.labels(),
         batch_size=batch_size,
         label=label,
         each_batch=each_batch,
     )
+    skipped = None if windows.context is None else windows.context - 1
+    nll, sizes = of_predicted(nll, windows), of_predicted(windows.bytes, windows)
+    words = None if windows.words is None else of_predicted(windows.words, windows)
     bins, thirds = (
-        position_sums(
-            nll,
-            windows.bytes,
-            groups,
-            name,
-            windows.lengths - 1,
-            skipped=None if windows.context is None else windows.context - 1,
-            words=windows.words,
-        )
+        position_sums(nll, sizes, groups, name, windows.predicted, skipped=skipped, words=words)
         for groups, name in ((BINS, "bin"), (THIRDS, "third"))
     )
     return Evaluation(bins, thirds)
+
+
+def of_predicted(values: np.ndarray, windows: Windows) -> np.ndarray:
+    """Values of tokens [W, L - 1] with those of each window's predicted tokens first, in order."""
+    if windows.counted is None:
+        return values
+    return np.take_along_axis(values, np.argsort(~windows.counted[:, 1:], axis=1, kind="stable"), axis=1)
 
 
 @torch.no_grad()
@@ -113,6 +116,7 @@ def token_nll(
     accelerator: Accelerator,
     *,
     lengths: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
     batch_size: int,
     label: str,
     each_batch: Callable[[], None] = lambda: None,
@@ -122,6 +126,7 @@ def token_nll(
     Args:
         ids: [W, L] token ids. Every process evaluates a share of each batch.
         lengths: [W] number of tokens before the padding; None: no padding. The loss of padding is 0.
+        labels: [W, L] ids, IGNORED where nothing is predicted and the loss is 0; None: padding alone.
         each_batch: called after each batch.
 
     Returns:
@@ -130,7 +135,7 @@ def token_nll(
     model.eval()
     parts, processes = [], accelerator.num_processes
     lengths = np.full(len(ids), ids.shape[1]) if lengths is None else lengths
-    labels = labels_of(ids, lengths)
+    labels = labels_of(ids, lengths) if labels is None else labels
     with Progress(label, len(ids), visible=accelerator.is_main_process) as progress:
         for first in range(0, len(ids), batch_size):
             batch = np.arange(first, min(first + batch_size, len(ids)))

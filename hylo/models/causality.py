@@ -1,9 +1,12 @@
-"""Whether a model reads later tokens, as those trained to fill in masked words do."""
+"""Whether a model reads what it must not: later tokens, as those trained to fill in masked words do, or the other
+samples of a window."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 TOKENS = 4
@@ -25,19 +28,49 @@ def reads_later_tokens(model: PreTrainedModel) -> bool:
     return _TRIED[model]
 
 
-@torch.no_grad()
+def mixes_samples(model: PreTrainedModel) -> bool:
+    """Whether a text in front, with positions of its own, changes the logits of a text, so that several in one window
+    would see each other. Leaves the model as it is.
+
+    transformers hides them from each other where it makes the attention mask from the positions. True also where the
+    model fails; False on the meta device.
+    """
+    if model.device.type == "meta":
+        return False
+    with _evaluating(model), suppress(Exception):
+        ids = _text(model)
+        positions = torch.arange(TOKENS, device=model.device).unsqueeze(0)
+        twice = {"input_ids": torch.cat([ids.flip(1), ids], 1), "position_ids": torch.cat([positions, positions], 1)}
+        one = model(input_ids=ids, use_cache=False).logits.float()
+        other = model(**twice, use_cache=False).logits[:, TOKENS:].float()
+        return bool((one - other).abs().max() > ROUNDING * one.std())
+    return True
+
+
 def _tried(model: PreTrainedModel) -> bool:
+    with _evaluating(model), suppress(Exception):
+        ids = _text(model)
+        changed = ids.clone()
+        changed[:, -1] = ids[:, 0]
+        one, other = (model(input_ids=each, use_cache=False).logits[:, :-1].float() for each in (ids, changed))
+        return bool((one - other).abs().max() > ROUNDING * one.std())
+    return False
+
+
+def _text(model: PreTrainedModel) -> Tensor:
+    """Tokens [1, TOKENS] from the middle of the vocabulary: special ones stand at its ends."""
+    middle = model.config.get_text_config().vocab_size // 2
+    return torch.arange(middle, middle + TOKENS, device=model.device).unsqueeze(0)
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode without gradients; training modes are restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with suppress(Exception):
-            middle = model.config.get_text_config().vocab_size // 2  # special tokens stand at a vocabulary's ends
-            ids = torch.arange(middle, middle + TOKENS, device=model.device).unsqueeze(0)
-            changed = ids.clone()
-            changed[:, -1] = middle
-            one, other = (model(input_ids=each, use_cache=False).logits[:, :-1].float() for each in (ids, changed))
-            return bool((one - other).abs().max() > ROUNDING * one.std())
-        return False
+        with torch.no_grad():
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode

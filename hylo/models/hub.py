@@ -12,7 +12,7 @@ from hylo.core.errors import MissingDependency
 from hylo.core.registry import register
 from hylo.models.base import ModelConfig, folder_tokenizer, load_folder, skeleton_from_folder
 
-_DESCRIPTION = ["*.json", "*.txt", "*.model"]
+_DESCRIPTION = ["*.json", "*.jinja", "*.txt", "*.model"]
 _WEIGHTS = ["*.safetensors"]
 
 

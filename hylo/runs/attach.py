@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 
 from hylo.adapters.model import AdaptedModel, adapted
 from hylo.adapters.start import load_start, save_start
+from hylo.core.errors import ConfigError, problem
 from hylo.data.base import Split
-from hylo.data.windows import model_inputs
 from hylo.kernels.compiled import compiled_layers
+from hylo.models.causality import mixes_samples
 from hylo.runs.config import Config
 from hylo.runs.shared import Session
 from hylo.runs.store import ADAPTER
@@ -33,7 +34,13 @@ def prepared(
 
     Args:
         batches: returns the model inputs of the first training steps, for components initialized from data.
+
+    Raises:
+        ConfigError: the cell trains on windows of several samples, which the base model would mix.
     """
+    if config.components and config.data.pack_samples and mixes_samples(base):
+        allowed = f"false with {type(base).__name__}, whose attention does not start again with the positions"
+        raise ConfigError(problem("data.pack_samples", True, allowed, "data.pack_samples=false, or another model"))
     kernels = config.trainer.kernels
     with (
         compiled_layers(base) if kernels is Kernels.compiled else nullcontext(),
@@ -53,7 +60,7 @@ def first_batches(config: Config, session: Session, device: torch.device) -> lis
     """The model inputs of the first training steps of the cell, in order."""
     windows = session.windows(config.data, config.model, Split.train)
     order = training_batches(windows, config.trainer.batch_size, seed=config.seed)
-    return [model_inputs(batch.ids, batch.lengths, device) for batch in islice(order, FIRST_BATCHES)]
+    return [batch.inputs(device) for batch in islice(order, FIRST_BATCHES)]
 
 
 def begin(model: AdaptedModel, folder: Path, accelerator: Accelerator) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hylo.adapters.component import BuildContext
+from hylo.adapters.component import BuildContext, component_name
 from hylo.adapters.model import method_problems
 from hylo.core.devices import device_problems, process_count
 from hylo.core.errors import ConfigError, problem
@@ -72,6 +72,7 @@ def check(cell: Cell, session: Session) -> None:
     problems += device_problems(config.trainer.device)
     problems += method_problems(config.components, context)
     problems += rope_problems(config.model.rope, skeleton, config.data.context_length)
+    problems += packing_problems(config)
     limit = model_context_length(skeleton)
     if limit is not None and config.data.context_length > limit:
         allowed = f"4 to {limit}, the longest context of {config.model.name}"
@@ -83,6 +84,14 @@ def check(cell: Cell, session: Session) -> None:
         raise ConfigError(*probed)
     check_documents(config, session)
     check_windows(config, session)
+
+
+def packing_problems(config: Config) -> Iterator[str]:
+    """Yields a message for each component that would mix the samples of a window."""
+    for slot, component in config.components.items():
+        if config.data.pack_samples and "causality" in component.breaks:
+            allowed = f"false with method.{slot}={component_name(component)}, which reads the whole window"
+            yield problem("data.pack_samples", True, allowed, "data.pack_samples=false, or another component")
 
 
 def probe_problems(config: Config, session: Session, limit: int | None) -> Iterator[str]:

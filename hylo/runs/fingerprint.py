@@ -47,8 +47,10 @@ def _fingerprint(config: Config, session: Session) -> str:
             slot: [component_name(part), to_container(part)] for slot, part in sorted(config.components.items())
         },
     }
+    if (template := session.template(data, config.model)) is not None:
+        content["template"] = template
     if config.components:
-        content["padding"] = [getattr(data, name) for name in sorted(data.TRAINING_ALONE)]
+        content["training_data"] = [name for name in sorted(data.TRAINING_ALONE) if getattr(data, name)]
         content["train_documents"] = session.documents_identity(data, Split.train)
         content["trainer"] = {
             name: value for name, value in trainer.items() if name not in TrainerConfig.WITHOUT_EFFECT

@@ -102,7 +102,7 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
     with tracked(cell) as tracker:
         with prepared(base, config, lambda: first_batches(config, session, accelerator.device)) as model:
             begin(model, folder, accelerator)
-            audit = Audit(model, probe, base_logits, seed=config.seed)
+            audit = Audit(model, probe, base_logits, seed=config.seed, packed=config.data.pack_samples)
             findings = audit.before_training()
             contributions = Contributions(model, *read) if read else None
             reset_peak_memory()

@@ -1,7 +1,6 @@
 """Resources shared by the cells of a sweep, created once per process: weights, tokenizer, documents, windows."""
 
 import json
-import multiprocessing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,11 +10,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hylo.audit import probe_ids, untouched_logits
 from hylo.audit.contribution import Reading, chosen_windows, read
-from hylo.core.devices import checksum
+from hylo.core.devices import checksum, say_once
 from hylo.core.schema import to_container
 from hylo.data.base import DataConfig, Document, Protocol, Split
+from hylo.data.chat import template_text
 from hylo.data.lines import cut_lines, predicting
 from hylo.data.overlap import Overlap, overlap
+from hylo.data.packing import cut_with_ends, pack
+from hylo.data.samples import Samples, cut_samples
 from hylo.data.tokens import bos_token, documents_identity, tokenize
 from hylo.data.windows import Windows, cut_windows, sample
 from hylo.evaluation.probes.base import Probe, ProbeConfig
@@ -82,10 +84,9 @@ class Session:
 
         def make() -> Overlap:
             trained, evaluated = self.documents(data, Split.train), self.documents(data, data.eval_split)
-            found = overlap(trained, evaluated, shortest=data.context_length)
-            if multiprocessing.parent_process() is None:  # the processes that run its cells do not repeat it
-                for line in found.said(data.name):
-                    print(line, flush=True)
+            whole = data.protocol is Protocol.samples  # of which the shortest are evaluated too
+            found = overlap(trained, evaluated, shortest=1 if whole else data.context_length)
+            say_once(*found.said(data.name))
             return found
 
         return self.once("overlap", data, make=make)
@@ -95,14 +96,38 @@ class Session:
         never overlap."""
 
         def make() -> Windows:
+            packs = data.pack_samples and split is Split.train
             documents, tokenizer = self.documents(data, split), self.tokenizer(model)
-            if data.protocol is Protocol.lines:
-                return cut_lines(documents, tokenizer, data)
-            bos = bos_token(tokenizer, data.bos)
-            stride = None if split is Split.train else data.stride
-            return cut_windows(tokenize(documents, tokenizer), data.context_length, bos=bos, stride=stride)
+            if data.protocol is Protocol.samples:
+                windows = self.samples(data, model, split).windows
+            elif data.protocol is Protocol.lines:
+                windows = cut_lines(documents, tokenizer, data)
+            else:
+                tokens, bos = tokenize(documents, tokenizer), bos_token(tokenizer, data.bos)
+                stride = None if split is Split.train else data.stride
+                windows = (
+                    cut_with_ends(tokens, data.context_length, bos=bos)
+                    if packs
+                    else cut_windows(tokens, data.context_length, bos=bos, stride=stride)
+                )
+            return pack(windows) if packs else windows
 
         return self.once("windows", data, model, split, make=make)
+
+    def samples(self, data: DataConfig, model: ModelConfig, split: Split) -> Samples:
+        """The documents of a split as samples, in the model's tokens. Says what did not fit, once for a sweep."""
+
+        def make() -> Samples:
+            everything = data.loss_on_prompt and split is Split.train
+            found = cut_samples(self.documents(data, split), self.tokenizer(model), data, everything=everything)
+            say_once(*found.said(data.name, split))
+            return found
+
+        return self.once("samples", data, model, split, make=make)
+
+    def template(self, data: DataConfig, model: ModelConfig) -> str | None:
+        """The chat template that conversations are written with; None: documents are plain text."""
+        return template_text(self.tokenizer(model), data.template) if data.template else None
 
     def eval_windows(self, data: DataConfig, model: ModelConfig) -> Windows:
         """The windows that every cell of this model and data is evaluated on."""

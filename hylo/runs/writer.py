@@ -12,6 +12,7 @@ from hylo.core.files import remove_drafts, remove_folder, write_json
 from hylo.core.interruption import Interrupted
 from hylo.core.schema import to_container
 from hylo.core.sums import remove_sums, write_sums
+from hylo.data.base import Protocol, Split
 from hylo.data.tokens import bos_token
 from hylo.runs.cell import Cell
 from hylo.runs.shared import Session
@@ -47,14 +48,30 @@ def new_result(cell: Cell, fingerprint: str, session: Session) -> dict[str, Any]
             "stride": config.data.stride,
             "loss_on_padding": config.data.loss_on_padding,
             "keep_blank_lines": config.data.keep_blank_lines,
+            "loss_on_prompt": config.data.loss_on_prompt,
+            "pack_samples": config.data.pack_samples,
             "eval_split": config.data.eval_split.name,
             "eval_identity": session.documents_identity(config.data, config.data.eval_split),
+            **_truncation(cell, session),
         },
         "audit": {},
         "params": {},
         "metrics": {},
         "training": {},
         "environment": {},
+    }
+
+
+def _truncation(cell: Cell, session: Session) -> dict[str, Any]:
+    """How many samples were cut off or left out, by split; nothing if documents are not samples."""
+    data, model = cell.config.data, cell.config.model
+    if data.protocol is not Protocol.samples:
+        return {}
+    splits = [data.eval_split, *([Split.train] if cell.config.components else [])]
+    found = {split.name: session.samples(data, model, split) for split in splits}
+    return {
+        "truncated": {name: samples.truncated for name, samples in found.items()},
+        "left_out": {name: samples.left_out for name, samples in found.items()},
     }
 
 

@@ -134,6 +134,11 @@ def condition(trial: Cell, keys: Sequence[str], session: Session) -> str:
         content["data"]["bos"] = bos  # trials are older than the key, and hold where no such token is put in front
     if config.data.stride is None:
         del content["data"]["stride"]  # likewise
+    for name in ("loss_on_prompt", "pack_samples"):
+        if not content["data"][name]:
+            del content["data"][name]  # trials are older than these keys too
+    if (template := session.template(config.data, config.model)) is not None:
+        content["template"] = template
     for key in keys:
         *path, last = key.split(".")
         section = content

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hylo.adapters.model import AdaptedModel
-from hylo.data.windows import Windows, model_inputs, next_tokens
+from hylo.data.windows import Windows, next_tokens
 from hylo.training.config import TrainerConfig
 
 
@@ -82,7 +82,7 @@ def accumulate(
         shares = [batch.take(rows) for rows in np.array_split(np.arange(len(batch)), processes)]
         targets = next_tokens(shares[mine].labels(on_padding=step.loss_on_padding), accelerator.device)
         with accelerator.autocast():
-            inputs = model_inputs(shares[mine].ids, shares[mine].lengths, accelerator.device)
+            inputs = shares[mine].inputs(accelerator.device)
             loss_sum = network(**inputs, targets=targets).sum()
         # With several processes, gradients are averaged, not summed.
         weighted = loss_sum * (processes / max(step.targets, 1))

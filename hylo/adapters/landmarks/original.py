@@ -95,6 +95,9 @@ class OriginalLandmark(Component):
         if self._positions.real is not None:
             counted_BTS = counted_BTS.masked_fill(~self._positions.real.unsqueeze(-1), 0.0)
         sums_BTS = counted_BTS.cumsum(dim=1)
+        if (first_BT := self._positions.first) is not None:
+            before_BTS = F.pad(sums_BTS, (0, 0, 1, -1))
+            sums_BTS = sums_BTS - before_BTS.gather(1, first_BT.unsqueeze(-1).expand_as(sums_BTS))
         if (before_B1S := _last_sums(self._positions.cache, h_BTD.shape[1])) is not None:
             sums_BTS = sums_BTS + before_B1S
         self._sums_BTS = sums_BTS

@@ -1,13 +1,12 @@
 """Local text files. Each file is one document."""
 
-import os
 from dataclasses import dataclass, field
-from glob import glob
 from pathlib import Path
 
 from hylo.core.errors import ConfigError, problem
 from hylo.core.registry import register
 from hylo.data.base import DataConfig, Document, Split
+from hylo.data.files import split_files
 
 
 @register("data", "text_files")
@@ -23,32 +22,8 @@ class TextFilesConfig(DataConfig):
     """Files used for reported numbers."""
 
     def documents(self, split: Split) -> list[Document]:
-        files = {each: self._files(each) for each in Split}
         key = f"data.{split.name}_files"
-        for other in Split:
-            if other is not split and (both := files[split].keys() & files[other].keys()):
-                path = str(files[split][min(both)])
-                raise ConfigError(problem(key, path, f"files not in data.{other.name}_files", "name each once"))
-        return [Document(str(path), _read(path, key)) for path in files[split].values()]
-
-    def _files(self, split: Split) -> dict[Path, Path]:
-        """A split's files as named, by resolved path: a file matched by two patterns is listed once."""
-        files: dict[Path, Path] = {}
-        for pattern in getattr(self, f"{split.name}_files"):
-            for path in _matches(pattern, f"data.{split.name}_files"):
-                files.setdefault(path.resolve(), path)
-        return files
-
-
-def _matches(pattern: str, key: str) -> list[Path]:
-    path = Path(os.path.expanduser(pattern))  # Path.expanduser raises for unknown users
-    if path.is_file():  # its name may contain brackets, which a glob pattern would interpret
-        return [path]
-    matches = sorted(match for match in map(Path, glob(str(path), recursive=True)) if match.is_file())
-    if not matches:
-        fix = f"check the path from here: {Path.cwd()}"
-        raise ConfigError(problem(key, pattern, "a text file, or a pattern that matches some", fix))
-    return matches
+        return [Document(str(path), _read(path, key)) for path in split_files(self, split)]
 
 
 def _read(path: Path, key: str) -> str:
