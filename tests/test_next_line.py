@@ -49,6 +49,7 @@ def test_questions_are_the_same_everywhere() -> None:
     first = items(Split.test)[0]
     assert first == items(Split.test)[0]
     assert (first["play"], first["line"], first["answer"]) == ("hamlet", 141, 3)
+    assert [item["play"] for item in items(Split.test)[:5]] == [*PLAYS.test_plays, "hamlet"]
     assert first["choices"][3] == "Together with that fair and warlike form"
 
 

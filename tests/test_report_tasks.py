@@ -126,7 +126,7 @@ def test_more_tasks_than_columns_have_their_own_table_alone(answered: Path) -> N
     study = read_study(answered)
     columns = summary_tables(study, summarize(study))[0].columns
     assert not any("acc" in column.header for column in columns)
-    assert task_scores(study)["task"].nunique() == 4
+    assert len(set(task_scores(study)["task"])) == 4
 
 
 def test_a_study_without_tasks_shows_none(recorded: Path) -> None:

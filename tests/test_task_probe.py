@@ -169,7 +169,8 @@ def test_scores_and_answers_are_those_of_lm_eval_for_the_base_model(
     architecture: TinyArchitecture, tmp_path: Path
 ) -> None:
     model = tiny_model(architecture, "none")
-    theirs = HFLM(pretrained=model.base, tokenizer=byte_tokenizer(), batch_size=2)
+    class_of_theirs: Any = HFLM
+    theirs = class_of_theirs(pretrained=model.base, tokenizer=byte_tokenizer(), batch_size=2)
     for yaml, kind in ((CHOICE, "loglikelihood"), (ANSWER, "generate_until"), (TEXT, "loglikelihood_rolling")):
         given = requests_of(write_task(tmp_path, yaml))
         own, expected = getattr(asked(model, 4), kind)(given), getattr(theirs, kind)(given, disable_tqdm=True)
@@ -269,10 +270,10 @@ def test_the_fingerprint_is_of_what_is_asked_wherever_it_lies(tmp_path: Path) ->
 def test_a_task_that_cannot_be_asked_is_refused(
     extra: str, settings: dict[str, Any], texts: list[str], tmp_path: Path
 ) -> None:
-    yaml = (
-        "\n".join(line for line in CHOICE.splitlines() if line.split(":")[0] != extra.split(":", maxsplit=1)[0]) + "\n"
-    )
-    yaml = yaml.replace("  - {", "#") if extra.startswith("metric_list") else yaml
+    key = extra.partition(":")[0]
+    head, _, metrics = CHOICE.partition("metric_list")
+    lines = [line for line in head.splitlines() if not line.startswith(key)]
+    yaml = "\n".join([*lines, ""]) + (f"metric_list{metrics}" if key != "metric_list" else "")
     with pytest.raises(HyloError) as raised:
         TasksProbeConfig(tasks=[write_task(tmp_path, yaml, extra)], **settings).build(byte_tokenizer())
     assert [text for text in texts if text not in str(raised.value)] == []
@@ -298,7 +299,7 @@ def test_names_files_and_data_that_are_not_there(tmp_path: Path, monkeypatch: py
     monkeypatch.undo()
     path = write_task(tmp_path, CHOICE)
     Path(path).write_text(CHOICE + "dataset_path: nobody/has_this\n")
-    with pytest.raises(MissingDependency, match="the data of .* are not here(.|\n)*unset HF_HUB_OFFLINE"):
+    with pytest.raises(MissingDependency, match=r"the data of .* are not here(.|\n)*unset HF_HUB_OFFLINE"):
         TasksProbeConfig(tasks=[path]).content()
 
 
@@ -323,3 +324,26 @@ def test_nothing_runs_before_a_problem_is_named(
     assert "probe=tasks needs the library lm_eval, which is not installed" in message
     assert "pip install 'hylo[tasks]'" in message
     assert not Path("outputs").exists()
+
+
+def test_a_task_with_a_metric_of_its_own(tmp_path: Path) -> None:
+    """As LongBench's: a function beside the file makes the scores of an item. It is part of the fingerprint."""
+    code = tmp_path / "own.py"
+    code.write_text("def scored(doc, results):\n    return {'score': len(results[0]) / 6, 'half': 0.5}\n")
+    head, _, _ = ANSWER.partition("metric_list")
+    named = [f"  - {{metric: {name}, aggregation: mean, higher_is_better: true}}\n" for name in ("score", "half")]
+    path = write_task(tmp_path, f"{head}metric_list:\n{''.join(named)}process_results: !function own.scored\n")
+    config = TasksProbeConfig(tasks=[path], memory_gib=1e-9)
+    model = tiny_model(TinyArchitecture.gpt2, "lora")
+    accelerator = accelerator_for(Device.cpu, Precision.float32)
+    answers = config.build(byte_tokenizer()).ask(model, accelerator, cached=True, label="test")
+    section = answers.section["tasks"]["tiny_answer"]
+    assert section["main"] == "score"
+    assert section["metrics"]["half"] == {"items": 5, "value": 0.5, "standard_error": 0.0}
+    said = asked(model, 5).generate_until(requests_of(path))
+    table: Any = answers.table
+    assert table[table["metric"] == "score"]["value"].tolist() == pytest.approx([len(text) / 6 for text in said])
+    before = config.content()
+    code.write_text(code.read_text().replace("0.5", "0.25"))
+    loaded.cache_clear()
+    assert config.content() != before

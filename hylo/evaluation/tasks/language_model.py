@@ -107,11 +107,13 @@ class Reader(TemplateLM):
         return [Pair(tuple(context), tuple(rest)) for context, rest in map(utils.make_disjoint_window, rolling)]
 
     def _prompt(self, request: Instance) -> Prompt:
-        settings: dict[str, Any] = {**normalize_gen_kwargs(request.args[1], GENERATED)}
+        arguments: Any = request.args
+        context, asked = arguments[:2]
+        settings: dict[str, Any] = {**normalize_gen_kwargs(asked, GENERATED)}
         end = self.tokenizer.decode(self.eot_token_id)
         until = handle_stop_sequences(settings.pop("until"), eos=end)
         most = settings.pop("max_gen_toks")
-        return Prompt(self.tok_encode(request.args[0]), most, [text for text in until if text], settings)
+        return Prompt(self.tok_encode(context), most, [text for text in until if text], settings)
 
 
 class Measured(Reader):

@@ -8,11 +8,10 @@ What does not depend on the model is loaded once per process. lm-eval draws few-
 questions, from global random states; these are seeded here and restored.
 """
 
-import importlib
 import json
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,8 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import evaluate
+import lm_eval.api.task
 import numpy as np
-from lm_eval.api.registry import metric_registry
 from lm_eval.tasks import TaskManager
 
 from hylo.core.cache import text_hash
@@ -73,35 +73,50 @@ def loaded(names: tuple[str, ...], fewshot: int | None, limit: int | None) -> Lo
             raise ConfigError(problem("probe.tasks", list(names), allowed, "leave one of them out"))
         tasks |= found["tasks"]
         groups |= found.get("groups", {})
-    with prepared(tasks):
+    with prepared(tasks) as refused:
         for name, task in tasks.items():
             _set_fewshot(name, task, fewshot)
-            with _explained(name):
+            with _explained(name, refused):
                 task.build_all_requests(limit=limit)
     contents = [json.dumps(_asked(task), sort_keys=True, default=str) for _, task in sorted(tasks.items())]
     return Loaded(tasks, groups, text_hash(version("lm_eval"), *contents))
 
 
 @contextmanager
-def prepared(tasks: dict[str, Any]) -> Iterator[None]:
-    """Global random states and few-shot draws from fixed seeds, and neither bars nor log lines of lm-eval."""
+def prepared(tasks: dict[str, Any]) -> Iterator[list[str]]:
+    """Where lm-eval's code runs: global random states and few-shot draws from fixed seeds, no bars or log lines, and no
+    metric that would be code from the hub; yields the names of those that were refused."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002  lm-eval's tasks read the global state
-    module: Any = importlib.import_module("lm_eval.api.task")
-    bar, log = module.tqdm, logging.getLogger("lm_eval")
+    log, refused = logging.getLogger("lm_eval"), []
     level = log.level
-    module.tqdm = lambda rows, **unused: rows
+
+    def refuse(metric: str, *unused: Any, **ignored: Any) -> None:
+        refused.append(metric)
+        raise ImportError(f"the metric {metric} is code from the hub")
+
     log.setLevel(logging.CRITICAL)
     random.seed(0)
     np.random.seed(SEED)  # noqa: NPY002
+    without_bar = _replaced(lm_eval.api.task, "tqdm", lambda rows, **unused: rows)
     try:
         for task in tasks.values():
             task.set_fewshot_seed(SEED)
-        yield
+        with without_bar, _replaced(evaluate, "load", refuse):
+            yield refused
     finally:
-        module.tqdm = bar
         log.setLevel(level)
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
 
 
 def _is_from_library(name: str) -> bool:
@@ -121,7 +136,7 @@ def _load(manager: TaskManager, name: str) -> Any:
         near = get_close_matches(name, [*SHIPPED, *manager.all_tasks], n=3)
         allowed = "a task, tag or group of lm-eval (`lm-eval ls tasks`), " + ", ".join(SHIPPED) + ", or a *.yaml file"
         raise ConfigError(problem("probe.tasks", name, allowed, " or ".join(near) or "correct the name"))
-    with prepared({}), _explained(name):
+    with prepared({}) as refused, _explained(name, refused):
         found = manager.load(spec)
     for each, task in found["tasks"].items():
         if problems := [*_unusable(each, task)]:
@@ -136,12 +151,6 @@ def _unusable(name: str, task: Any) -> Iterator[str]:
         yield problem("probe.tasks", name, "a task that does not run what the model writes", "leave it out")
     if getattr(task, "MULTIMODAL", False) or settings.doc_to_image or settings.doc_to_audio:
         yield problem("probe.tasks", name, "a task of text alone", "leave it out")
-    if settings.process_results is None:
-        for metric in settings.metric_list or []:
-            chosen = metric["metric"]
-            if metric.get("hf_evaluate") or not (callable(chosen) or chosen in metric_registry):
-                allowed = f"a task whose metrics are lm-eval's or its own; {chosen} would be code from the hub"
-                yield problem("probe.tasks", name, allowed, "another metric in a task file, or leave it out")
 
 
 def _set_fewshot(name: str, task: Any, fewshot: int | None) -> None:
@@ -161,10 +170,15 @@ def _asked(task: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turns whatever a task raises while it is loaded into one error that a user can act on."""
+def _explained(name: str, refused: list[str]) -> Iterator[None]:
+    """Turns whatever a task raises while it is loaded into one error that a user can act on; `refused` are metrics."""
     try:
-        yield
+        try:
+            yield
+        finally:
+            if refused:
+                allowed = f"a task whose metrics are lm-eval's or its own; {refused[0]} would be code from the hub"
+                raise ConfigError(problem("probe.tasks", name, allowed, "another metric in a task file"))
     except HyloError:
         raise
     except ImportError as error:
@@ -185,8 +199,3 @@ def _explained(name: str) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def sized(tasks: Sequence[Any]) -> int:
-    """Number of questions of all tasks."""
-    return sum(len({each.doc_id for each in task.instances}) for task in tasks)

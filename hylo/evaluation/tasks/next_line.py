@@ -8,6 +8,7 @@ After the next-sentence choice of SWAG (Zellers et al. 2018, arXiv 1808.05326), 
 """
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,10 @@ def config() -> dict[str, Any]:
 
 
 def items(split: Split) -> list[Item]:
-    """The questions of a split, in the order of the text; the same on every machine."""
-    return [item for document in PLAYS.documents(split) for item in questions(document)]
+    """The questions of a split, one of each play in turn, so that the first ones are of all plays; the same on every
+    machine."""
+    by_play = [[*questions(document)] for document in PLAYS.documents(split)]
+    return [item for turn in zip_longest(*by_play) for item in turn if item is not None]
 
 
 def questions(play: Document) -> Iterator[Item]:

@@ -56,5 +56,7 @@ def with_scores(summary: pd.DataFrame, scores: pd.DataFrame) -> tuple[pd.DataFra
         keys = {end: f"{task} {end}" for end in ("score", "low", "high")}
         summary = summary.assign(**{key: summary["cell"].map(own[end]) for end, key in keys.items()})
         about = f"Mean {metric} over the {items} items of the task {task}. Table tasks.csv."
-        columns.append(estimate(f"{task.replace('_', ' ')} {metric} [95 %]", *keys.values(), about))
+        columns.append(
+            estimate(f"{task.replace('_', ' ')} {metric} [95 %]", keys["score"], keys["low"], keys["high"], about)
+        )
     return summary, columns
