@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup quick ablation leave-one-out designs bucketing methods factorial parameters tuning tuned study
-.PHONY: protocol retrieval contexts
+.PHONY: protocol retrieval contexts longbench
 .PHONY: report test test-all lint types bench format clean
 
 PY    := .venv/bin/python
@@ -70,6 +70,12 @@ retrieval: setup ## lost in the middle: retrieval from lists, before and after t
 
 contexts: setup ## position bias and landmarks from 256 to 2,048 tokens
 	$(call study,context_length)
+
+longbench: setup ## LongBench before and after training (from the hub; needs two extras, which it names)
+	@$(PY) -c 'import lm_eval, fuzzywuzzy, jieba, rouge' 2>/dev/null || { \
+	    echo "make longbench needs the extras tasks and longbench, and the hub or its cache" >&2; \
+	    echo "fix: $(PIP) -e '.[tasks,longbench]'" >&2; exit 1; }
+	$(PY) train.py -m method=lora,rslora probe=tasks 'probe.tasks=[longbench]' probe.longest=8192 $(ARGS)
 
 report: setup ## rebuild tables and figures from records alone
 	$(PY) -m hylo.report $(ARGS)

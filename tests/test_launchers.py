@@ -158,14 +158,14 @@ def cell(tiny: tuple[str, ...]) -> Callable[..., Cell]:
 
 
 def test_a_missing_engine_is_said(cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hylo.runs.launcher.find_spec", lambda name: None)
+    monkeypatch.setattr("hylo.core.extras.find_spec", lambda name: None)
     for launcher in ("slurm", "ray"):
         with pytest.raises(MissingDependency, match=rf"pip install 'hylo\[{launcher}\]'"):
             check(cell(f"launcher={launcher}"), Session())
 
 
 def test_missing_commands_of_slurm_are_said(cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hylo.runs.launcher.find_spec", lambda name: name)
+    monkeypatch.setattr("hylo.core.extras.find_spec", lambda name: name)
     monkeypatch.setattr("shutil.which", lambda name: None if name in ("sbatch", "squeue") else name)
     with pytest.raises(MissingDependency, match="sbatch, squeue not found"):
         check(cell("launcher=slurm"), Session())

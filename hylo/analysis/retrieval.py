@@ -1,10 +1,8 @@
 """Retrieval by depth, from the records of a study whose runs were probed (probe=kv).
 
-Reads no files but the records, and ignores answers to other probes. The unit is a list within a seed. All runs are
-asked the same questions on the same lists, so a contrast is paired by seed and list; the single run of the base model
-pairs with every seed. Intervals are those of `hylo.stats`, with lists in place of windows: one seed covers new lists
-only, several cover new seeds and new lists. If all answers are right, or all wrong, nothing varies and the interval has
-zero width, which does not prove that other lists would be answered the same way.
+Reads no files but the records, and ignores answers to other probes. The unit is a list within a seed, an item of
+hylo/analysis/probed.py: all runs are asked the same questions on the same lists, so a contrast is paired by seed and
+list.
 
 Shapes: S seeds, N lists, D depths.
 """
@@ -15,12 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hylo import stats
-from hylo.analysis.pairs import complete_runs, generator
+from hylo.analysis.probed import interval, probed_pairs, probed_runs
 from hylo.core.errors import RecordError
 from hylo.evaluation.probes.score import COLUMNS
 from hylo.evaluation.probes.score import ends_minus_middle as difference
-from hylo.runs.store import PROBE, RESULT, RunRecord, StudyRecord
+from hylo.runs.store import PROBE, RunRecord, StudyRecord
 
 KV = "kv"
 """The probe whose answers these are."""
@@ -81,46 +78,17 @@ def retrieval_contrast(study: StudyRecord, cell: str, reference: str, facts: int
     for name in (cell, reference):
         if name not in found:
             raise RecordError(f"{study.folder}: {name!r} was not asked of {facts} facts; run it with probe=kv")
-    others = {run.seed: run for run in found[reference]}
-    if study.is_base(reference):
-        others = {run.seed: found[reference][0] for run in found[cell]}
-    runs = [run for run in found[cell] if run.seed in others]
-    if not runs:
+    pairs = probed_pairs(study, found, cell, reference)
+    if not pairs:
         raise RecordError(f"{study.folder}: {cell!r} and {reference!r} have no seed in common; run the missing seeds")
-    one = _answers(runs, facts, "exact")
-    other = _answers([others[run.seed] for run in runs], facts, "exact")
+    one, other = (_answers([pair[side] for pair in pairs], facts, "exact") for side in (0, 1))
     return difference(one) - difference(other), one.mean(axis=-1) - other.mean(axis=-1)
-
-
-def interval(values_SN: np.ndarray, *names: str, low: float = -np.inf, high: float = np.inf) -> stats.Interval:
-    """Mean over seeds and lists with its 95 % interval, clipped to [low, high].
-
-    Args:
-        values_SN: [S, N], the values to average.
-        names: identify what is measured; they seed the one-seed bootstrap, so a row does not depend on other rows.
-        low, high: smallest and largest possible value.
-    """
-    ones = np.ones(values_SN.shape[1])
-    if len(values_SN) == 1:
-        ends = stats.window_bootstrap(values_SN[0], ones, generator(*names))
-    else:
-        ends = [float(each) for each in stats.crossed_interval(values_SN, ones)]
-    return stats.Interval(ends[0], *np.clip(ends[1:], low, high).tolist())
 
 
 def _probed(study: StudyRecord) -> Iterator[tuple[str, int, list[RunRecord]]]:
     """Yield each probed cell and number of facts with the cell's complete probed runs by seed."""
-    first: RunRecord | None = None
-    for cell in study.cells:
-        runs = [run for run in complete_runs(study, cell) if run.probe_name == KV]
-        for run in runs:
-            first = first or run
-            if run.probe_fingerprint != first.probe_fingerprint:
-                raise RecordError(
-                    f"{first.folder / RESULT} and {run.folder / RESULT} hold the answers to different probes; "
-                    f"run the study again with one probe"
-                )
-        for facts in sorted(set(runs[0].probe_table(COLUMNS)["facts"].tolist())) if runs else []:
+    for cell, runs in probed_runs(study, KV).items():
+        for facts in sorted(set(runs[0].probe_table(COLUMNS)["facts"].tolist())):
             yield cell, facts, runs
 
 

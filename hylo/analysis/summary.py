@@ -69,7 +69,7 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
     if not isinstance(study.manifest.get("base"), str):
         raise RecordError(f"{study.folder / STUDY} does not name the base cell; run the study again to rewrite it")
     known: dict[tuple[Path, ...], stats.Interval] = {}
-    rows = [_row(study, cell, reference, known) for cell, reference in _contrasts(study)]
+    rows = [_row(study, cell, reference, known) for cell, reference in compared(study)]
     table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     kinds = {column: "Int64" if column in _COUNTS else "float64" for column in COLUMNS if column not in _TEXTS}
     table = table.astype(kinds).replace([np.inf, -np.inf], np.nan)
@@ -96,7 +96,8 @@ def incomplete(study: StudyRecord) -> list[str]:
     return lines
 
 
-def _contrasts(study: StudyRecord) -> Iterator[tuple[str, str]]:
+def compared(study: StudyRecord) -> Iterator[tuple[str, str]]:
+    """Cell and reference of each row of a summary; the reference of a base model is empty."""
     cells = list(study.cells)
     ran = {cell for cell in cells if complete_runs(study, cell)}
     yield from ((cell, "" if study.is_base(cell) else study.base_of(cell)) for cell in cells if cell in ran)

@@ -66,10 +66,10 @@ def _fingerprint(config: Config, session: Session) -> str:
 
 
 def probe_fingerprint(config: ProbeConfig) -> str:
-    """Twelve hex digits, from a probe's settings and code, including its vocabulary.
+    """Twelve hex digits, from a probe's settings, code and content (its vocabulary, the questions of its files).
 
     It is not part of the run's fingerprint, so another probe does not require training again.
     """
-    return text_hash(
-        json.dumps(to_container(config), sort_keys=True), source_hash([type(config).__module__], without=WATCHES)
-    )[:12]
+    code = source_hash([type(config).__module__], without=WATCHES)
+    content = [found] if (found := config.content()) else []
+    return text_hash(json.dumps(to_container(config), sort_keys=True), code, *content)[:12]

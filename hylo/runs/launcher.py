@@ -7,12 +7,12 @@ and sweeps all go through it. Source: own design.
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hylo.core import extras
 from hylo.core.devices import process_count
-from hylo.core.errors import ConfigError, MissingDependency, problem
+from hylo.core.errors import ConfigError, problem
 
 if TYPE_CHECKING:
     from hylo.runs.cell import Cell
@@ -71,11 +71,7 @@ def need(library: str, choice: str) -> None:
         MissingDependency: the library is not installed; the message names the extra `hylo[<choice>]`.
         ConfigError: this process is one of several that share a cell.
     """
-    if find_spec(library) is None:
-        raise MissingDependency(
-            f"launcher={choice} needs the library {library}, which is not installed\n"
-            f"    fix:     pip install 'hylo[{choice}]', or launcher=local"
-        )
+    extras.need(library, f"launcher={choice}", choice, "launcher=local")
     if process_count() > 1:
         allowed = "launcher=local in processes started by `accelerate launch` or `torchrun`: they share one cell"
         raise ConfigError(problem("launcher", choice, allowed, "start train.py on its own"))

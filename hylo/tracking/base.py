@@ -7,13 +7,12 @@ selected by a file of conf/tracking/ and opened by `hylo.tracking.guard.open_tra
 import abc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from hylo.core.errors import MissingDependency
+from hylo.core import extras
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,11 +88,7 @@ def need(library: str, choice: str) -> None:
     Raises:
         MissingDependency: the library is not installed; the message names the extra `hylo[<choice>]`.
     """
-    if find_spec(library) is None:
-        raise MissingDependency(
-            f"tracking={choice} needs the library {library}, which is not installed\n"
-            f"    fix:     pip install 'hylo[{choice}]', or tracking=none"
-        )
+    extras.need(library, f"tracking={choice}", choice, "tracking=none")
 
 
 def log_step(tracker: Tracker, row: Mapping[str, Any]) -> None:

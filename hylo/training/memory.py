@@ -15,15 +15,10 @@ from torch import Tensor
 
 from hylo.adapters.model import AdaptedModel
 from hylo.core.devices import resident_bytes
-from hylo.models.architecture import hidden_size, layer_count, layer_shape
-from hylo.models.targets import linear_layers
+from hylo.models.architecture import hidden_size, layer_count
+from hylo.models.memory import forward_bytes_per_token
 from hylo.training.config import TrainerConfig
 from hylo.training.optimizers.base import FLOAT
-
-_WIDE, _NARROW = 5, 8
-"""Tensors of the widest layer's output size, and of the hidden size, alive at once while a layer is computed."""
-_LOGITS = 4
-"""Copies of the logits made by a loss computed from logits, including its gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +79,7 @@ def evaluation_batch_size(model: AdaptedModel, config: TrainerConfig, length: in
 
 def evaluation_bytes_per_token(model: AdaptedModel) -> int:
     """Memory per token in a forward pass that saves nothing for a backward pass."""
-    widest = max(max(layer_shape(layer)) for layer in linear_layers(model.base).values())
-    logits = 0 if model.losses_without_logits else _LOGITS * model.base.config.get_text_config().vocab_size
-    return FLOAT * (_WIDE * widest + _NARROW * hidden_size(model.base) + logits)
+    return forward_bytes_per_token(model.base, logits=not model.losses_without_logits)
 
 
 def kept_bytes_per_token(model: AdaptedModel, ids: Tensor) -> float:

@@ -33,11 +33,23 @@ class ProbeConfig(ProbeChoice):
     def too_long(self, allowed: str, otherwise: str) -> str:
         """The message for questions that are too long; the fix is a setting that shortens them, or `otherwise`."""
 
+    def content(self) -> str:
+        """What the answers depend on beyond settings and code, such as the content of files; part of the fingerprint.
+
+        Raises:
+            ConfigError, MissingDependency: as in `build`.
+        """
+        return ""
+
     @abstractmethod
     def build(self, tokenizer: PreTrainedTokenizerBase) -> "Probe":
         """Returns the probe with its questions as tokens.
 
         Questions do not depend on the run, so all cells and seeds get the same ones.
+
+        Raises:
+            ConfigError: a setting names something that does not exist or cannot be asked.
+            MissingDependency: the questions' data, or a library, is not available.
         """
 
 

@@ -91,19 +91,35 @@ def graded(logits_TV: Tensor, tail: np.ndarray, tokens: int) -> tuple[bool, floa
 
 
 def cached_logits(model: AdaptedModel, questions: Questions) -> Tensor:
-    """Logits [D, T, V] of the tails, with the prefix read once if the model returns a cache.
+    """Logits [D, T, V] of the tails, with the prefix read once if the model returns a cache."""
+    found = logits_after(model, questions.prefix[None], questions.tails, [0] * len(questions.tails))
+    return full_logits(model, questions) if found is None else found
+
+
+def logits_after(
+    model: AdaptedModel, prefixes: np.ndarray, tails: Sequence[np.ndarray], owners: Sequence[int]
+) -> Tensor | None:
+    """Logits [D, T, V] of tails, each after the prefix that owns it; every prefix is read once, into a cache.
 
     Tails are padded on the right, where causal attention hides the padding from their tokens.
+
+    Args:
+        prefixes: [C, P] tokens.
+        tails: D arrays [T_d].
+        owners: D indices of prefixes.
+
+    Returns:
+        None if the model returns no cache.
     """
-    device, count = model.base.device, len(questions.tails)
-    prefix = torch.from_numpy(questions.prefix.astype(np.int64)).to(device)
+    device = model.base.device
+    read = torch.from_numpy(prefixes.astype(np.int64)).to(device)
     one_logit = {"logits_to_keep": 1} if _takes(model, "logits_to_keep") else {}  # the head is costly
-    cache = getattr(model(input_ids=prefix[None], use_cache=True, **one_logit), "past_key_values", None)
+    cache = getattr(model(input_ids=read, use_cache=True, **one_logit), "past_key_values", None)
     if cache is None:
-        return full_logits(model, questions)
-    cache.batch_repeat_interleave(count)
-    tails = torch.from_numpy(_padded(questions.tails).astype(np.int64)).to(device)
-    return model(input_ids=tails, past_key_values=cache, use_cache=True).logits
+        return None
+    cache.batch_select_indices(torch.tensor(owners, device=device))
+    padded = torch.from_numpy(_padded(tails).astype(np.int64)).to(device)
+    return model(input_ids=padded, past_key_values=cache, use_cache=True).logits
 
 
 def full_logits(model: AdaptedModel, questions: Questions) -> Tensor:

@@ -49,7 +49,9 @@ def answer(study: StudyRecord, summary: pd.DataFrame, decided: Mapping[str, Tabl
     if not has_verdicts(decided):
         return _best_cell(study, summary)
     components, claims = _components_of(decided), _rows(decided, "claims")
-    said = [*_retrieval(_rows(decided, "retrieval_contrasts"), 1 - level(study)), *_components(components)]
+    most = 1 - level(study)
+    said = [*_retrieval(_rows(decided, "retrieval_contrasts"), most), *_components(components)]
+    said += _tasks(_rows(decided, "task_contrasts"), most)
     measured = components or [row for row in claims if pd.notna(row["effect_pct"])]
     return [*said, *_claims(claims), *_basis(measured)]
 
@@ -134,6 +136,24 @@ def _retrieval(rows: Sequence[Row], most: float) -> list[str]:
         f"dependence on depth beyond chance{which}; LIM-PPL agrees in {agrees['yes']}, contradicts in {agrees['no']} "
         f"and leaves {agrees['open']} open."
     ]
+
+
+def _tasks(rows: Sequence[Row], most: float) -> list[str]:
+    """One sentence per task on contrasts of its main score between components; `most` is the significance level."""
+    said = []
+    tested = [row for row in rows if row["main"] and row["component"]]
+    for task in dict.fromkeys(row["task"] for row in tested):
+        own = [row for row in tested if row["task"] == task]
+        moved = [
+            f"{row['component']}, {interval(row['difference'], row['low'], row['high'])}"
+            for row in own
+            if row["p_holm"] < most
+        ]
+        which = f": {'; '.join(moved)}" if 0 < len(moved) <= FEW else ""
+        verb = "changes" if len(moved) < 2 else "change"
+        noun = "component contrasts" if len(own) > 1 else "component contrast"
+        said.append(f"{len(moved) or 'None'} of {len(own)} {noun} {verb} {task} ({own[0]['metric']}){which}.")
+    return said
 
 
 def _basis(rows: Sequence[Row]) -> list[str]:

@@ -14,7 +14,7 @@ def yes_or_no(said: str) -> str:
     return "good" if said == "yes" else "bad"
 
 
-def _significant(header: str, key: str, about: str, unit: str = "") -> Column:
+def significant(header: str, key: str, about: str, unit: str = "") -> Column:
     """A numeric column with two significant digits."""
 
     def show(row: Row) -> str:
@@ -54,8 +54,8 @@ OTHER_EFFECTS = {
 """Improvements in the metrics other than the main one, by name."""
 LIM = OTHER_EFFECTS["lim_ppl"]
 IN_BRIEF = [OTHER_EFFECTS[metric.name] for metric in all_metrics()[1:] if metric.brief]
-P = _significant("p", "p_holm", "Test for no effect on PPL; two-sided, Holm-corrected over all contrasts.")
-DETECTABLE = _significant("Detectable (%)", "detectable_pct", "Smallest effect detected in 4 of 5 such studies.", "%")
+P = significant("p", "p_holm", "Test for no effect on PPL; two-sided, Holm-corrected over all contrasts.")
+DETECTABLE = significant("Detectable (%)", "detectable_pct", "Smallest effect detected in 4 of 5 such studies.", "%")
 PER_PCT = quantity(
     "Params per 1 %",
     "params_per_pct",
@@ -79,7 +79,7 @@ CONTRASTS_IN_BRIEF = [CELL, REFERENCE, SEEDS, EFFECT, *IN_BRIEF, P, DETECTABLE, 
 CLAIM = text("Claim", "id", "Its row in experiments/claims.csv.")
 MEASURE = text("Measure", "measure", "; ".join(f"{metric.name}: {metric.about}" for metric in all_metrics()))
 PUBLISHED = quantity("Published (%)", "published_pct", "The published improvement.", decimals=2, unit="%")
-CLAIM_P = _significant("p", "p_holm", "Test for half the published effect; two-sided, Holm-corrected over all claims.")
+CLAIM_P = significant("p", "p_holm", "Test for half the published effect; two-sided, Holm-corrected over all claims.")
 CLAIM_VERDICT = verdict("Verdict", "verdict", "; ".join(f"{spaced(each.name)}: {each.value}" for each in ClaimVerdict))
 SEEDS_TO_DECIDE = quantity(
     "Seeds to decide",
@@ -118,7 +118,7 @@ FLATTENING = estimate(
 ACCURACY = estimate(
     "Accuracy (points)", "accuracy", "accuracy_low", "accuracy_high", "Difference over all depths.", unit="points"
 )
-RETRIEVAL_P = _significant("p", "p_holm", "Test for no flattening; two-sided, Holm-corrected per number of facts.")
+RETRIEVAL_P = significant("p", "p_holm", "Test for no flattening; two-sided, Holm-corrected per number of facts.")
 AGREES = text("LIM-PPL agrees", "agrees", "Same sign as the flattening; open where either interval includes 0.")
 RETRIEVAL_CONTRASTS = [
     CELL, REFERENCE, COMPONENT, FACTS, SEEDS, FLATTENING, RETRIEVAL_P, ACCURACY, LIM, AGREES

@@ -1,4 +1,4 @@
-"""Tables of what a study decides: claims, contrasts, retrieval, attribution, criteria, tuned settings."""
+"""Tables of what a study decides: claims, contrasts, retrieval, tasks, attribution, criteria, tuned settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +9,12 @@ import pandas as pd
 from hylo.analysis.contrasts import SHAPLEY, attribution_table, claim_table, contrast_table, criteria_table, level
 from hylo.analysis.rates import choice_table
 from hylo.analysis.retrieval_contrasts import retrieval_cells, retrieval_contrasts
+from hylo.analysis.task_scores import task_contrasts, task_scores
 from hylo.analysis.verdicts import ClaimVerdict
 from hylo.core.errors import RecordError
 from hylo.evaluation.metrics import all_metrics
 from hylo.report.tables import decision_columns as show
+from hylo.report.tables import task_columns as show_tasks
 from hylo.report.tables.caption import marked
 from hylo.report.tables.columns import verdict
 from hylo.report.tables.sentences import spaced
@@ -38,7 +40,17 @@ def decisions(study: StudyRecord, failed: list[str] | None = None) -> list[Decis
         failed: takes a line for each table that cannot be made; None: its error is raised.
     """
     found = []
-    for make in (_claims, _contrasts, _retrieval_contrasts, _retrieval, _attribution, _criteria, _tuning):
+    for make in (
+        _claims,
+        _contrasts,
+        _retrieval_contrasts,
+        _retrieval,
+        _task_contrasts,
+        _tasks,
+        _attribution,
+        _criteria,
+        _tuning,
+    ):
         try:
             decision = make(study)
         except RecordError:  # the records themselves are at fault, and with them every table
@@ -125,6 +137,30 @@ def _retrieval(study: StudyRecord) -> Decision:
         about="Exact answers to questions about lists of facts, by number of facts.",
         frame=retrieval_cells(study),
         columns=show.RETRIEVAL,
+    )
+
+
+def _task_contrasts(study: StudyRecord) -> Decision:
+    return Decision(
+        name="task_contrasts",
+        title="Tasks: contrasts",
+        about=f"Score of the cell minus that of its reference, in the metric's own unit, paired by seed and item, with "
+        f"{100 * level(study):.4g} % intervals. p: two-sided test for no difference, Holm-corrected over the rows of a "
+        f"task and metric. Unpaired: the half-width that the standard errors of lm-eval would give.",
+        frame=task_contrasts(study),
+        columns=show_tasks.CONTRASTS,
+        brief=show_tasks.CONTRASTS_IN_BRIEF,
+        printed=True,
+    )
+
+
+def _tasks(study: StudyRecord) -> Decision:
+    return Decision(
+        name="tasks",
+        title="Tasks: cells",
+        about="Scores of tasks (probe=tasks), as lm-eval computes them, with intervals over seeds and items.",
+        frame=task_scores(study),
+        columns=show_tasks.SCORES,
     )
 
 
