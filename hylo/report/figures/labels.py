@@ -11,6 +11,8 @@ from hylo.report.figures.style import LINE, SMALL, text_size
 _FAR = 0.15  # inches: a label further from its point gets a thin leader line
 _DISTANCES = np.arange(0.08, 2.4, 0.06)  # inches, the nearest first
 _ANGLES = np.deg2rad([0, 180, 45, -45, 135, -135, 90, -90, 20, -20, 160, -160])
+_DIRECTIONS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
+_BOX_DISTANCES = np.repeat(_DISTANCES, len(_ANGLES))
 _CROSSING = 0.03  # square inches: penalty for a line across a label or point, or a label across a line
 
 _STEPS = np.linspace(0, 1, 60)  # sample points on a line, to see what it crosses
@@ -76,27 +78,29 @@ def _free(
         frame: box to stay in.
     """
     best, least = _around(point, size), np.inf
-    for distance in _DISTANCES:
-        for angle in _ANGLES:
-            box = _around(point + (distance + np.array(size) / 2) * (np.cos(angle), np.sin(angle)), size)
-            outside = size[0] * size[1] - _shared(box, frame[None])
-            crossed = _inside(_way(point, box), taken) if distance > _FAR else 0
-            covered = outside + _shared(box, taken) + _CROSSING * (crossed + (_inside(lines, box[None]) > 0))
-            if covered < 1e-9:
-                return box
-            if covered < least:
-                best, least = box, covered
+    boxes = _around(point + (_DISTANCES[:, None, None] + np.array(size) / 2) * _DIRECTIONS, size).reshape(-1, 4)
+    outside = size[0] * size[1] - _shared(boxes, frame[None])
+    for box, distance, covered in zip(boxes, _BOX_DISTANCES, outside + _shared(boxes, taken), strict=True):
+        if covered >= least:  # crossings, which take most of the time to find, only add to it
+            continue
+        crossed = _inside(_way(point, box), taken) if distance > _FAR else 0
+        covered += _CROSSING * (crossed + (_inside(lines, box[None]) > 0))
+        if covered < 1e-9:
+            return box
+        if covered < least:
+            best, least = box, covered
     return best
 
 
 def _around(centre: np.ndarray, size: tuple[float, float]) -> np.ndarray:
-    return np.concatenate([centre - np.array(size) / 2, centre + np.array(size) / 2])
+    """Boxes [..., 4] of a size around centres [..., 2]."""
+    return np.concatenate([centre - np.array(size) / 2, centre + np.array(size) / 2], axis=-1)
 
 
-def _shared(box: np.ndarray, others: np.ndarray) -> float:
-    """Area that a box shares with others, [boxes, 4]."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    return float(np.maximum(sides, 0).prod(axis=1).sum())
+def _shared(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Area that each of the boxes [boxes, 4] shares with others [others, 4], [boxes]."""
+    sides = np.minimum(boxes[:, None, 2:], others[:, 2:]) - np.maximum(boxes[:, None, :2], others[:, :2])
+    return np.maximum(sides, 0).prod(axis=2).sum(axis=1)
 
 
 def _nearest(point: np.ndarray, box: np.ndarray) -> np.ndarray:
