@@ -23,7 +23,7 @@ from hylo.launch.local import run_cells
 from hylo.runs.cell import Cell, check
 from hylo.runs.config import Config, Tune
 from hylo.runs.fingerprint import fingerprint
-from hylo.runs.reuse import reuse_finished
+from hylo.runs.reuse import Listing, reuse_finished
 from hylo.runs.shared import Session
 from hylo.runs.writer import MAKES_THE_RUN
 from hylo.studies.manifest import report_plan
@@ -190,7 +190,8 @@ def run_or_stop(plan: Plan, session: Session) -> None:
 
 def run_pending(plan: Plan, session: Session) -> None:
     """Run the cells that are not complete, several at once where that is faster."""
-    run_cells([cell for cell in plan.cells if not reuse_finished(cell, session)], session)
+    listing = Listing()
+    run_cells([cell for cell in plan.cells if not reuse_finished(cell, session, listing)], session)
 
 
 def freeze(plan: Plan, session: Session) -> Plan:
