@@ -37,6 +37,13 @@ TITLES = {
         "separate process. `cells`: wall time of one `train.py -m` with that many cells of 2 steps, divided by their "
         "number, including the base model's evaluation, audits and report; compared with one peft script per cell.",
     ),
+    "scale": (
+        "Many cells",
+        "`python -m benchmarks.scale`: CPU seconds and peak memory of one process, imports included, single "
+        "measurements; nothing is trained. `plan`: composing and checking the cells of a sweep, adding the base model, "
+        "writing the plan, looking for finished runs. `report`: `python -m hylo.report` on copies of one published "
+        "record with other numbers, one seed per cell unless said otherwise.",
+    ),
     "ablation": (
         "The whole ablation",
         "`train.py study=ablation` from an empty folder of records, compared with one script per cell "

@@ -168,6 +168,32 @@ def test_a_filter_only_where_rows_are_many():
     assert len(_Page(_page(_frame(9))).all("input")) == 1
 
 
+LONG = pd.concat([_frame()] * 18, ignore_index=True)
+"""More rows than are shown at once."""
+
+
+def test_the_rows_of_a_long_table_wait_in_a_template():
+    """A browser that laid out thousands of rows at once would take seconds to open the page."""
+    rows = [part.count('<th scope="row"') for part in _page(LONG).split("<template>")]
+    assert rows == [html_module.SHOWN, len(LONG) - html_module.SHOWN]
+    assert f"Show all {len(LONG)} rows" in _page(LONG)
+    assert len([th for th in _Page(_page(LONG)).all("th") if th["scope"] == "row"]) == len(LONG)
+    assert "<template>" not in _page(LONG[: html_module.SHOWN])
+
+
+def test_the_rows_of_a_long_table_in_a_browser(tmp_path: Path):
+    steps = """
+const body = document.querySelector("table").tBodies[0];
+const before = [body.rows.length, document.querySelector(".more").hidden];
+document.querySelector("thead button").click();
+const after = [body.rows.length, body.querySelectorAll("[title]").length, document.querySelector(".more")];
+return [...before, ...after, body.rows[0].cells[1].dataset.tip];
+"""
+    seen = look(_page(LONG), tmp_path, steps)
+    assert (seen["errors"], seen["violations"]) == ([], [])
+    assert seen["result"] == [html_module.SHOWN, False, len(LONG), 0, None, "1.0 nats, interval from 0.5 to 1.5"]
+
+
 def test_figures_keep_their_own_ids_and_rules():
     image = _bars("bars")
     one, two = (inline_svg(image, prefix, "bars") for prefix in ("a", "b"))

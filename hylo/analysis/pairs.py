@@ -82,25 +82,26 @@ def window_sums(runs: list[RunRecord], metric: Metric | None = None) -> tuple[np
         RecordError: the runs were evaluated on different windows, or a sum is missing.
     """
     metric = metric or main_metric()
-    tables = [_measured(run, metric) for run in runs]
-    for run, table in zip(runs, tables, strict=True):
+    measured = [_measured(run, metric) for run in runs]
+    tokens = measured[0][1]
+    for run, (_, weight) in zip(runs, measured, strict=True):
         same_windows(runs[0], run)
+        if not np.array_equal(weight, tokens):
+            raise RecordError(
+                f"{run.folder} and {runs[0].folder} count different tokens in the same windows; run them again"
+            )
+    return np.stack([nll[tokens > 0] for nll, _ in measured]), tokens[tokens > 0]
+
+
+def _measured(run: RunRecord, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+    """A metric's NLL sums and weights, [windows] each, computed once per record."""
+    if metric.name not in run.window_sums:
+        table = metric.window_sums(complete_sums(run, EVAL), complete_sums(run, THIRDS))
         if table.index.tolist() != [place[0] for place in run.window_places]:
             raise RecordError(
                 f"{run.folder / EVAL} has other windows than {WINDOWS}; delete {run.folder} and run it again"
             )
-        if not np.array_equal(table["weight"], tables[0]["weight"]):
-            raise RecordError(
-                f"{run.folder} and {runs[0].folder} count different tokens in the same windows; run them again"
-            )
-    tokens = tables[0]["weight"].to_numpy()
-    return np.stack([table["nll_sum"].to_numpy()[tokens > 0] for table in tables]), tokens[tokens > 0]
-
-
-def _measured(run: RunRecord, metric: Metric) -> Any:
-    """A metric's sums by window, computed once per record."""
-    if metric.name not in run.window_sums:
-        run.window_sums[metric.name] = metric.window_sums(complete_sums(run, EVAL), complete_sums(run, THIRDS))
+        run.window_sums[metric.name] = table["nll_sum"].to_numpy(), table["weight"].to_numpy()
     return run.window_sums[metric.name]
 
 
@@ -132,6 +133,8 @@ def complete_sums(run: RunRecord, name: str) -> Any:
         RecordError: a sum or count is missing or not finite; the message names the file and the window.
     """
     table: Any = run.eval if name == EVAL else run.thirds
+    if name in run.complete_tables:
+        return table
     for column in table.columns.intersection(["nll_sum", "tokens", "bytes", "words"]):
         # pandas would add up a missing sum as 0.
         if len(bad := table[~np.isfinite(table[column].to_numpy(dtype=float, na_value=np.nan))]):
@@ -139,6 +142,7 @@ def complete_sums(run: RunRecord, name: str) -> Any:
                 f"{run.folder / name} has {column} = {bad[column].iloc[0]} in window {bad['window'].iloc[0]}; "
                 f"delete {run.folder} and run it again"
             )
+    run.complete_tables.add(name)
     return table
 
 

@@ -4,9 +4,8 @@ import math
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
 
-from hylo.runs.store import CONFIG, RunRecord, StudyRecord
+from hylo.runs.store import RunRecord, StudyRecord
 
 LEARNING_RATE = "trainer.learning_rate"
 MULTIPLIER = "learning_rate_multiplier"
@@ -53,16 +52,12 @@ def rate_of(run: RunRecord) -> str:
 
     Empty where nothing was trained or the record has no configuration.
     """
-    path = run.folder / CONFIG
-    if not path.exists():
-        return ""
-    config: Any = OmegaConf.to_container(OmegaConf.load(path))
-    method = {slot: part for slot, part in config.get("method", {}).items() if part is not None}
+    method = {slot: part for slot, part in run.config.get("method", {}).items() if part is not None}
     if not method:
         return ""
-    multipliers = {slot: part.get(MULTIPLIER, 1) for slot, part in method.items()}
+    multipliers = {slot: float(part.get(MULTIPLIER, 1)) for slot, part in method.items()}
     parts = [f"{slot} x{value:g}" for slot, value in multipliers.items() if value != 1]
-    return ", ".join([f"{config['trainer']['learning_rate']:g}", *parts])
+    return ", ".join([f"{float(run.config['trainer']['learning_rate']):g}", *parts])
 
 
 def rate_in_words(study: StudyRecord, cell: str) -> str:

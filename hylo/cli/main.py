@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from hydra import compose as hydra_compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from hylo.cli.composition import compose
 from hylo.cli.config_store import store_schemas
 from hylo.cli.hydra_errors import explain, refuse_paths, refuse_replaced
 from hylo.cli.shorthand import with_slots
-from hylo.core.errors import ConfigError, HyloError
+from hylo.core.errors import HyloError
 from hylo.core.interruption import Interrupted, stopping_on_signals
 from hylo.core.names import file_name
 from hylo.data.base import DataConfig
@@ -103,25 +103,6 @@ def run_job(cell: Cell) -> float | None:
             report_plan(sweep, SESSION)
         raise
     return result.result["metrics"]["ppl"] if result else None
-
-
-def compose(overrides: Sequence[str]) -> tuple[Config, str]:
-    """The typed configuration composed from overrides, and the name of its method.
-
-    Raises:
-        ConfigError: the overrides cannot be composed.
-    """
-    refuse_replaced(overrides)
-    refuse_paths(overrides)
-    try:
-        store_schemas()
-        composed = hydra_compose("config", overrides=with_slots(overrides), return_hydra_config=True)
-        method = composed.hydra.runtime.choices["method"]
-        with open_dict(composed):
-            del composed["hydra"]
-        return resolve(composed), method
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error)) from error
 
 
 def job_cell(config: Config, overrides: Sequence[str], method: str, group: str, fixed: Collection[str]) -> Cell:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def _slots(method: str) -> dict[str, str]:
     return slots
 
 
+@cache
 def _defaults(path: Path) -> list[Any]:
+    """A file's defaults list; files of conf/ are read once per process."""
     content = OmegaConf.to_container(OmegaConf.load(path))
     return content.get("defaults", []) if isinstance(content, dict) else []
 

@@ -1,7 +1,7 @@
 """The Hydra callback around a sweep: all jobs are checked before the first one runs and reported after the last."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,26 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from hylo.cli.main import SESSION, SWEEP, compose, job_cell, readable_errors
-from hylo.core.errors import ConfigError
+from hylo.core.devices import is_main_process
+from hylo.core.errors import ConfigError, problem
+from hylo.core.registry import name_of
 from hylo.launch.local import LocalConfig
 from hylo.studies.manifest import report_plan
 from hylo.studies.plan import Plan, check_plan, freeze, run_or_stop, with_base_cells
 
-BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-"""The launcher that runs the jobs of a sweep one after the other in this process."""
+BASIC = {
+    "launcher": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "sweeper": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+}
+"""Hydra's own parts: jobs of a grid that is known beforehand, one after the other in this process."""
 
 
 class SweepReport(Callback):
-    """Checks a sweep of `train.py -m`, runs its cells side by side where that is faster, and reports it.
+    """Checks a sweep of `train.py -m`, runs its cells as a study's are run, and reports it.
 
-    Exits with code 1 if a cell failed, 2 if the sweep cannot work. Hydra turns exceptions of callbacks into warnings,
-    so failures are raised as SystemExit.
+    Hydra would compose every job again, which takes longer than planning them; so it is only left to launch jobs where
+    another launcher or sweeper is chosen. Exits with code 0, 1 if a cell failed, 2 if the sweep cannot work. Hydra
+    turns exceptions of callbacks into warnings, so the end is raised as SystemExit.
     """
 
     _plan: Plan
@@ -36,9 +42,13 @@ class SweepReport(Callback):
             check_plan(plan, SESSION)
             self._plan = freeze(with_base_cells(plan, SESSION), SESSION)
             SWEEP.append(self._plan)
+            if all(config.hydra[part]._target_ == target for part, target in BASIC.items()):
+                run_or_stop(self._plan, SESSION)
+                sys.exit(0 if not is_main_process() or report_plan(self._plan, SESSION) else 1)
             launcher = plan.cells[0].config.launcher
-            if not isinstance(launcher, LocalConfig) or launcher.at_once(plan.cells, SESSION) > 1:
-                run_or_stop(self._plan, SESSION)  # its jobs then find their records complete
+            if not isinstance(launcher, LocalConfig):
+                allowed = "launcher=local with another sweeper than Hydra's own, whose jobs depend on each other"
+                raise ConfigError(problem("launcher", name_of("launcher", type(launcher)), allowed, "launcher=local"))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         with readable_errors():
@@ -53,14 +63,19 @@ def sweep_plan(config: DictConfig) -> Plan:
     Raises:
         ConfigError: a job cannot be composed, or selects a study.
     """
-    group, cells = Path(config.hydra.sweep.dir).name, []
     fixed = config.hydra.job.config.override_dirname.exclude_keys
-    for overrides in jobs(list(config.hydra.overrides.task)):
-        job, method = compose(overrides)
+    return plan_of(list(config.hydra.overrides.task), Path(config.outputs), Path(config.hydra.sweep.dir).name, fixed)
+
+
+def plan_of(overrides: list[str], outputs: Path, group: str, fixed: Collection[str] = ()) -> Plan:
+    """The jobs of a grid as cells; see `sweep_plan`. `fixed` are keys that are no part of a cell's name."""
+    cells = []
+    for own in jobs(overrides):
+        job, method = compose(own)
         if job.study:
             raise ConfigError(f"study={job.study} is a sweep of its own\n    fix:     run it without -m")
-        cells.append(job_cell(job, overrides, method, group, fixed))
-    return Plan(group, Path(config.outputs), cells)
+        cells.append(job_cell(job, own, method, group, fixed))
+    return Plan(group, outputs, cells)
 
 
 def jobs(overrides: list[str]) -> Iterator[list[str]]:

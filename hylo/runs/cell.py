@@ -148,9 +148,7 @@ def check_tokens(config: Config, session: Session) -> None:
     """
     embedding: Any = session.skeleton(config.model).get_input_embeddings()
     rows = embedding.weight.shape[0]
-    read = [session.eval_windows(config.data, config.model)]
-    read += [session.windows(config.data, config.model, Split.train)] if config.components else []
-    highest = max(int(windows.ids.max(initial=0)) for windows in read)
+    highest = session.highest_token(config.data, config.model, trained=bool(config.components))
     if highest >= rows:
         allowed = f"a model whose tokenizer belongs to it: token {highest} has no row in an embedding of {rows}"
         fix = "the tokenizer files of that model, or model.resize_token_embeddings before training it"

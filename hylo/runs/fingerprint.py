@@ -61,7 +61,8 @@ def _fingerprint(config: Config, session: Session) -> str:
         content["trainer"] = {name: trainer[name] for name in sorted(TrainerConfig.EVALUATION)}
     chosen = [config.model, config.data, *config.components.values()]
     chosen += [config.trainer.optimizer] if config.components else []
-    content["source"] = source_hash([RUN, *(type(part).__module__ for part in chosen)], without=WATCHES)
+    roots = sorted({RUN, *(type(part).__module__ for part in chosen)})
+    content["source"] = session.once("source", roots, make=lambda: source_hash(roots, without=WATCHES))
     return text_hash(json.dumps(content, sort_keys=True))[:12]
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,11 +18,15 @@ from hylo.runs.shared import Session
 from hylo.runs.store import RESULT, RunRecord, checked, read_run
 
 
-def finished_run(cell: Cell, run_fingerprint: str) -> RunRecord | None:
-    """The complete record of the same run: preferably one with the cell's probe, then the cell's own; or None."""
-    config = cell.config
-    wanted = probe_fingerprint(config.probe_config) if config.probe_config else None
-    return find_complete(Path(config.outputs), run_fingerprint, folder=cell.folder(run_fingerprint), probe=wanted)
+def finished_run(cell: Cell, run_fingerprint: str, results: Sequence[Path] | None = None) -> RunRecord | None:
+    """The complete record of the same run: preferably one with the cell's probe, then the cell's own; or None.
+
+    `results` are those to look at; None: all below the cell's outputs.
+    """
+    if results is None:
+        results = sorted(_results(Path(cell.config.outputs), run_fingerprint))
+    wanted = probe_fingerprint(cell.config.probe_config) if cell.config.probe_config else None
+    return find_complete(results, run_fingerprint, folder=cell.folder(run_fingerprint), probe=wanted)
 
 
 def probed(cell: Cell, record: RunRecord) -> bool:
@@ -30,19 +34,40 @@ def probed(cell: Cell, record: RunRecord) -> bool:
     return cell.config.probe_config is None or record.probe_fingerprint == probe_fingerprint(cell.config.probe_config)
 
 
-def reuse_finished(cell: Cell, session: Session) -> bool:
+class Listing:
+    """Where results are, listed once below each folder of outputs: a plan of many cells asks for each of them."""
+
+    def __init__(self) -> None:
+        self._found: dict[Path, dict[str, list[Path]]] = {}
+
+    def results(self, outputs: Path, fingerprint: str) -> list[Path]:
+        """The results of all runs with this fingerprint, as of the first question about these outputs."""
+        if outputs not in self._found:
+            by_fingerprint = self._found[outputs] = {}
+            for path in sorted(_results(outputs, "*")):
+                by_fingerprint.setdefault(path.parent.name.rpartition("-")[2], []).append(path)
+        return self._found[outputs].get(fingerprint, [])
+
+
+def reuse_finished(cell: Cell, session: Session, listing: Listing | None = None) -> bool:
     """Whether the same run, including its probe, is complete in any group; if so, copies its record to the cell.
 
     Always False if several processes share a run: they agree on reuse in `run_cell`.
+
+    Args:
+        cell: the cell.
+        session: its resources.
+        listing: shared by the cells of a plan.
     """
     if process_count() > 1:
         return False
     run_fingerprint = fingerprint(cell.config, session)
     folder = cell.folder(run_fingerprint)
-    if not any(_results(Path(cell.config.outputs), run_fingerprint)):  # then there is nothing to lock
+    results = (listing or Listing()).results(Path(cell.config.outputs), run_fingerprint)
+    if not results:  # then there is nothing to lock
         return False
     with suppress(Timeout), exclusive(folder, wait=False):
-        if (done := finished_run(cell, run_fingerprint)) is None or not probed(cell, done):
+        if (done := finished_run(cell, run_fingerprint, results)) is None or not probed(cell, done):
             return False
         copy_record(done, folder, study=cell.group, cell=cell.name, seed=cell.config.seed)
         return True
@@ -50,15 +75,15 @@ def reuse_finished(cell: Cell, session: Session) -> bool:
 
 
 def find_complete(
-    outputs: Path, fingerprint: str, *, folder: Path | None = None, probe: str | None = None
+    results: Sequence[Path], fingerprint: str, *, folder: Path | None = None, probe: str | None = None
 ) -> RunRecord | None:
-    """The complete record with this fingerprint in any group below `outputs`, or None.
+    """The complete record with this fingerprint among these results, or None.
 
     Of several, one with this probe's results is preferred, then the one in `folder`. Damaged records are named and
     skipped: the run is repeated and replaces them.
     """
     found: list[RunRecord] = []
-    for path in sorted(_results(outputs, fingerprint)):
+    for path in results:
         try:
             record = checked(read_run(path.parent))
         except RecordError as error:

@@ -131,7 +131,21 @@ class Session:
 
     def eval_windows(self, data: DataConfig, model: ModelConfig) -> Windows:
         """The windows that every cell of this model and data is evaluated on."""
-        return sample(predicting(self.windows(data, model, data.eval_split)), data.eval_windows)
+
+        def make() -> Windows:
+            return sample(predicting(self.windows(data, model, data.eval_split)), data.eval_windows)
+
+        return self.once("evaluated", data, model, make=make)
+
+    def highest_token(self, data: DataConfig, model: ModelConfig, *, trained: bool) -> int:
+        """The highest token id that is evaluated on, or trained on if `trained`."""
+
+        def make() -> int:
+            read = [self.eval_windows(data, model)]
+            read += [self.windows(data, model, Split.train)] if trained else []
+            return max(int(windows.ids.max(initial=0)) for windows in read)
+
+        return self.once("highest", data, model, trained, make=make)
 
     def probe(self, probe: ProbeConfig, model: ModelConfig) -> Probe:
         """The probe's questions, in the model's tokens, the same for every cell of this model."""

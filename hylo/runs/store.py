@@ -34,7 +34,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow.parquet
+import yaml
 
 from hylo.core.errors import RecordError
 from hylo.core.files import write_json, write_table
@@ -107,6 +110,27 @@ class RunRecord:
     def window_sums(self) -> dict[str, Any]:
         """Sums by window that were computed from this record, by metric: filled by hylo/analysis/pairs.py."""
         return {}
+
+    @cached_property
+    def complete_tables(self) -> set[str]:
+        """Tables without a missing sum: filled by hylo/analysis/pairs.py."""
+        return set()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration; empty for records without one.
+
+        Raises:
+            RecordError: the file is damaged.
+        """
+        path = self.folder / CONFIG
+        try:
+            # libyaml: OmegaConf's own loader takes most of the time of a report of many runs.
+            return yaml.load(path.read_bytes(), yaml.CSafeLoader) or {}
+        except FileNotFoundError:
+            return {}
+        except yaml.YAMLError as error:
+            raise RecordError(f"{path} is damaged ({error}); delete {path.parent} and run the cell again") from error
 
     @property
     def probe_fingerprint(self) -> str | None:
@@ -189,12 +213,19 @@ class StudyRecord:
 
     def base_of(self, cell: str) -> str:
         """The base-model cell with a cell's evaluation windows; older manifests have one for all cells."""
-        own = {entry["cell"]: entry.get("base", self.base) for entry in self.manifest["cells"]}
-        return own[cell]
+        return self._bases[cell]
 
     def is_base(self, cell: str) -> bool:
         """Whether a cell evaluates the base model."""
-        return cell in {entry.get("base", self.base) for entry in self.manifest["cells"]}
+        return cell in self._base_cells
+
+    @cached_property
+    def _bases(self) -> dict[str, str]:
+        return {entry["cell"]: entry.get("base", self.base) for entry in self.manifest["cells"]}
+
+    @cached_property
+    def _base_cells(self) -> set[str]:
+        return {*self._bases.values()}
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -308,7 +339,8 @@ def _read_table(path: Path, columns: list[str], *, keys: int = 2, delete: Path |
     """Reads a table sorted by its first columns; `delete` is what to delete if it is damaged, by default the run."""
     fix = f"delete {delete or path.parent} and run the cell again"
     try:
-        table = pd.read_parquet(path)
+        # Without pandas' reader and pyarrow's threads, which cost more than the reading of so small a file.
+        table = pyarrow.parquet.ParquetFile(path).read(use_threads=False).to_pandas(use_threads=False)
     except FileNotFoundError:
         raise RecordError(f"{path} does not exist; {fix}") from None
     except (OSError, ValueError) as error:
@@ -319,4 +351,14 @@ def _read_table(path: Path, columns: list[str], *, keys: int = 2, delete: Path |
 def _sorted(table: pd.DataFrame, path: Path, columns: list[str], keys: int, fix: str) -> pd.DataFrame:
     if missing := sorted(set(columns) - set(table.columns)):
         raise RecordError(f"{path} lacks the columns {', '.join(missing)}; {fix}")
-    return table.sort_values(columns[:keys]).reset_index(drop=True) if columns else table
+    by = columns[:keys]
+    if not by or _in_order(table, by):
+        return table
+    return table.sort_values(by).reset_index(drop=True)
+
+
+def _in_order(table: pd.DataFrame, by: list[str]) -> bool:
+    """Whether the rows are sorted by these columns, as they are written; False also if the columns are not numbers."""
+    values = [table[name].to_numpy() for name in reversed(by)]
+    numbers = all(np.issubdtype(each.dtype, np.number) for each in values)
+    return numbers and bool((np.diff(np.lexsort(values)) == 1).all()) and isinstance(table.index, pd.RangeIndex)

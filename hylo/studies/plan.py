@@ -23,7 +23,7 @@ from hylo.runs.cell import Cell, check
 from hylo.runs.config import Config, Tune
 from hylo.runs.fingerprint import fingerprint
 from hylo.runs.launcher import LeftRunning
-from hylo.runs.reuse import reuse_finished
+from hylo.runs.reuse import Listing, reuse_finished
 from hylo.runs.shared import Session
 from hylo.runs.writer import MAKES_THE_RUN
 from hylo.studies.manifest import report_plan, write_manifest
@@ -193,7 +193,8 @@ def run_or_stop(plan: Plan, session: Session) -> None:
 
 def run_pending(plan: Plan, session: Session) -> None:
     """Run the cells that are not complete, wherever the launcher has them run."""
-    left = [cell for cell in plan.cells if not reuse_finished(cell, session)]
+    listing = Listing()
+    left = [cell for cell in plan.cells if not reuse_finished(cell, session, listing)]
     plan.cells[0].config.launcher.run(left, session)
 
 

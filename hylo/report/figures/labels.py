@@ -11,6 +11,7 @@ from hylo.report.figures.style import LINE, SMALL, text_size
 _FAR = 0.15  # inches: a label further from its point gets a thin leader line
 _DISTANCES = np.arange(0.08, 2.4, 0.06)  # inches, the nearest first
 _ANGLES = np.deg2rad([0, 180, 45, -45, 135, -135, 90, -90, 20, -20, 160, -160])
+_DIRECTIONS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 _CROSSING = 0.03  # square inches: penalty for a line across a label or point, or a label across a line
 
 _STEPS = np.linspace(0, 1, 60)  # sample points on a line, to see what it crosses
@@ -76,27 +77,30 @@ def _free(
         frame: box to stay in.
     """
     best, least = _around(point, size), np.inf
-    for distance in _DISTANCES:
-        for angle in _ANGLES:
-            box = _around(point + (distance + np.array(size) / 2) * (np.cos(angle), np.sin(angle)), size)
-            outside = size[0] * size[1] - _shared(box, frame[None])
-            crossed = _inside(_way(point, box), taken) if distance > _FAR else 0
-            covered = outside + _shared(box, taken) + _CROSSING * (crossed + (_inside(lines, box[None]) > 0))
-            if covered < 1e-9:
-                return box
-            if covered < least:
-                best, least = box, covered
+    boxes_DA4 = _around(point + (_DISTANCES[:, None, None] + np.array(size) / 2) * _DIRECTIONS, size)
+    inside = _shared(boxes_DA4, frame[None])
+    for distance, boxes, covered in zip(
+        _DISTANCES, boxes_DA4, size[0] * size[1] - inside + _shared(boxes_DA4, taken), strict=True
+    ):
+        covered += _CROSSING * (_holding(lines[None], boxes).any(axis=1))
+        if distance > _FAR:
+            covered += _CROSSING * _crossed(point, boxes, taken)
+        if (free := np.flatnonzero(covered < 1e-9)).size:
+            return boxes[free[0]]
+        if covered.min() < least:
+            best, least = boxes[covered.argmin()], covered.min()
     return best
 
 
 def _around(centre: np.ndarray, size: tuple[float, float]) -> np.ndarray:
-    return np.concatenate([centre - np.array(size) / 2, centre + np.array(size) / 2])
+    """Boxes [..., 4] of a size around centres [..., 2]."""
+    return np.concatenate([centre - np.array(size) / 2, centre + np.array(size) / 2], axis=-1)
 
 
-def _shared(box: np.ndarray, others: np.ndarray) -> float:
-    """Area that a box shares with others, [boxes, 4]."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    return float(np.maximum(sides, 0).prod(axis=1).sum())
+def _shared(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Area that each box [..., 4] shares with others [others, 4], [...]."""
+    low, high = np.maximum(boxes[..., None, :2], others[:, :2]), np.minimum(boxes[..., None, 2:], others[:, 2:])
+    return np.maximum(high - low, 0).prod(axis=-1).sum(axis=-1)
 
 
 def _nearest(point: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -106,13 +110,27 @@ def _nearest(point: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 def _way(point: np.ndarray, box: np.ndarray) -> np.ndarray:
     """[points, 2] on the line from a point to the middle of a box, excluding the point's mark and the box."""
-    middle = (box[:2] + box[2:]) / 2
-    way = point + _STEPS[:, None] * (middle - point)
-    within = ((way > box[:2]) & (way < box[2:])).all(axis=1)
-    return way[~within & (np.abs(way - point).max(axis=1) > 0.06)]
+    ways, kept = _ways(point, box[None])
+    return ways[0, kept[0]]
 
 
-def _inside(points: np.ndarray, boxes: np.ndarray) -> int:
-    """Number of boxes that contain any of the points."""
-    held = (points[:, None] > boxes[None, :, :2]) & (points[:, None] < boxes[None, :, 2:])
-    return int(held.all(axis=2).any(axis=0).sum())
+def _ways(point: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points [boxes, steps, 2] on the lines to the middles of boxes, and whether they are part of the way (`_way`)."""
+    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    ways = point + _STEPS[:, None] * (middles - point)[:, None]
+    within = ((ways > boxes[:, None, :2]) & (ways < boxes[:, None, 2:])).all(axis=2)
+    return ways, ~within & (np.abs(ways - point).max(axis=2) > 0.06)
+
+
+def _crossed(point: np.ndarray, boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """How many of the others [others, 4] the way from a point to each of the boxes [boxes, 4] crosses, [boxes]."""
+    ways, kept = _ways(point, boxes)
+    held = _holding(ways[:, None], others[None])
+    return (held & kept[:, None]).any(axis=2).sum(axis=1)
+
+
+def _holding(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Whether each box [..., 4] contains each of the points [..., points, 2], [..., points]."""
+    x, y = points[..., 0], points[..., 1]
+    left, bottom, right, top = (boxes[..., None, side] for side in range(4))
+    return (x > left) & (x < right) & (y > bottom) & (y < top)

@@ -109,7 +109,6 @@ def pareto_figure(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figu
     said = ["Points: PPL, whiskers: intervals; filled and joined: the Pareto front, where no cell has both fewer "
             "parameters and a lower PPL"]  # fmt: skip
     figure = framed(title, [*said, *with_seeds(lines, table)], 4.2 + key_height, draw)
-    figure.draw_without_rendering()  # point positions are known only after layout
     shown = [str(number) for number in range(1, len(names) + 1)] if key else [fold(name) for name in names]
     place_names(figure.axes[0], shown, np.column_stack([x, ends(table, "ppl")]), colours, line)
     return figure

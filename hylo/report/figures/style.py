@@ -61,8 +61,11 @@ def _settle(figure: Figure) -> None:
 
     The solver's result differs in the last bits between processes, and every draw would run it again.
     """
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    engine: Any = figure.get_layout_engine()
+    for axes in figure.get_axes():
+        axes.apply_aspect()
+    engine.execute(figure)
+    figure.set_layout_engine(None)  # "none" would keep a placeholder, for which saving draws everything twice
     for part in figure.subfigs:
         box: Any = part.bbox_relative
         box.p0, box.p1 = box.p0.round(6), box.p1.round(6)

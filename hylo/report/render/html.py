@@ -20,6 +20,8 @@ from hylo.report.tables.table import Table
 
 FILTER_FROM = 9
 """Tables with at least this many rows get a filter."""
+SHOWN = 200
+"""Rows of a table that are shown at once; the others follow when the reader sorts, filters, or asks for them."""
 LONG = 24
 """Text cells longer than this many characters get a minimum width, or they would wrap at every word."""
 
@@ -106,7 +108,7 @@ def page(top: Top, sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals |= {"cells": _cells, "inline_svg": inline_svg, "filter_from": FILTER_FROM}
+    environment.globals |= {"cells": _cells, "inline_svg": inline_svg, "filter_from": FILTER_FROM, "shown_rows": SHOWN}
     template = environment.get_template("page.html")
     return template.render(top=top, sections=sections, style=style, script=script, digest=digest)
 

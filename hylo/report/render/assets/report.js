@@ -10,6 +10,7 @@ function compare(a, b, numeric, sign) {
 
 // Ascending, then descending, then the study's own order.
 function sort(table, header) {
+  complete(table);
   const next = { none: "ascending", ascending: "descending", descending: "none" }[header.getAttribute("aria-sort")];
   for (const other of table.tHead.rows[0].cells) other.setAttribute("aria-sort", "none");
   header.setAttribute("aria-sort", next);
@@ -21,6 +22,7 @@ function sort(table, header) {
 }
 
 function filter(table, input, count) {
+  complete(table);
   const words = input.value.toLowerCase().split(/\s+/);
   const rows = [...table.tBodies[0].rows];
   const text = (row) => [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase();
@@ -46,21 +48,51 @@ function walk(event) {
   goal?.focus();
 }
 
-function prepare(table) {
+// Long tables keep most of their rows in a template: a page of thousands of rows opens as fast as a short one.
+function complete(table) {
+  const rest = table.closest(".table").querySelector("template");
+  if (!rest) return;
+  const first = table.tBodies[0].rows.length;
+  table.tBodies[0].append(rest.content);
+  rest.remove();
+  table.closest(".table").querySelector(".more").remove();
+  ready(table, first);
+}
+
+function ready(table, first) {
   for (const [place, row] of [...table.tBodies[0].rows].entries()) {
+    if (place < first) continue;
     row.dataset.place = place;
     for (const cell of row.cells) cell.tabIndex = -1;
+    take(row);
   }
+}
+
+function prepare(table) {
+  ready(table, 0);
   for (const header of table.tHead.rows[0].cells) {
     header.querySelector("button").addEventListener("click", () => sort(table, header));
   }
   stop(table, table.tBodies[0].rows[0]?.cells[0]);
   table.addEventListener("keydown", walk);
   table.tBodies[0].addEventListener("focusin", (event) => stop(table, event.target));
+  const more = table.closest(".table").querySelector(".more");
+  if (more) {
+    more.hidden = false;
+    more.addEventListener("click", () => complete(table));
+  }
   const box = table.closest(".table").querySelector(".filter");
   if (!box) return;
   box.hidden = false;
   box.addEventListener("input", ({ target }) => filter(table, target, box.querySelector("output")));
+}
+
+// Takes the text of native tooltips.
+function take(part) {
+  for (const marked of part.querySelectorAll("[title]")) {
+    marked.dataset.tip = marked.title;
+    marked.removeAttribute("title");
+  }
 }
 
 // Native tooltips open neither on touch screens nor on keyboard focus, so ours replaces them.
@@ -68,10 +100,7 @@ function tooltips() {
   const tip = Object.assign(document.createElement("div"), { id: "tip", hidden: true });
   tip.setAttribute("role", "tooltip");
   document.body.append(tip);
-  for (const marked of document.querySelectorAll("main [title]")) {
-    marked.dataset.tip = marked.title;
-    marked.removeAttribute("title");
-  }
+  for (const part of document.querySelectorAll("main")) take(part);
   for (const title of document.querySelectorAll("svg g > title")) {
     title.parentElement.dataset.tip = title.textContent;
     title.remove();
