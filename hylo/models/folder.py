@@ -35,7 +35,7 @@ class FolderModelConfig(ModelConfig):
         return skeleton_from_folder(self.path())
 
     def load(self) -> PreTrainedModel:
-        return load_folder(self.path())
+        return load_folder(self.path(), self.dtype, self.quantization)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return folder_tokenizer(self.path())

@@ -51,7 +51,7 @@ class GgufWheelConfig(ModelConfig):
         return skeleton_from_folder(self.converted())
 
     def load(self) -> PreTrainedModel:
-        return load_folder(self.converted())
+        return load_folder(self.converted(), self.dtype, self.quantization)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return folder_tokenizer(self.converted())

@@ -49,7 +49,7 @@ class HubModelConfig(ModelConfig):
         return skeleton_from_folder(self.snapshot(_DESCRIPTION))
 
     def load(self) -> PreTrainedModel:
-        return load_folder(self.snapshot(_DESCRIPTION + _WEIGHTS))
+        return load_folder(self.snapshot(_DESCRIPTION + _WEIGHTS), self.dtype, self.quantization)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return folder_tokenizer(self.snapshot(_DESCRIPTION))

@@ -6,6 +6,8 @@ that a transposed weight or a swapped head count cannot go unnoticed.
 
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +25,8 @@ from transformers import (
 from hylo.core.cache import text_hash
 from hylo.core.registry import register
 from hylo.core.schema import bounded
-from hylo.models.base import ModelConfig, skeleton_from_config
+from hylo.models.base import ModelConfig, load_folder, skeleton_from_config
+from hylo.models.weights import Quantization
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -74,7 +77,12 @@ class TinyModelConfig(ModelConfig):
     def load(self) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.weights_seed)
-            return AutoModelForCausalLM.from_config(self.config(), dtype=torch.float32).eval()
+            model = AutoModelForCausalLM.from_config(self.config(), dtype=torch.float32).eval()
+        if self.quantization is Quantization.none:
+            return model.to(self.dtype.torch)
+        with TemporaryDirectory() as folder:  # from where it is quantized like any other
+            model.save_pretrained(folder)
+            return load_folder(Path(folder), self.dtype, self.quantization)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return byte_tokenizer()
