@@ -19,8 +19,8 @@ from hylo.cli.hydra_errors import refuse_paths, refuse_replaced
 from hylo.core.errors import ConfigError, MissingDependency, RecordError
 from hylo.core.interpolations import resolver_problems
 from hylo.core.names import file_name, name_problems
-from hylo.models.base import check_places, load_folder, skeleton_from_folder
-from hylo.models.rope import RopeScaling
+from hylo.models.base import check_places
+from hylo.models.folder import FolderModelConfig
 from hylo.models.tiny import TinyModelConfig
 from hylo.report.render.files import csv
 from hylo.runs.store import RESULT, read_run
@@ -107,19 +107,20 @@ def test_a_model_folder_chooses_neither_code_nor_places(tmp_path: Path):
     folder = tmp_path / "model"
     TinyModelConfig(name="tiny").load().save_pretrained(folder, max_shard_size="50KB")
     check_places(folder)
+    model = FolderModelConfig(name="model", folder=str(folder))
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     name = next(iter(index["weight_map"]))
     for place in ("../other.safetensors", "/etc/passwd"):
         path.write_text(json.dumps(index | {"weight_map": index["weight_map"] | {name: place}}))
         with pytest.raises(MissingDependency, match="neither code nor files elsewhere"):
-            load_folder(folder, RopeScaling())
+            model.load()
     path.write_text(json.dumps(index))
     config = json.loads((folder / "config.json").read_text())
     for key in ("_attn_implementation", "attn_implementation", "experts_implementation"):
         (folder / "config.json").write_text(json.dumps(config | {key: "kernels-community/flash-attn"}))
         with pytest.raises(MissingDependency, match="kernels-community/flash-attn"):
-            skeleton_from_folder(folder, RopeScaling())
+            model.skeleton()
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hylo.adapters.component import SEPARATOR, BuildContext, Component, ComponentConfig
+from hylo.core.errors import problem
 from hylo.core.registry import register
 
 
@@ -24,7 +25,9 @@ class FullConfig(ComponentConfig):
     trains_base: ClassVar[bool] = True
 
     def problems(self, key: str, context: BuildContext) -> Iterator[str]:
-        yield from ()
+        if narrow := {p.dtype for p in context.model.parameters() if p.dtype.itemsize < 4}:
+            allowed = f"only on float32 weights, not {narrow.pop()}: most steps are smaller than their spacing"
+            yield problem(key, "full", allowed, "model.dtype=float32 model.quantization=none")
 
     def build(self, context: BuildContext) -> "Full":
         return Full(context)

@@ -29,8 +29,9 @@ from hylo.core.errors import problem
 from hylo.core.registry import register
 from hylo.core.schema import bounded
 from hylo.kernels.projection import Projection, Update
-from hylo.models.architecture import layer_shape, weight_OI
+from hylo.models.architecture import frozen_weight, layer_shape, weight_OI
 from hylo.models.targets import target_layers
+from hylo.models.weights import is_quantized, update_refusal, uses_dequantized
 
 
 class Scaling(Enum):
@@ -163,13 +164,14 @@ class LowRankLayer(nn.Module):
         return self.base.weight
 
     def projection(self, x: Tensor) -> Projection | None:
-        """The layer and its input for the fused kernels; None if dropout makes the input of A differ from that of W."""
-        if self.dropout and self.training:
+        """The layer and its input for the fused kernels; None if dropout makes the input of A differ from that of W, or
+        the base layer computes with something else than its weight (quantized layers outside of `ModelConfig.load`)."""
+        if (self.dropout and self.training) or (is_quantized(self.base) and not uses_dequantized(self.base)):
             return None
         gate = None if self.gate is None else self.gate(x)
         ratio = None if self.magnitude is None else self.magnitude / self.row_norms()
         update = Update(A=self.A, B=self.B, scale=self.scale, gate=gate, ratio=ratio)
-        return Projection(weight=weight_OI(self.base).detach(), bias=self.base.bias, update=update)
+        return Projection(weight=frozen_weight(self.base), bias=self.base.bias, update=update)
 
     @torch.no_grad()
     def row_norms(self) -> Tensor:
@@ -219,9 +221,8 @@ class LowRank(Component):
     def merge_refusal(self) -> str | None:
         for path, layer in self.layers.items():
             assert isinstance(layer, LowRankLayer)
-            if (dtype := layer.base.weight.dtype).itemsize < 4:
-                path = path.replace(SEPARATOR, ".")
-                return f"the weight of {path} is {dtype}, which would round the update; convert the model with .float()"
+            if reason := update_refusal(path.replace(SEPARATOR, "."), layer.base):
+                return reason
         return None
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ from hylo.kernels.forwards import FusedForwards
 from hylo.kernels.head import OutputHead, token_losses
 from hylo.models.causality import reads_later_tokens
 from hylo.models.targets import coverage
+from hylo.models.weights import scalars
 
 import_all(hylo.adapters)
 
@@ -179,7 +180,7 @@ class AdaptedModel(nn.Module):
     def parameter_counts(self) -> dict[str, Any]:
         """Scalar counts: `trainable`, `total` (trainable and frozen), and trainable `by_component`."""
         counts = {slot: sum(t.numel() for t in tensors.values()) for slot, tensors in self.tensors().items()}
-        total = sum(parameter.numel() for parameter in self.parameters())
+        total = sum(scalars(parameter) for parameter in self.parameters())
         return {"trainable": sum(counts.values()), "total": total, "by_component": counts}
 
     def on_step_start(self, step: int, steps: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from hylo.adapters.component import AtStart
 from hylo.audit.finding import Finding, Status, verdict
 from hylo.audit.sample import ROUNDING, Probe, distance
+from hylo.core.devices import is_out_of_memory
 from hylo.core.errors import HyloError
 
 START_KL = {AtStart.same: 1e-6, AtStart.near: 1e-3}
@@ -30,6 +31,8 @@ def identity_at_start(probe: Probe, base_logits: Tensor) -> Finding:
     if AtStart.apart in declared and math.isfinite(mean):
         return Finding(check="identity_at_start", status=Status.noted, value=mean, detail=f"{detail}, as declared")
     limit = START_KL[AtStart.near if AtStart.near in declared else AtStart.same]
+    if probe.rounding > ROUNDING:  # the KL of two distributions grows with the square of a difference of logits
+        limit = max(limit, probe.rounding**2)
     return _measured("identity_at_start", mean, limit, detail)
 
 
@@ -52,7 +55,9 @@ def _or_what_it_raises(check: Callable[[Probe, Tensor], Finding]) -> Callable[[P
             return check(probe, full)
         except HyloError:
             raise
-        except Exception as error:  # noqa: BLE001  a model may raise anything, and other checks still say something
+        except Exception as error:  # a model may raise anything, and other checks still say something
+            if is_out_of_memory(error):
+                raise
             detail = f"the model fails: {type(error).__name__}: {error}".splitlines()[0]
             return Finding(check=check.__name__, status=Status.failed, detail=detail)
 
@@ -66,7 +71,7 @@ def cached_decoding(probe: Probe, full: Tensor) -> Finding:
         return Finding(check="cached_decoding", status=Status.skipped, detail="the model returns no cache")
     value = distance(decoded, full[:, : decoded.shape[1]])
     detail = f"logits from the cache differ from the full pass by {value:.2g} of their spread"
-    return _measured("cached_decoding", value, ROUNDING, detail)
+    return _measured("cached_decoding", value, probe.rounding, detail)
 
 
 @_or_what_it_raises
@@ -82,7 +87,7 @@ def padding(probe: Probe, full: Tensor) -> Finding:
     together = probe.logits(both, attention_mask=mask)
     value = max(distance(together[:1, missing:], alone), distance(together[1:], full[-1:]))
     detail = f"left padding and a batch-mate move logits by {value:.2g} of their spread"
-    return _measured("padding", value, ROUNDING, detail)
+    return _measured("padding", value, probe.rounding, detail)
 
 
 @_or_what_it_raises

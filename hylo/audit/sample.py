@@ -16,6 +16,9 @@ from hylo.adapters.model import AdaptedModel
 ROUNDING = 1e-4
 """Root mean square difference of logits, in their standard deviations, that passes as float32 rounding. An off-by-one
 position, or a mask that hides the wrong token, changes them by more."""
+SPACINGS = 8
+"""The same for narrower dtypes, in spacings of numbers above 1: 0.8 % in float16, 6 % in bfloat16. Several times what
+the default model shows (docs/base-weights.md); small faults may hide in it, so methods are first audited in float32."""
 
 MOVED = 0.1
 """Standard deviation of the noise added to a trainable tensor, relative to its root mean square; absolute if that is
@@ -35,6 +38,11 @@ class Probe:
         self.seed = seed
         self.middle = ids.shape[1] // 2
         """The first token of the windows' second half."""
+
+    @property
+    def rounding(self) -> float:
+        """Difference of logits, in their standard deviations, that passes as rounding in the base model's dtype."""
+        return max(ROUNDING, SPACINGS * torch.finfo(self.model.base.dtype).eps)
 
     @torch.no_grad()
     def logits(self, ids: Tensor | None = None, **kwargs: Any) -> Tensor:

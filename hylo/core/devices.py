@@ -41,11 +41,34 @@ class Precision(Enum):
 
 
 def device_problems(device: Device) -> list[str]:
-    """The problem with the chosen device as text; empty if the device is available."""
+    """The problem with the chosen device as text; empty if there is one for each process."""
     available = {Device.cuda: torch.cuda.is_available(), Device.mps: torch.backends.mps.is_available()}
-    if available.get(device, True):
+    if not available.get(device, True):
+        return [problem("trainer.device", device.name, "a device of this machine", "trainer.device=auto")]
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if device_kind(device) == "cuda" and here > gpus:
+        fix = f"--num_processes {gpus}, or trainer.device=cpu"
+        return [problem("processes", here, f"at most {gpus}, one for each GPU of this machine", fix)]
+    return []
+
+
+def device_kind(device: Device) -> str:
+    """cuda, mps or cpu: what a setting means on this machine."""
+    if device is not Device.auto:
+        return device.name
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def bfloat16_problems(key: str, device: Device) -> list[str]:
+    """The problem with a setting of bfloat16 as text; empty if the device computes in it."""
+    kind = device_kind(device)
+    if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        allowed = f"float32, or float16: {torch.cuda.get_device_name()} does not compute in bfloat16"
+    elif kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        allowed = "float32, or float16: Apple GPUs compute in bfloat16 from macOS 14 on"
+    else:
         return []
-    return [problem("trainer.device", device.name, "a device of this machine", "trainer.device=auto")]
+    return [problem(key, "bfloat16", allowed, f"{key}=float32, or trainer.device=cpu")]
 
 
 def accelerator_for(device: Device, precision: Precision) -> Accelerator:
@@ -59,6 +82,12 @@ def accelerator_for(device: Device, precision: Precision) -> Accelerator:
     if AcceleratorState._shared_state:  # accelerate has no public call for this
         AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes == 1)
     return Accelerator(cpu=device is Device.cpu, mixed_precision=precision.value)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Dtype for products of x: autocast's if it is enabled, else that of x."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def is_main_process() -> bool:
@@ -137,6 +166,13 @@ def checksum(tensor: Tensor) -> int:
         flat = flat.clone()
     whole = flat.numel() // 8 * 8
     return int(flat[:whole].view(torch.int64).sum()) + int.from_bytes(bytes(flat[whole:].tolist()), "little")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was missing; on CPUs and Apple GPUs torch has no class of its own for it."""
+    said = ("out of memory", "can't allocate memory", "not enough memory")
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or (isinstance(error, RuntimeError) and any(text in str(error).lower() for text in said))
 
 
 def reset_peak_memory() -> None:

@@ -26,6 +26,10 @@ class MergeRefused(HyloError, ValueError):
     """An adapter cannot be merged into the base model's weights; the message says why. Nothing was changed."""
 
 
+class OutOfMemory(HyloError):
+    """A run needed more memory than its device has; the message says what was estimated and what to lower."""
+
+
 class TrainingDiverged(HyloError):
     """Training hit more non-finite losses than allowed, or left a model whose evaluation hits one."""
 

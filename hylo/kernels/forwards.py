@@ -26,7 +26,8 @@ from transformers.pytorch_utils import Conv1D
 from hylo.kernels.gated_ffn import gated_ffn
 from hylo.kernels.projection import Projection, project
 from hylo.kernels.rms_norm import rms_norm
-from hylo.models.architecture import decoder, weight_OI
+from hylo.models.architecture import decoder, frozen_weight
+from hylo.models.weights import uses_dequantized
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"),)
 _FFN = ("gate_proj", "up_proj", "down_proj", "act_fn")
@@ -50,12 +51,17 @@ def projection_of(layer: nn.Module, x: Tensor) -> Projection | None:
         return None
     if isinstance(layer, Projects):
         return layer.projection(x)
-    if type(layer) not in (nn.Linear, Conv1D):
+    if not _plain(layer):
         return None
     bias: Any = layer.bias
     if layer.weight.requires_grad or (bias is not None and bias.requires_grad):
         return None
-    return Projection(weight=weight_OI(layer), bias=bias)
+    return Projection(weight=frozen_weight(layer), bias=bias)
+
+
+def _plain(layer: nn.Module) -> bool:
+    """Whether a layer is linear and computes with its weight, or with its dequantized weight."""
+    return type(layer) in (nn.Linear, Conv1D) or uses_dequantized(layer)
 
 
 class FusedForwards:
@@ -158,7 +164,7 @@ def _fused_linear(self: nn.Module, x: Tensor) -> Tensor:
 def _linear_layers(module: nn.Module) -> Iterator[nn.Module]:
     """The outermost linear layers: a layer's adapted replacement, not the layer wrapped inside it."""
     for child in module.children():
-        if isinstance(child, Projects) or type(child) in (nn.Linear, Conv1D):
+        if isinstance(child, Projects) or _plain(child):
             yield child
         else:
             yield from _linear_layers(child)
@@ -189,7 +195,8 @@ def _same(
 def _agree(module: nn.Module, fused: Callable[..., Tensor], width: int) -> bool:
     weight = next(module.parameters())
     assert not weight.requires_grad, "a trained module keeps its own forward, so there is nothing to try"
-    x = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(0)).to(weight)
+    x = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(0)).to(weight.device)
+    x = x.to(weight.dtype) if weight.is_floating_point() else x  # packed weights take any
     with suppress(Exception):
         own, other = _own(module, x), fused(module, x)
         return own.dtype == other.dtype and torch.allclose(own, other, rtol=1e-3, atol=1e-4 * float(own.abs().max()))

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hylo.kernels.projection import TRAINED, Projection, Siblings, Static, compute_dtype, static, trained
+from hylo.core.devices import compute_dtype
+from hylo.kernels.projection import TRAINED, Projection, Siblings, Static, static, trained
 
 Activation = Callable[[Tensor], Tensor]
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hylo.core.devices import compute_dtype
 from hylo.kernels.product import product, product_added, widened
-from hylo.kernels.projection import compute_dtype
 
 TOKENS, WORDS = 256, 4096
 """Tile size: 4 MiB of logits, which fit into the cache of one or two cores."""

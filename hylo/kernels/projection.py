@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hylo.core.devices import compute_dtype
 from hylo.kernels.product import add_product, product, product_added, summed_product
+from hylo.models.weights import PackedWeight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +45,7 @@ class Update:
 class Projection:
     """A linear layer as input to the fused kernels."""
 
-    weight: Tensor
+    weight: Tensor | PackedWeight
     """[O, I], frozen; may be a transposed view."""
     bias: Tensor | None = None
     """[O], frozen."""
@@ -55,12 +57,6 @@ def project(projections: Sequence[Projection], x: Tensor) -> tuple[Tensor, ...]:
     x = x.to(compute_dtype(x))
     parts = _Projected.apply([static(p) for p in projections], x.flatten(0, -2), *trained(projections, x))
     return tuple(part.unflatten(0, x.shape[:-1]) for part in parts)
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Dtype for products of x: autocast's if it is enabled, else that of x."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 TRAINED = 4
@@ -84,7 +80,7 @@ def trained(projections: Sequence[Projection], x: Tensor) -> list[Tensor | None]
 class Static:
     """The part of a projection that gets no gradient."""
 
-    weight: Tensor
+    weight: Tensor | PackedWeight
     bias: Tensor | None
     scale: float
 

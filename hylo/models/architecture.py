@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hylo.models.weights import PackedWeight, dequantized, is_quantized
+
 _FINAL_NORMS = (
     "norm",
     "ln_f",
@@ -144,13 +146,22 @@ def model_context_length(model: PreTrainedModel) -> int | None:
 
 def layer_shape(layer: nn.Module) -> tuple[int, int]:
     """(in features, out features) of a Linear or Conv1D layer."""
+    if isinstance(layer, nn.Linear):  # a quantized weight has another shape
+        return layer.in_features, layer.out_features
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return (weight.shape[0], weight.shape[1]) if isinstance(layer, Conv1D) else (weight.shape[1], weight.shape[0])
 
 
 def weight_OI(layer: nn.Module) -> Tensor:
-    """The weight as [out, in], which Conv1D stores transposed."""
+    """The weight as [out, in], which Conv1D stores transposed. A quantized one is dequantized, into a new tensor."""
+    if is_quantized(layer):
+        return dequantized(layer)
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def frozen_weight(layer: nn.Module) -> Tensor | PackedWeight:
+    """The weight as [out, in] for products that compute no gradient of it."""
+    return PackedWeight(layer) if is_quantized(layer) else weight_OI(layer).detach()

@@ -27,6 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 from hylo.core.cache import file_hash, text_hash
 from hylo.core.errors import MissingDependency
 from hylo.models.rope import RopeScaling
+from hylo.models.weights import Dtype, Quantization, loading_options, use_dequantized
 
 LONGEST_REASON = 300
 """Characters of a library's message that are shown."""
@@ -45,6 +46,10 @@ class ModelConfig(ABC):
     """Short name for tables and folders."""
     rope: RopeScaling = field(default_factory=RopeScaling)
     """Scaling of rotary positions, for contexts beyond the model's own."""
+    dtype: Dtype = Dtype.float32
+    """Dtype of weights and hidden states: float32, bfloat16 or float16. What is trained is float32 in any case."""
+    quantization: Quantization = Quantization.none
+    """Storage of the linear layers' weights: none, int8 or nf4. Embeddings, norms and the output head keep `dtype`."""
 
     @abstractmethod
     def identity(self) -> str:
@@ -57,7 +62,7 @@ class ModelConfig(ABC):
 
     @abstractmethod
     def load(self) -> PreTrainedModel:
-        """The model with its weights in float32, in evaluation mode, on the CPU."""
+        """The model with its weights as `dtype` and `quantization` say, in evaluation mode, on the CPU."""
 
     @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -125,35 +130,38 @@ def config_from_folder(folder: Path, rope: RopeScaling) -> PretrainedConfig:
     return rope.applied(config)
 
 
-def skeleton_from_folder(folder: Path, rope: RopeScaling) -> PreTrainedModel:
+def skeleton_from_folder(folder: Path, settings: ModelConfig) -> PreTrainedModel:
     """The model of a local folder, on the meta device."""
-    config = config_from_folder(folder, rope)
+    config = config_from_folder(folder, settings.rope)
     with _explained("config", folder):
         return skeleton_from_config(config)
 
 
-def load_folder(folder: Path, rope: RopeScaling) -> PreTrainedModel:
-    """The model of a local folder in float32. Only safetensors are read: no pickle, no code from the folder.
+def load_folder(folder: Path, settings: ModelConfig) -> PreTrainedModel:
+    """The model of a local folder, as the settings have it. Only safetensors are read: no pickle, no code from the
+    folder.
 
-    Weights stored in float32 are memory-mapped copy-on-write, so processes share their pages. Weights of other dtypes
-    are converted, and each process has its own copy.
+    Weights that are stored in this dtype are memory-mapped copy-on-write, so processes share their pages. Others are
+    converted, tensor by tensor, and each process has its own copy.
 
     Tensors that the model has no place for are named on standard error.
 
     Raises:
-        MissingDependency: the weights are missing, incomplete, not finite or unreadable.
+        MissingDependency: the weights are missing, incomplete, not finite or unreadable, or the library that quantizes
+            is not installed.
     """
     if not any(folder.glob("*.safetensors")):
         raise MissingDependency(
             f"{folder} holds no *.safetensors: not downloaded, or pickled; hylo does not load pickled weights. "
             f"Convert them once: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)"
         )
-    config = config_from_folder(folder, rope)
+    config = config_from_folder(folder, settings.rope)
+    options = loading_options(settings.dtype, settings.quantization)
     with _explained("weights", folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=torch.float32,
+            **options,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
@@ -177,6 +185,7 @@ def load_folder(folder: Path, rope: RopeScaling) -> PreTrainedModel:
             f"the weights in {folder} are not finite in {_listed(broken)}\n"
             f"    fix: copy or convert the checkpoint again; float16 cannot hold values beyond 65,504"
         )
+    use_dequantized(model)
     return model.eval()
 
 

@@ -32,10 +32,10 @@ class FolderModelConfig(ModelConfig):
         return folder_identity(self.path())
 
     def skeleton(self) -> PreTrainedModel:
-        return skeleton_from_folder(self.path(), self.rope)
+        return skeleton_from_folder(self.path(), self)
 
     def load(self) -> PreTrainedModel:
-        return load_folder(self.path(), self.rope)
+        return load_folder(self.path(), self)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return folder_tokenizer(self.path())

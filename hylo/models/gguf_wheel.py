@@ -48,10 +48,10 @@ class GgufWheelConfig(ModelConfig):
         return cached_folder(name, lambda draft: _convert(self.gguf(), draft))
 
     def skeleton(self) -> PreTrainedModel:
-        return skeleton_from_folder(self.converted(), self.rope)
+        return skeleton_from_folder(self.converted(), self)
 
     def load(self) -> PreTrainedModel:
-        return load_folder(self.converted(), self.rope)
+        return load_folder(self.converted(), self)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return folder_tokenizer(self.converted())

@@ -46,10 +46,10 @@ class HubModelConfig(ModelConfig):
         return f"{self.repo}@{self.snapshot(_DESCRIPTION).name}"
 
     def skeleton(self) -> PreTrainedModel:
-        return skeleton_from_folder(self.snapshot(_DESCRIPTION), self.rope)
+        return skeleton_from_folder(self.snapshot(_DESCRIPTION), self)
 
     def load(self) -> PreTrainedModel:
-        return load_folder(self.snapshot(_DESCRIPTION + _WEIGHTS), self.rope)
+        return load_folder(self.snapshot(_DESCRIPTION + _WEIGHTS), self)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return folder_tokenizer(self.snapshot(_DESCRIPTION))

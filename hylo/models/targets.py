@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hylo.models.architecture import decoder, decoder_layers, layer_shape
+from hylo.models.weights import is_quantized, scalars
 
 ALL_LINEAR = "all-linear"
 """Stands for every linear layer of the decoder except the output head, and those that score experts or branches."""
@@ -84,7 +85,7 @@ def linear_layers(model: PreTrainedModel, *, aside: bool = False) -> dict[str, n
         for path, module in model.named_modules()
         if module is not head
         and path.startswith(f"{prefix}." if prefix else "")
-        and (type(module) is Conv1D or _computes_linear(type(module)))
+        and (type(module) is Conv1D or is_quantized(module) or _computes_linear(type(module)))
         and (aside or not any(part in _ASIDE for part in path.split(".")))
     }
 
@@ -128,11 +129,11 @@ def coverage(model: PreTrainedModel, targets: Iterable[nn.Module]) -> Coverage |
     except ValueError:
         return None
     missed = [type(layer).__name__ for layer in layers if not any(id(module) in chosen for module in layer.modules())]
-    weights = sum(p.numel() for layer in layers for p in layer.parameters())
-    held = sum(p.numel() for layer in layers for m in layer.modules() if id(m) in chosen for p in m.parameters())
+    weights = sum(scalars(p) for layer in layers for p in layer.parameters())
+    held = sum(scalars(p) for layer in layers for m in layer.modules() if id(m) in chosen for p in m.parameters())
     experts = {module for layer in layers for name, module in layer.named_modules() if name.endswith("experts")}
     reached = any(id(module) in chosen for each in experts for module in each.modules())
-    in_experts = 0 if reached else sum(p.numel() for each in experts for p in each.parameters())
+    in_experts = 0 if reached else sum(scalars(p) for each in experts for p in each.parameters())
     return Coverage(len(layers), tuple(missed), held / weights, in_experts / weights)
 
 

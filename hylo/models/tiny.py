@@ -6,6 +6,8 @@ that a transposed weight or a swapped head count cannot go unnoticed.
 
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +25,8 @@ from transformers import (
 from hylo.core.cache import text_hash
 from hylo.core.registry import register
 from hylo.core.schema import bounded
-from hylo.models.base import ModelConfig, skeleton_from_config
+from hylo.models.base import ModelConfig, load_folder, skeleton_from_config
+from hylo.models.weights import Quantization
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -75,9 +78,16 @@ class TinyModelConfig(ModelConfig):
         return skeleton_from_config(self.config())
 
     def load(self) -> PreTrainedModel:
+        dense = self.quantization is Quantization.none
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.weights_seed)
-            return AutoModelForCausalLM.from_config(self.config(), dtype=torch.float32).eval()
+            config = self.config() if dense else self._unscaled()
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        if dense:
+            return model.to(self.dtype.torch)
+        with TemporaryDirectory() as folder:  # from where it is quantized, and its positions scaled, like any other
+            model.save_pretrained(folder)
+            return load_folder(Path(folder), self)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return byte_tokenizer()

@@ -8,7 +8,7 @@ from typing import Any
 
 from hylo.adapters.component import BuildContext, component_name
 from hylo.adapters.model import method_problems
-from hylo.core.devices import device_problems, process_count
+from hylo.core.devices import bfloat16_problems, device_problems, process_count
 from hylo.core.errors import ConfigError, problem
 from hylo.data.base import Split, data_problems
 from hylo.models.architecture import model_context_length
@@ -70,6 +70,8 @@ def check(cell: Cell, session: Session) -> None:
     context = BuildContext(skeleton, config.data.context_length, config.seed)
     problems = [*data_problems(config.data), *trainer_problems(config.trainer), *kernel_problems(config.trainer)]
     problems += device_problems(config.trainer.device)
+    for key, value in {"model.dtype": config.model.dtype, "trainer.precision": config.trainer.precision}.items():
+        problems += bfloat16_problems(key, config.trainer.device) if value.name == "bfloat16" else []
     problems += method_problems(config.components, context)
     problems += rope_problems(config.model.rope, skeleton, config.data.context_length)
     problems += packing_problems(config)

@@ -32,6 +32,7 @@ from hylo.evaluation.perplexity import Evaluation, evaluate
 from hylo.runs.attach import begin, first_batches, prepared
 from hylo.runs.cell import Cell
 from hylo.runs.fingerprint import fingerprint, probe_fingerprint
+from hylo.runs.out_of_memory import explained, release_memory
 from hylo.runs.reuse import copy_record, finished_run, probed
 from hylo.runs.shared import Session, weights_checksum
 from hylo.runs.store import (
@@ -70,12 +71,14 @@ def run_cell(cell: Cell, session: Session) -> RunRecord:
         done = finished_run(cell, run_fingerprint) if main else None
         if not agreed(done is not None, accelerator):
             result = new_result(cell, run_fingerprint, session)
-            with recording(cell, folder, result) if main else nullcontext():
+            whole = explained(cell.config, result, accelerator.device)
+            with recording(cell, folder, result) if main else nullcontext(), whole:
                 execute(cell, folder, result, session, accelerator)
         elif done:
             copy_record(done, folder, study=cell.group, cell=cell.name, seed=cell.config.seed)
         if main and not probed(cell, record := read_run(folder)):
-            ask_probe(cell, record, session, accelerator)
+            with explained(cell.config, record.result, accelerator.device):
+                ask_probe(cell, record, session, accelerator)
     accelerator.wait_for_everyone()  # until the first process has written the record
     return read_run(folder)
 
@@ -88,7 +91,8 @@ def run_or_report(cell: Cell, session: Session) -> RunRecord | None:
         print(f"{cell.name}: failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         if process_count() > 1:  # the other processes are waiting for this one in the middle of a step
             raise
-        return None
+    release_memory()
+    return None
 
 
 def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, accelerator: Accelerator) -> None:
@@ -114,6 +118,7 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
                 eval_windows=len(eval_windows),
                 processes=accelerator.num_processes,
             )
+            result["params"], result["training"] = model.parameter_counts(), memory.record()
             announce(label, model, findings, memory)
             size = evaluation_batch_size(model, config.trainer, config.data.context_length)
 
@@ -152,7 +157,6 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
             say(f"{label}: memory: peak {gib(peak)}, estimated {gib(memory.peak)}")
             result["audit"] = {"failed": audit.failed}
             result["contribution"] = contributions.section if contributions else {}
-            result["params"] = model.parameter_counts()
             result["metrics"] = evaluation.metrics()
             result["training"] = training | memory.beside(peak)
             result["environment"] = environment(accelerator)

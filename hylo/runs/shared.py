@@ -22,6 +22,7 @@ from hylo.data.tokens import bos_token, documents_identity, tokenize
 from hylo.data.windows import Windows, cut_windows, sample
 from hylo.evaluation.probes.base import Probe, ProbeConfig
 from hylo.models.base import ModelConfig
+from hylo.models.weights import LIBRARY, Dtype, Quantization, library_version, outlined
 
 T = TypeVar("T")
 
@@ -34,11 +35,15 @@ class Session:
 
     def identity(self, model: ModelConfig) -> str:
         """Hash of everything that determines the base model's outputs."""
-        return self.once("identity", model, make=lambda: model.identity() + model.rope.mark())
+        return self.once("identity", model, make=lambda: f"{model.identity()}{model.rope.mark()}{held_as(model)}")
 
     def skeleton(self, model: ModelConfig) -> PreTrainedModel:
         """The base model on the meta device."""
-        return self.once("skeleton", model, make=model.skeleton)
+
+        def make() -> PreTrainedModel:
+            return outlined(model.skeleton(), model.dtype, model.quantization)
+
+        return self.once("skeleton", model, make=make)
 
     def tokenizer(self, model: ModelConfig) -> PreTrainedTokenizerBase:
         """The base model's tokenizer."""
@@ -156,6 +161,14 @@ class Session:
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
+
+
+def held_as(model: ModelConfig) -> str:
+    """The part of a model's identity that says how its weights are held; empty for float32, as in older records."""
+    parts = [] if model.dtype is Dtype.float32 else [model.dtype.name]
+    if model.quantization is not Quantization.none:
+        parts += [model.quantization.name, f"{LIBRARY} {library_version()}"]
+    return "".join(f", {part}" for part in parts)
 
 
 def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -10,6 +10,7 @@ of layers and loss. Own design; the record holds the estimate next to the measur
 
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -38,9 +39,13 @@ class MemoryEstimate:
     def peak(self) -> int:
         return self.resident + self.activations + self.workspace + self.trained
 
+    def record(self) -> dict[str, int]:
+        """The estimate's entry of the record's `training` section."""
+        return {"estimated_peak_memory_bytes": self.peak}
+
     def beside(self, measured: int) -> dict[str, int]:
         """The memory entries of the record's `training` section."""
-        return {"peak_memory_bytes": measured, "estimated_peak_memory_bytes": self.peak}
+        return {"peak_memory_bytes": measured} | self.record()
 
     def __str__(self) -> str:
         parts = {"resident": self.resident, "activations": self.activations, "workspace": self.workspace}
@@ -102,6 +107,13 @@ def kept_bytes_per_token(model: AdaptedModel, ids: Tensor) -> float:
         for module, training in modes.items():
             module.training = training
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / ids.numel()
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Free memory of a device; None: unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available if device.type == "cpu" else None
 
 
 def gib(size: float) -> str:

@@ -142,7 +142,9 @@ class LearnableLandmark(MixtureLandmark):
         return {"boundaries (tokens)": self.beta.detach() * self.max_position}
 
     def position_logits(self) -> Tensor:
-        return self.bucket_weights(self.positions.current) @ self.P
+        weights = self.bucket_weights(self.positions.current)
+        with torch.autocast(self.P.device.type, enabled=False):  # as precise as the lookup of fixed buckets
+            return weights @ self.P
 
     def bucket_weights(self, positions: Tensor) -> Tensor:
         """Bucket weights for positions of shape [...]: [..., N], rows sum to one.

@@ -30,9 +30,12 @@ from hylo.adapters.peft.library import (
 )
 from hylo.adapters.peft.start import TakenPart, check_ranks, copied_layers, start_of
 from hylo.adapters.start import KeepsStart
+from hylo.models.weights import is_quantized, update_refusal, without_values
 
 ADAPTER = "default"
 """The library's name for the adapter; not part of saved tensor names."""
+DORA = "use_dora"
+"""The setting that adds magnitudes to LORA."""
 LIBRARY_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError, AssertionError)
 """Errors that the library raises for settings it cannot apply to a model."""
 
@@ -59,6 +62,8 @@ def make_layers(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel) 
         ValueError, TypeError, ...: the library cannot apply the settings to this model, or would change more of it than
             layers (LIBRARY_ERRORS).
     """
+    if model.device.type == "meta" and any(is_quantized(module) for module in model.modules()):
+        kwargs = kwargs | {DORA: False} if kwargs.get(DORA) else kwargs  # its norms would need packed values
     if not takes_from_weights(peft_type, kwargs):
         layers = _make(peft_type, kwargs, model)
         if takes_from_inputs(peft_type, kwargs):
@@ -97,7 +102,7 @@ def _make(peft_type: str, kwargs: dict[str, Any], model: PreTrainedModel) -> Lay
 
 def outline(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a model on the meta device: everything but the values."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
+    memo: dict[int, Any] = {id(parameter): without_values(parameter) for parameter in model.parameters()}
     return copy.deepcopy(model, memo | {id(buffer): buffer.to("meta") for buffer in model.buffers()})
 
 
@@ -258,12 +263,14 @@ class LayerTuning(KeepsStart):
 
         for path, layer in self.layers.items():
             path = path.replace(SEPARATOR, ".")
+            base: Any = self._originals.get(path, layer)
+            if is_quantized(base):
+                return update_refusal(path, base)
             if not isinstance(layer, Linear) or (layer.lora_variant and not layer.use_dora[ADAPTER]):
                 return super().merge_refusal()
-            base: Any = layer.get_base_layer()
-            if base.weight.dtype.itemsize < 4:
-                dtype = base.weight.dtype
-                return f"the weight of {path} is {dtype}, which would round the update; convert the model with .float()"
+            base = layer.get_base_layer()
+            if reason := update_refusal(path, base):
+                return reason
             if layer.lora_bias[ADAPTER] and base.bias is None:
                 return f"{path} has no bias that the update's bias could be added to"
             if isinstance(base, LinearView) and layer.use_dora[ADAPTER]:

@@ -28,11 +28,18 @@ from hylo.adapters.component import AtStart, BuildContext, Component, ComponentC
 from hylo.adapters.peft.counts import closed_formula
 from hylo.adapters.peft.eva import input_directions
 from hylo.adapters.peft.layers import LIBRARY_ERRORS, LayerTuning, make_layers, needs_weights, outline
-from hylo.adapters.peft.library import learns_prompts, setting_problems, takes_from_inputs, takes_from_weights
+from hylo.adapters.peft.library import (
+    START_KEY,
+    learns_prompts,
+    setting_problems,
+    takes_from_inputs,
+    takes_from_weights,
+)
 from hylo.adapters.peft.prompts import VirtualTokens, make_encoder
 from hylo.core.errors import problem
 from hylo.core.registry import register
 from hylo.models.architecture import model_context_length
+from hylo.models.weights import is_quantized
 
 _APART = {"C3A", "CARTRIDGE", "FOURIERFT", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "VBLORA"}
 _NEAR = {"DEFT", "FROD", "HRA", "OSF", "UNILORA"}
@@ -72,6 +79,9 @@ class PeftConfig(ComponentConfig):
         wrong = list(setting_problems(key, self.peft_type, self.kwargs))
         if not wrong and learns_prompts(self.peft_type):
             wrong = list(prefix_problems(f"{key}.peft_type", self.peft_type, context.model))
+        if not wrong and self.starts_from_weights and any(map(is_quantized, context.model.modules())):
+            allowed = "only on weights that are not quantized: a part of them is moved into A and B"
+            wrong = [problem(f"{key}.kwargs.{START_KEY}", self.kwargs[START_KEY], allowed, "model.quantization=none")]
         if not wrong:
             wrong = list(self._trial(key, context))
         yield from wrong
