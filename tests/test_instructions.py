@@ -86,7 +86,7 @@ def write_oasst(repo: Path) -> None:
         ]
         if tree % 2:
             rows.append(row(tree, "d", "c", "assistant", "then this"))
-    table = pd.DataFrame(rows)
+    table: Any = pd.DataFrame(rows)
     half = table["message_tree_id"].str.split("-").str[0].astype(int) < 60
     write_parquet(repo / "data", {"train": table[half], "validation": table[~half]}, shards=2)
 
