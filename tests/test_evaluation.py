@@ -34,7 +34,8 @@ def random_windows(count: int, length: int = LENGTH) -> Windows:
     rng = np.random.default_rng(3)
     ids, sizes = rng.integers(0, 257, (count, length)), rng.integers(0, 5, (count, length - 1))
     first = np.arange(count) * length
-    return Windows(ids.astype(np.int32), sizes, np.full(count, "document", dtype=object), first, np.full(count, length))
+    places = np.full(count, "document", dtype=object), first, np.full(count, length)
+    return Windows(ids.astype(np.int32), sizes, *places, words=sizes % 2)
 
 
 def sharp(architecture: TinyArchitecture) -> PreTrainedModel:
@@ -247,6 +248,7 @@ def test_metrics_of_real_losses(model: AdaptedModel, accelerator: Accelerator):
         "mean_window_ppl": np.mean([math.exp(row.mean()) for row in nll]),
         "nll_nats_per_token": nll.mean(),
         "bits_per_byte": nll.sum() / math.log(2) / windows.bytes.sum(),
+        "word_ppl": math.exp(nll.sum() / (windows.bytes % 2).sum()),
         "eval_tokens": 5 * (LENGTH - 1),
     }
     assert metrics == pytest.approx(expected, rel=1e-5)

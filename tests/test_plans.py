@@ -9,7 +9,7 @@ import pytest
 from launch import ROOT, composed, train
 
 import hylo.core.cache
-import hylo.launch.local
+import hylo.launch.jobs
 import hylo.studies.spec
 import hylo.training.loop
 from hylo.core.errors import ConfigError
@@ -29,7 +29,7 @@ def test_a_sweep_runs_what_was_planned_whatever_is_edited_meanwhile(
     shutil.copytree(ROOT / "conf", conf)
     (tmp_path / "train.py").write_text((ROOT / "train.py").read_text())
     method = conf / "method" / "rslora.yaml"
-    own = hylo.launch.local.run_or_report
+    own = hylo.launch.jobs.run_or_report
 
     def edits(cell: Cell, session: Session) -> Any:
         text = method.read_text()
@@ -37,7 +37,7 @@ def test_a_sweep_runs_what_was_planned_whatever_is_edited_meanwhile(
             method.write_text(text.replace("low_rank:\n", "low_rank:\n  rank: 3\n"))
         return own(cell, session)
 
-    monkeypatch.setattr(hylo.launch.local, "run_or_report", edits)
+    monkeypatch.setattr(hylo.launch.jobs, "run_or_report", edits)
     arguments = ["-m", *tiny, "method=lora,rslora", "workers=1", f"outputs={tmp_path / 'o'}"]
     monkeypatch.setattr("launch.ROOT", tmp_path)
     assert train(*arguments) == 0
