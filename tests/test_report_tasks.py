@@ -178,4 +178,7 @@ def test_metrics_of_any_kind_are_read() -> None:
     assert section["left_out"] == ["brier_score, strict-match", "brier_score"]
     assert section["metrics"]["exact_match"] == {"items": 2, "value": 0.5, "standard_error": 0.5}
     assert found.table()[["item", "value"]].to_numpy().tolist() == [[0, 0.0], [1, 1.0], [0, 0.0], [1, 1.0], [0, 0.25]]
+    alone = item_scores({"cola": [samples[0] | {"metrics": ["brier_score"]}]}, {})
+    assert alone.section()["cola"]["metrics"] == {}
+    assert [line.partition(":")[0] for line in alone.said()] == ["cola"]
     assert "gsm: left out, because an item has no number of its own" in found.said()[-1]

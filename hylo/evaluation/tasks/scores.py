@@ -45,11 +45,15 @@ class ItemScores:
         error as lm-eval computes it, from the items of this run alone."""
         table: Any = self.table()
         found: dict[str, dict[str, Any]] = {}
-        for task, own in table.groupby("task"):
-            metrics = {metric: _summary(rows) for metric, rows in own.groupby("metric")}
-            lower = sorted(metric for metric, higher in self.higher_is_better[task].items() if not higher)
-            left_out = self.left_out.get(task, [])
-            found[task] = {"main": self.main[task], "metrics": metrics, "lower_is_better": lower, "left_out": left_out}
+        for task in sorted({*self.main, *self.left_out}):
+            own = table[table["task"] == task]
+            better, left_out = self.higher_is_better.get(task, {}), self.left_out.get(task, [])
+            found[task] = {
+                "main": self.main.get(task),
+                "metrics": {metric: _summary(rows) for metric, rows in own.groupby("metric")},
+                "lower_is_better": sorted(metric for metric, higher in better.items() if not higher),
+                "left_out": left_out,
+            }
         return found
 
     def said(self) -> list[str]:
@@ -57,7 +61,8 @@ class ItemScores:
         lines = []
         for task, about in self.section().items():
             shown = (f"{metric} {found['value']:.4f}" for metric, found in about["metrics"].items())
-            lines.append(f"{task}: {', '.join(shown)} ({about['metrics'][about['main']]['items']} items)")
+            if about["main"]:
+                lines.append(f"{task}: {', '.join(shown)} ({about['metrics'][about['main']]['items']} items)")
         for task, metrics in self.left_out.items():
             lines.append(f"{task}: left out, because an item has no number of its own: {', '.join(metrics)}")
         return lines
