@@ -27,7 +27,8 @@ def angles(rope: RopeScaling, length: int, longest: int = L) -> tuple[list[float
     """Angle per position of each pair, as the model computes them for a text of this length, and what queries and keys
     are multiplied by."""
     config: Any = LlamaConfig(hidden_size=2 * D, num_attention_heads=2, max_position_embeddings=longest)
-    embedding = LlamaRotaryEmbedding(rope.applied(config))
+    rope.applied(config)
+    embedding = LlamaRotaryEmbedding(config)
     embedding(torch.zeros(1), torch.arange(length)[None])
     return embedding.inv_freq.double().tolist(), embedding.attention_scaling
 

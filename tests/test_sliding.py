@@ -92,8 +92,8 @@ def test_perplexity_against_a_loop_over_tokens(family: str):
 def test_position_groups_keep_their_places():
     """Predictions that do not count leave their groups empty instead of shifting the others."""
     nll, sizes = np.arange(40.0).reshape(2, 20), np.ones((2, 20), dtype=int)
-    whole = position_sums(nll, sizes, BINS, "bin", words=sizes)
-    late = position_sums(nll, sizes, BINS, "bin", skipped=np.array([0, 13]), words=2 * sizes)
+    whole: Any = position_sums(nll, sizes, BINS, "bin", words=sizes)
+    late: Any = position_sums(nll, sizes, BINS, "bin", skipped=np.array([0, 13]), words=2 * sizes)
     pd.testing.assert_frame_equal(late[:BINS].drop(columns="words"), whole[:BINS].drop(columns="words"))
     assert late["tokens"][BINS:].tolist() == [0] * 6 + [1] + [2] * 3
     assert late["words"][BINS:].tolist() == [0] * 6 + [2] + [4] * 3
@@ -124,7 +124,7 @@ def test_a_run_with_sliding_windows(tiny: tuple[str, ...], tmp_path: Any):
     assert {run.result["data"]["stride"] for run in runs} == {8}
     for run in runs:
         assert set(run.windows["context"]) <= {1, 24}
-        counts = run.eval.groupby("window")[["tokens", "words"]].sum()
+        counts: Any = run.eval.groupby("window")[["tokens", "words"]].sum()
         assert counts["tokens"].tolist() == (32 - run.windows["context"]).tolist()
         assert run.result["metrics"]["word_ppl"] > run.result["metrics"]["ppl"]
     folders = [path for path in (tmp_path / "runs").glob("lora*") if (path / "curve.jsonl").exists()]

@@ -133,12 +133,12 @@ def _shifted(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]
             return output
 
         heads, size = query.shape[1], _SIZES[module]
-        tensors = query, *(each.repeat_interleave(heads // each.shape[1], dim=1) for each in (key, value))
+        key, value = (each.repeat_interleave(heads // each.shape[1], dim=1) for each in (key, value))
         halves = []
         for chosen, first in ((slice(heads // 2), 0), (slice(heads // 2, heads), size - size // 2)):
             mask = attention_mask
             mask = mask[:, chosen] if mask is not None and mask.shape[1] == heads else mask
-            halves.append(_grouped(within, *(each[:, chosen] for each in tensors), mask, first, size))
+            halves.append(_grouped(within, query[:, chosen], key[:, chosen], value[:, chosen], mask, first, size))
         return torch.cat(halves, dim=2), None
 
     return attend

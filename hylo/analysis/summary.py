@@ -70,7 +70,7 @@ def summarize(study: StudyRecord) -> pd.DataFrame:
         raise RecordError(f"{study.folder / STUDY} does not name the base cell; run the study again to rewrite it")
     known: dict[tuple[Path, ...], stats.Interval] = {}
     rows = [_row(study, cell, reference, known) for cell, reference in compared(study)]
-    table = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
+    table: Any = pd.DataFrame(rows, columns=pd.Index(COLUMNS))
     kinds = {column: "Int64" if column in _COUNTS else "float64" for column in COLUMNS if column not in _TEXTS}
     table = table.astype(kinds).replace([np.inf, -np.inf], np.nan)
     unmeasured = [metric for metric in OTHERS if not metric.everywhere and table[metric.name].isna().all()]

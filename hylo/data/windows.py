@@ -8,6 +8,7 @@ window may hold several samples (hylo/data/packing.py).
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,8 +55,8 @@ class Windows:
 
     def take(self, index: np.ndarray) -> "Windows":
         """The windows at these indices, in this order."""
-        fields = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return Windows(*(None if values is None else values[index] for values in fields))
+        fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Windows(**{name: None if values is None else values[index] for name, values in fields.items()})
 
     def table(self) -> pd.DataFrame:
         """Columns window, document, first_token, length: enough to cut the same windows again. Windows that overlap

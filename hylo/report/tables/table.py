@@ -21,11 +21,10 @@ class Table:
     about: str = ""
     """A sentence or two above the table."""
     notes: Sequence[str] = ()
+    """Lines below the table, warnings among them (`hylo.report.tables.caption.warns`)."""
 
     def __post_init__(self) -> None:
         """Leave out optional columns that the frame does not have."""
         for name in ("columns", "brief"):
             shown = [each for each in getattr(self, name) if not each.optional or each.key in self.frame]
             object.__setattr__(self, name, shown)
-
-    """Lines below the table, warnings among them (`hylo.report.tables.caption.warns`)."""
