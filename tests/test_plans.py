@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from launch import ROOT, composed, train
 
-import hylo.launch.local
 import hylo.core.cache
+import hylo.launch.local
 import hylo.studies.spec
 import hylo.training.loop
 from hylo.core.errors import ConfigError
