@@ -68,3 +68,18 @@ def test_spread() -> None:
     assert spread([3.0]) is None
     assert spread([1.0, 2.0, 3.0]) == pytest.approx(0.5)
     assert spread([1.0, 2.0, 3.0, 4.0, 100.0]) == pytest.approx((4 - 2) / 2 / 3)
+
+
+@pytest.mark.slow  # four processes that import torch or matplotlib
+def test_the_costs_of_many_cells(tmp_path: Path) -> None:
+    """Small, but the whole way: a plan, records in the real format, both reports, rows and page."""
+    command = [sys.executable, "-m", "benchmarks.scale", "--cells", "10", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {
+        (row["work"], row["metric"]): row["hylo"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]
+    }
+    works = ["plan of 10 cells", "report of 10 records", "report of 10 records, 5 seeds per cell, 1 contrasts"]
+    assert list(dict.fromkeys(work for work, _ in rows)) == works
+    assert all(rows[work, metric] > 0 for work in works for metric in ("cpu_seconds", "peak_bytes"))
+    assert "## Many cells" in (tmp_path / "results.md").read_text()

@@ -179,3 +179,26 @@ def test_params_per_pct(arguments: tuple[int, float, float, float], expected: fl
 def test_params_per_pct_refuses_what_is_no_interval(arguments: tuple[int, float, float, float]):
     with pytest.raises(ValueError, match="not an interval"):
         stats.params_per_pct(*arguments)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.parametrize(("windows", "resamples"), [(2, 500), (32, 5_000), (255, 1_000)])
+def test_the_bootstrap_is_that_of_scipy(windows: int, resamples: int, equal: bool):
+    """Ours draws the same windows and computes nothing else; several batches and unequal lengths included."""
+    rng = np.random.default_rng(windows)
+    sums = rng.normal(size=windows)
+    tokens = np.full(windows, 255.0) if equal else rng.integers(16, 255, windows).astype(float)
+    ours, theirs = np.random.default_rng(1), np.random.default_rng(1)
+    expected = scipy_stats.bootstrap(
+        (sums, tokens),
+        lambda s, t, axis: s.sum(axis) / t.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=resamples,
+        confidence_level=0.9,
+        rng=theirs,
+    ).confidence_interval
+    found = stats.window_bootstrap(sums, tokens, ours, level=0.9, resamples=resamples)
+    assert [found.low, found.high] == pytest.approx([expected.low, expected.high], rel=1e-12)
+    assert ours.bit_generator.state == theirs.bit_generator.state

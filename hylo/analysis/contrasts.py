@@ -161,6 +161,15 @@ def threshold_of(study: StudyRecord, claim: dict[str, Any], metric: Metric) -> f
 
 
 def _contrast_row(study: StudyRecord, contrast: dict[str, Any], metric: Metric) -> dict[str, Any] | None:
+    """A contrast in a metric, computed once for all tables; None if its cells have no pair of complete runs."""
+    key = (*(contrast[name] for name in ("cell", "reference", "component", "comparison")), metric.name)
+    if key not in study.contrast_rows:
+        study.contrast_rows[key] = _computed_row(study, contrast, metric)
+    row = study.contrast_rows[key]
+    return dict(row) if row else None
+
+
+def _computed_row(study: StudyRecord, contrast: dict[str, Any], metric: Metric) -> dict[str, Any] | None:
     cell, reference = contrast["cell"], contrast["reference"]
     found = _difference(study, cell, reference, metric)
     if found is None:

@@ -202,6 +202,11 @@ class StudyRecord:
     unread: dict[str, list[str]] = field(default_factory=dict)
     """Cells with runs whose record is missing or damaged: a line with the reason for each of these runs."""
 
+    @cached_property
+    def contrast_rows(self) -> dict[tuple[Any, ...], dict[str, Any] | None]:
+        """Contrasts that were computed from this study: filled by hylo/analysis/contrasts.py."""
+        return {}
+
     @property
     def name(self) -> str:
         return self.manifest["study"]
