@@ -52,13 +52,9 @@ def without_dropout(architecture: str, **changes: Any) -> PreTrainedModel:
         config.update(changes)
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
-    module: Any
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            vars(module).pop("attention_dropout", None)
-            module.attention_dropout = 0.0
     return model
 
 

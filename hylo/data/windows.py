@@ -56,7 +56,7 @@ class Windows:
     def take(self, index: np.ndarray) -> "Windows":
         """The windows at these indices, in this order."""
         fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Windows(**{name: None if values is None else values[index] for name, values in fields.items()})
+        return dataclasses.replace(self, **{name: each[index] for name, each in fields.items() if each is not None})
 
     def table(self) -> pd.DataFrame:
         """Columns window, document, first_token, length: enough to cut the same windows again. Windows that overlap
