@@ -12,7 +12,7 @@ from hylo.analysis.summary import summarize
 from hylo.core.files import write_json
 from hylo.report.figures.learning_rates import learning_rate_figure
 from hylo.report.render.hover import svg
-from hylo.runs.store import StudyRecord, read_study
+from hylo.runs.store import StudyRecord, read_run, read_study
 
 OLD = {
     "cell": "low", "key": "trainer.learning_rate", "chosen": 0.004, "at_an_end_of_the_grid": False,
@@ -79,4 +79,4 @@ def test_the_rate_of_a_run_names_multipliers(tmp_path: Path) -> None:
         "trainer: {learning_rate: 0.004}\n"
         "method: {low_rank: {learning_rate_multiplier: 1.0}, landmark: {learning_rate_multiplier: 8.0}, gate: null}\n"
     )
-    assert rate_of(run) == "0.004, landmark x8"
+    assert rate_of(read_run(run.folder)) == "0.004, landmark x8"

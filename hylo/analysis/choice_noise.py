@@ -17,7 +17,11 @@ def choice_variance(study: StudyRecord, *cells: str) -> float:
     nothing else.
     """
     chosen = choices(study)
-    return sum(_of_cell(study, chosen[cell]) for cell in cells if cell in chosen)
+    return sum(
+        study.once("choice variance", cell, make=lambda cell=cell: _of_cell(study, chosen[cell]))
+        for cell in cells
+        if cell in chosen
+    )
 
 
 def _of_cell(study: StudyRecord, choice: dict[str, Any]) -> float:

@@ -162,10 +162,8 @@ def threshold_of(study: StudyRecord, claim: dict[str, Any], metric: Metric) -> f
 
 def _contrast_row(study: StudyRecord, contrast: dict[str, Any], metric: Metric) -> dict[str, Any] | None:
     """A contrast in a metric, computed once for all tables; None if its cells have no pair of complete runs."""
-    key = (*(contrast[name] for name in ("cell", "reference", "component", "comparison")), metric.name)
-    if key not in study.contrast_rows:
-        study.contrast_rows[key] = _computed_row(study, contrast, metric)
-    row = study.contrast_rows[key]
+    key = (contrast[name] for name in ("cell", "reference", "component", "comparison"))
+    row = study.once("contrast", *key, metric.name, make=lambda: _computed_row(study, contrast, metric))
     return dict(row) if row else None
 
 

@@ -16,7 +16,10 @@ def choices(study: StudyRecord) -> dict[str, dict[str, Any]]:
 
     Manifests older than the grid search over several keys hold a grid of one key and one seed.
     """
-    return {note["cell"]: note if "keys" in note else _of_a_grid(note) for note in study.manifest.get("tuning", [])}
+    notes = study.manifest.get("tuning", [])
+    return study.once(
+        "choices", make=lambda: {note["cell"]: note if "keys" in note else _of_a_grid(note) for note in notes}
+    )
 
 
 def choice_table(study: StudyRecord) -> pd.DataFrame:

@@ -29,10 +29,11 @@ The names in these files are a contract: reports, notebooks and other tools read
 """
 
 import json
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -44,6 +45,8 @@ from hylo.core.files import write_json, write_table
 from hylo.core.sums import SUMS, damaged_files, remove_sums, write_sums
 from hylo.runs.earlier import current_manifest, current_result
 from hylo.training.logs import CURVE, TRAJECTORY
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 2
 RUNNING, COMPLETE, FAILED, INTERRUPTED = "running", "complete", "failed", "interrupted"
@@ -202,9 +205,14 @@ class StudyRecord:
     unread: dict[str, list[str]] = field(default_factory=dict)
     """Cells with runs whose record is missing or damaged: a line with the reason for each of these runs."""
 
+    def once(self, *key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns, computed once for this study and key: several tables and figures need it."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
     @cached_property
-    def contrast_rows(self) -> dict[tuple[Any, ...], dict[str, Any] | None]:
-        """Contrasts that were computed from this study: filled by hylo/analysis/contrasts.py."""
+    def _kept(self) -> dict[tuple[Hashable, ...], Any]:
         return {}
 
     @property
