@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters import assert_same_state, logits, method, perturbed, snapshot, tiny, tokens
+from adapters import adapt, assert_same_state, logits, method, perturbed, snapshot, tiny, tokens
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -20,6 +20,7 @@ from hylo.models.targets import linear_layers
 from hylo.models.tiny import TinyArchitecture, TinyModelConfig
 from hylo.models.weights import Dtype, Quantization, dequantized, scalars, uses_dequantized
 from hylo.runs.shared import Session, weights_checksum
+from hylo.training.memory import dequantized_bytes, kept_bytes_per_token
 
 ARCHITECTURES = ["llama", "qwen2", "gpt2"]
 """Tied weights; an untied head, and biases; Conv1D."""
@@ -40,7 +41,8 @@ def loaded(base: PreTrainedModel, folder: Path, quantization: Quantization, **op
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    return float((one.float() - other.float()).square().mean().sqrt() / other.float().std())
+    one, other = one.detach().float(), other.detach().float()
+    return float((one - other).square().mean().sqrt() / other.std())
 
 
 # --- what is loaded ---
@@ -80,7 +82,8 @@ def test_linear_layers_are_quantized_and_nothing_else(
     assert sum(scalars(p) for p in model.parameters()) == sum(p.numel() for p in base.parameters())
     head: Any = model.get_output_embeddings()
     tied: Any = model.get_input_embeddings()
-    assert type(head) is nn.Linear and (head.weight is tied.weight) == base.config.tie_word_embeddings
+    assert type(head) is nn.Linear
+    assert (head.weight is tied.weight) == base.config.tie_word_embeddings
 
 
 @pytest.mark.parametrize("quantization", QUANTIZED)
@@ -99,13 +102,13 @@ def test_weights_against_their_definition(quantization: Quantization, tmp_path: 
     else:
         step = W_OI.half().float().abs().amax(dim=1, keepdim=True) / 127
         expected = (found_OI / step).round() * step
-        assert float(((found_OI - W_OI).abs() / step).max()) < 0.51, "not the nearest level, up to float16"
+        assert float(((found_OI - W_OI).abs() / step).max()) < 0.57, "not the nearest level, up to 127 / 2^11 of a step"
     assert torch.allclose(found_OI, expected, atol=1e-6 * float(W_OI.abs().max()))
     assert 0 < float((found_OI - W_OI).norm() / W_OI.norm()) < (0.12 if quantization is Quantization.nf4 else 0.02)
 
 
 @pytest.mark.parametrize("quantization", QUANTIZED)
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_the_model_computes_with_the_dequantized_weights(
     architecture: str, quantization: Quantization, tmp_path: Path, library: Any
 ):
@@ -124,11 +127,12 @@ def test_the_model_computes_with_the_dequantized_weights(
         x = start.clone().requires_grad_()
         output = each(inputs_embeds=x).logits
         output.float().square().sum().backward()
-        assert distance(each.eval()(inputs_embeds=start).logits, output) < 1e-6 or architecture == "gpt2"  # dropout
-        found.append((each.eval()(inputs_embeds=start).logits, x.grad))
-    assert distance(found[0][0], found[1][0]) < 1e-6
-    if architecture == "llama":
-        assert distance(*(gradient for _, gradient in found)) < 1e-6  # pyright: ignore[reportArgumentType]
+        evaluated = each.eval()(inputs_embeds=start).logits
+        assert distance(evaluated, output) < 1e-6
+        assert x.grad is not None
+        found.append((evaluated, x.grad))
+    for ours, expected in zip(*found, strict=True):
+        assert distance(ours, expected) < 1e-6
 
 
 # --- adapters on quantized weights ---
@@ -157,14 +161,24 @@ def test_methods_are_those_on_the_dequantized_weights(
     assert torch.allclose(*losses, rtol=1e-5)
     expected = plain.adapter_state_dict()
     for key, tensor in quantized.adapter_state_dict().items():
-        assert torch.allclose(
-            tensor.grad, expected[key].grad, rtol=1e-3, atol=1e-5 * float(expected[key].grad.abs().max())
-        ), key  # pyright: ignore
+        ours, theirs = tensor.grad, expected[key].grad
+        assert ours is not None
+        assert theirs is not None
+        assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max())), key
     with pytest.raises(MergeRefused, match=r"quantized.*without quantization"):
         quantized.merge()
     quantized.detach()
     assert_same_state(model, before)
     assert weights_checksum(model) == sums
+
+
+def test_the_memory_estimate_counts_a_dequantized_weight_and_keeps_none(tmp_path: Path, library: Any):
+    """What a pass keeps for its backward pass is the same as without quantization: no dense weight is part of it."""
+    base = tiny("llama")
+    models = [adapt(each, method("dora")) for each in (base, loaded(base, tmp_path, Quantization.nf4))]
+    plain, quantized = (kept_bytes_per_token(model, tokens(1, 8)) for model in models)
+    assert quantized == plain
+    assert [dequantized_bytes(model) for model in models] == [0, 4 * 48 * 112]
 
 
 @pytest.mark.parametrize("quantization", QUANTIZED)
@@ -179,6 +193,7 @@ def test_a_flipped_bit_of_a_packed_weight_changes_the_checksums(
     assert changed == {"model.layers.1.mlp.up_proj.weight"}
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("quantization", QUANTIZED)
 @pytest.mark.parametrize("name", ["rslora", "dora"])
 def test_parity_with_peft_on_the_same_quantized_base(

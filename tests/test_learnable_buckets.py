@@ -99,18 +99,23 @@ def test_straight_through_gradient_is_the_soft_one() -> None:
     assert (gradients[0] != 0).all()
 
 
-def test_hard_from_the_fixed_start_is_the_design_with_fixed_buckets() -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_hard_from_the_fixed_start_is_the_design_with_fixed_buckets(autocast: bool) -> None:
+    """Under autocast too: a product with the rows of P in bfloat16 would be less precise than a lookup."""
     sizes: dict[str, Any] = {"num_landmarks": 3, "num_buckets": 8}
+    narrow = torch.autocast("cpu", torch.bfloat16, enabled=autocast)
     fixed = perturbed(BASE, {"landmark": PositionAdaptiveConfig(**sizes)})
     tensors = {name: tensor.detach().clone() for name, tensor in trained(fixed).items()}
-    expected = logits(fixed, IDS)
+    with narrow:
+        expected = logits(fixed, IDS)
     fixed.detach()
     for assignment in Assignment:
         model = adapt(BASE, {"landmark": LearnableConfig(**sizes, temperature=0.1, assignment=assignment)})
         with torch.no_grad():
             for name, tensor in tensors.items():
                 trained(model)[name].copy_(tensor)
-        assert torch.equal(logits(model, IDS), expected) == (assignment is Assignment.hard)
+        with narrow:
+            assert torch.equal(logits(model, IDS), expected) == (assignment is Assignment.hard)
         model.detach()
 
 

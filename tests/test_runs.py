@@ -19,6 +19,7 @@ from hylo.cli.main import SESSION
 from hylo.core.devices import accelerator_for
 from hylo.data.base import Split
 from hylo.evaluation.perplexity import evaluate
+from hylo.models.tiny import TinyModelConfig
 from hylo.runs.shared import weights_checksum
 from hylo.runs.store import AUDIT, COMPLETE, FAILED, SCHEMA_VERSION, RunRecord, read_study
 
@@ -159,6 +160,28 @@ def test_the_same_run_in_another_study_is_adopted(tiny: tuple[str, ...]) -> None
     assert lora is None, "the report of the last call names its own cells"
     assert mine.result["metrics"]["eval_tokens"] == 6 * 31
     assert mine.folder.name == f"mine-seed0-{mine.result['fingerprint']}"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quantization"),
+    [
+        ("bfloat16", "nf4"),
+        pytest.param("float32", "int8", marks=pytest.mark.slow),
+        pytest.param("bfloat16", "none", marks=pytest.mark.slow),
+        pytest.param("float16", "none", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_on_narrow_weights(dtype: str, quantization: str, tiny: tuple[str, ...]) -> None:
+    """Audited without a finding; the base weights end as they began, packed or not; counted as if they were not."""
+    if quantization != "none":
+        pytest.importorskip("bitsandbytes")
+    held = (f"model.dtype={dtype}", f"model.quantization={quantization}")
+    assert train(*tiny, "method=hylorada_dora", *held) == 0
+    records = [json.loads(path.read_text()) for path in Path("outputs/runs").glob("*/result.json")]
+    assert [record["audit"]["failed"] for record in records] == [[], []]
+    plain = TinyModelConfig(name="x").load().num_parameters()
+    assert {record["params"]["total"] - record["params"]["trainable"] for record in records} == {plain}
+    assert all(f", {dtype if quantization == 'none' else quantization}" in r["model"]["identity"] for r in records)
 
 
 @pytest.mark.slow

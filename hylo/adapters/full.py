@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from hylo.adapters.component import SEPARATOR, BuildContext, Component, ComponentConfig
 from hylo.core.errors import problem
 from hylo.core.registry import register
+from hylo.models.weights import is_quantized
 
 
 @register("component", "full")
@@ -25,9 +26,12 @@ class FullConfig(ComponentConfig):
     trains_base: ClassVar[bool] = True
 
     def problems(self, key: str, context: BuildContext) -> Iterator[str]:
-        if narrow := {p.dtype for p in context.model.parameters() if p.dtype.itemsize < 4}:
+        model, fix = context.model, "model.dtype=float32 model.quantization=none"
+        if any(map(is_quantized, model.modules())):
+            yield problem(key, "full", "only on weights that are not quantized, which cannot be trained", fix)
+        elif narrow := {p.dtype for p in model.parameters() if p.dtype.itemsize < 4}:
             allowed = f"only on float32 weights, not {narrow.pop()}: most steps are smaller than their spacing"
-            yield problem(key, "full", allowed, "model.dtype=float32 model.quantization=none")
+            yield problem(key, "full", allowed, fix)
 
     def build(self, context: BuildContext) -> "Full":
         return Full(context)

@@ -85,7 +85,7 @@ def outlined(skeleton: PreTrainedModel, dtype: Dtype, quantization: Quantization
     """A model on the meta device, with the layers and the dtype that it will have when loaded. Changes it in place."""
     torch.nn.Module.to(skeleton, dtype.torch)
     if quantization is not Quantization.none:
-        from transformers.quantizers import AutoHfQuantizer
+        from transformers.quantizers.auto import AutoHfQuantizer
 
         quantizer = AutoHfQuantizer.from_config(_settings(dtype, quantization), pre_quantized=False)
         quantizer.preprocess_model(skeleton, device_map=None)

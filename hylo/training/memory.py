@@ -8,6 +8,7 @@ checkpointing only the layers' inputs are kept, and one layer at a time is recom
 of layers and loss. Own design; the record holds the estimate next to the measured peak.
 """
 
+import math
 from dataclasses import dataclass
 
 import psutil
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from hylo.adapters.model import AdaptedModel
 from hylo.core.devices import resident_bytes
-from hylo.models.architecture import hidden_size, layer_count
+from hylo.models.architecture import hidden_size, layer_count, layer_shape
 from hylo.models.memory import forward_bytes_per_token
+from hylo.models.targets import linear_layers
+from hylo.models.weights import is_quantized
 from hylo.training.config import TrainerConfig
 from hylo.training.optimizers.base import FLOAT
 
@@ -61,8 +64,9 @@ def estimate(
     trained = sum(tensor.numel() for tensor in model.adapter_state_dict().values())
     evaluated = min(evaluation_batch_size(model, config, length), eval_windows)
     evaluated *= length * evaluation_bytes_per_token(model)
+    dense = dequantized_bytes(model)
     if not trained:
-        return MemoryEstimate(resident=resident_bytes(), activations=0, workspace=evaluated, trained=0)
+        return MemoryEstimate(resident=resident_bytes(), activations=0, workspace=evaluated + dense, trained=0)
     tokens = -(-config.batch_size // processes) * length
     kept, layers = kept_bytes_per_token(model, probe[:1]), layer_count(model.base)
     if config.gradient_checkpointing:
@@ -70,7 +74,7 @@ def estimate(
     return MemoryEstimate(
         resident=resident_bytes(),
         activations=round(kept * tokens),
-        workspace=max(tokens * evaluation_bytes_per_token(model), evaluated),
+        workspace=max(tokens * evaluation_bytes_per_token(model), evaluated) + dense,
         trained=round(trained * (FLOAT + config.optimizer.state_bytes)),
     )
 
@@ -85,6 +89,12 @@ def evaluation_batch_size(model: AdaptedModel, config: TrainerConfig, length: in
 def evaluation_bytes_per_token(model: AdaptedModel) -> int:
     """Memory per token in a forward pass that saves nothing for a backward pass."""
     return forward_bytes_per_token(model.base, logits=not model.losses_without_logits)
+
+
+def dequantized_bytes(model: AdaptedModel) -> int:
+    """Memory of the largest quantized weight when it is dequantized, which one is at a time; 0 without any."""
+    layers = [layer for layer in linear_layers(model.base).values() if is_quantized(layer)]
+    return FLOAT * max((math.prod(layer_shape(layer)) for layer in layers), default=0)
 
 
 def kept_bytes_per_token(model: AdaptedModel, ids: Tensor) -> float:
