@@ -13,7 +13,8 @@ from launch import composed, train
 import hylo.training.loop
 from hylo.core.devices import Device, bfloat16_problems, device_problems
 from hylo.core.errors import ConfigError, MissingDependency
-from hylo.models.base import ModelConfig
+from hylo.models.base import ModelConfig, load_folder
+from hylo.models.tiny import TinyModelConfig
 from hylo.models.weights import Quantization
 from hylo.runs.cell import Cell, check
 from hylo.runs.out_of_memory import lower
@@ -79,6 +80,24 @@ def test_the_other_cells_of_a_sweep_run(
         "bitfit": "complete",
     }
     assert "OutOfMemory" in capsys.readouterr().out, "the report does not say why the cell failed"
+
+
+def test_memory_that_is_missing_while_weights_are_loaded(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """It is no fault of the folder, and no estimate is known yet."""
+
+    def allocate(*args: Any, **kwargs: Any) -> Any:
+        raise ERRORS["cpu"]()
+
+    monkeypatch.setattr("hylo.models.base.AutoModelForCausalLM.from_pretrained", allocate)
+    monkeypatch.setattr(TinyModelConfig, "load", lambda self: load_folder(tmp_path, self.dtype, self.quantization))
+    (tmp_path / "model.safetensors").touch()
+    config = composed(*tiny, "method=lora", f"outputs={tmp_path}")
+    assert run_or_report(Cell("runs", "x", config), Session()) is None
+    said = capsys.readouterr().err
+    assert "x: failed: OutOfMemory: the cpu ran out of memory" in said
+    assert "not yet estimated" in said
 
 
 def test_other_errors_keep_their_name(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hylo.core.devices import is_out_of_memory
 from hylo.kernels.linear_cross_entropy import linear_cross_entropy
 
 _CAUGHT = "_hylo_caught"
@@ -74,7 +75,9 @@ class OutputHead:
         ids = torch.arange(4, device=head.weight.device).unsqueeze(0)
         try:
             logits, h = model(input_ids=ids, use_cache=False).logits, self._input(input_ids=ids, use_cache=False)
-        except Exception as error:  # noqa: BLE001  a model that fails on so short a text may still do its work
+        except Exception as error:  # a model that fails on so short a text may still do its work
+            if is_out_of_memory(error):
+                raise
             return f"{name} fails on a text of four tokens ({type(error).__name__})"
         plain = F.linear(h, head.weight, head.bias).float()
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)

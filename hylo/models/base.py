@@ -25,6 +25,7 @@ from transformers import __version__ as transformers_version
 from transformers.utils.logging import disable_progress_bar
 
 from hylo.core.cache import file_hash, text_hash
+from hylo.core.devices import is_out_of_memory
 from hylo.core.errors import MissingDependency
 from hylo.models.rope import RopeScaling
 from hylo.models.weights import Dtype, Quantization, loading_options, use_dequantized
@@ -228,6 +229,8 @@ def _explained(part: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, StrictDataclassError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join((str(error) or type(error).__name__).split())[:LONGEST_REASON]
         raise MissingDependency(
             f"transformers {transformers_version} cannot read the {part} in {folder}: {reason}\n"
