@@ -194,11 +194,12 @@ def _write_sums(path: Path, nll: np.ndarray, sizes: np.ndarray, column: str, gro
             nll[window, member == group].sum(),
             int((member == group).sum()),
             sizes[window, member == group].sum(),
+            max(1, int((member == group).sum()) // 2),
         )
         for window in range(windows)
         for group in range(groups)
     ]
-    pd.DataFrame(rows, columns=pd.Index(["window", column, "nll_sum", "tokens", "bytes"])).to_parquet(path)
+    pd.DataFrame(rows, columns=pd.Index(["window", column, "nll_sum", "tokens", "bytes", "words"])).to_parquet(path)
 
 
 def row_of(table: pd.DataFrame, cell: str, reference: str) -> Any:

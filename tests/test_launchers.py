@@ -223,7 +223,7 @@ def test_the_status_of_a_run_tells_what_became_of_it(tmp_path: Path) -> None:
     shutil.copytree(run, folder)
     assert status_of(folder).state == "complete"
     record = json.loads((folder / RESULT).read_text())
-    record["config"] = {"method": {"low_rank": {}}, "trainer": {"steps": 60}}
+    record["config"] = {"method": {"low_rank": {"rank": 8}}, "trainer": {"steps": 60}}
     (folder / "sha256.json").unlink(missing_ok=True)
     (folder / "curve.jsonl").write_text('{"step": 1, "seconds": 2.0}\n{"step": 2, "seconds": 4.0}\n')
     (folder / RESULT).write_text(json.dumps(record | {"status": "running"}))

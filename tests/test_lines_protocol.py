@@ -261,7 +261,7 @@ def test_a_perplexity_too_large_for_a_number_is_null():
     assert metrics["mean_window_ppl"] is None
     assert metrics["ppl"] == pytest.approx(math.exp(400.5))
     nulls = {name for name, value in of(np.full((2, 30), 800.0), [30, 30]).metrics().items() if value is None}
-    assert nulls == {"ppl", "lim_ppl", "head_ppl", "tail_ppl", "mean_window_ppl"}
+    assert nulls == {"ppl", "lim_ppl", "head_ppl", "tail_ppl", "mean_window_ppl", "word_ppl"}
     json.dumps(metrics, allow_nan=False)
 
 

@@ -46,7 +46,7 @@ def test_the_record_of_a_run(tiny: tuple[str, ...]) -> None:
     )
     assert run.folder.name.endswith(f"-seed0-{result['fingerprint']}")
     assert set(result["metrics"]) == {
-        "ppl", "lim_ppl", "head_ppl", "tail_ppl", "mean_window_ppl", "nll_nats_per_token", "bits_per_byte",
+        "ppl", "lim_ppl", "head_ppl", "tail_ppl", "mean_window_ppl", "nll_nats_per_token", "bits_per_byte", "word_ppl",
         "eval_tokens",
     }  # fmt: skip
     assert set(result["training"]) == {
