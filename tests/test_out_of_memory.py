@@ -91,8 +91,9 @@ def test_memory_that_is_missing_while_weights_are_loaded(
         raise ERRORS["cpu"]()
 
     monkeypatch.setattr("hylo.models.base.AutoModelForCausalLM.from_pretrained", allocate)
-    monkeypatch.setattr(TinyModelConfig, "load", lambda self: load_folder(tmp_path, self.dtype, self.quantization))
+    monkeypatch.setattr(TinyModelConfig, "load", lambda self: load_folder(tmp_path, self))
     (tmp_path / "model.safetensors").touch()
+    TinyModelConfig(name="tiny").config().save_pretrained(tmp_path)
     config = composed(*tiny, "method=lora", f"outputs={tmp_path}")
     assert run_or_report(Cell("runs", "x", config), Session()) is None
     said = capsys.readouterr().err

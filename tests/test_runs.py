@@ -66,7 +66,7 @@ def test_the_record_of_a_run(tiny: tuple[str, ...]) -> None:
     assert set(params["by_component"]) == {"low_rank", "position_bias", "landmark"}
     assert params["trainable"] == sum(params["by_component"].values()) < params["total"]
 
-    assert list(run.eval.columns) == ["window", "bin", "nll_sum", "tokens", "bytes"]
+    assert list(run.eval.columns) == ["window", "bin", "nll_sum", "tokens", "bytes", "words"]
     assert list(run.windows.columns) == ["window", "document", "first_token", "length"]
     assert set(run.windows["length"]) == {32}
     nll, tokens, size = (float(run.eval[name].to_numpy().sum()) for name in ("nll_sum", "tokens", "bytes"))
