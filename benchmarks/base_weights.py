@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from hylo.cli.main import compose
-from hylo.models.base import load_folder
+from hylo.models.folder import FolderModelConfig
 from hylo.models.gguf_wheel import GgufWheelConfig
 from hylo.models.targets import linear_layers
 from hylo.models.weights import Dtype, Quantization
@@ -58,7 +58,8 @@ def load(kind: str, folder: Path) -> PreTrainedModel:
         options: dict[str, Any] = {"quantization_config": LIBRARIES[kind](), "device_map": {"": "cpu"}}
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
     dtype = Dtype[kind] if kind in Dtype.__members__ else Dtype.float32
-    return load_folder(folder, dtype, Quantization[kind] if kind in Quantization.__members__ else Quantization.none)
+    quantization = Quantization[kind] if kind in Quantization.__members__ else Quantization.none
+    return FolderModelConfig(name=kind, folder=str(folder), dtype=dtype, quantization=quantization).load()
 
 
 def linear_bytes(model: PreTrainedModel, paths: list[str]) -> int:

@@ -52,7 +52,8 @@ def test_products(dtype: torch.dtype, transposed: bool):
 
 def plain(projection: Projection, x: Tensor) -> Tensor:
     """The formula in the module's docstring, differentiated by torch's autograd."""
-    y, update = x @ projection.weight.T, projection.update
+    weight: Any = projection.weight
+    y, update = x @ weight.T, projection.update
     if update is not None:
         z = x @ update.A.T * update.scale
         z = z if update.gate is None else z * update.gate.unsqueeze(-1)
@@ -128,7 +129,8 @@ def test_no_gradient_is_formed_for_an_input_that_needs_none():
     y.sum().backward()
     assert own.update is not None
     assert own.update.A.grad is not None
-    assert own.weight.grad is None
+    weight: Any = own.weight
+    assert weight.grad is None
 
 
 @pytest.mark.parametrize("activation", [F.silu, F.gelu, F.relu, nn.Identity()])

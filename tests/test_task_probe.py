@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false  (lm-eval is an extra)
 """The task probe (lm-eval): answers, their scores, and what is refused. Tasks are files of a few rows."""
 
 import json

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false  (lm-eval is an extra)
 """A model with an adapter as lm-eval sees it.
 
 lm-eval's own class for models of transformers (HFLM) is not used: it pads batches without a mask, which a method that

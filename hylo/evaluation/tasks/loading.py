@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false  (lm-eval is an extra)
 """Tasks by name, with their questions: lm-eval's own, a task file of the user's, or one that ships with hylo.
 
     arc_easy                     one of lm-eval's tasks, tags or groups; its data come from the hub
