@@ -1,4 +1,5 @@
-# pyright: reportMissingImports=false  (lm-eval is an extra)
+# lm-eval is an extra
+# pyright: reportMissingImports=false
 """The task probe (lm-eval): answers, their scores, and what is refused. Tasks are files of a few rows."""
 
 import json

@@ -1,4 +1,5 @@
-# pyright: reportMissingImports=false  (lm-eval is an extra)
+# lm-eval is an extra
+# pyright: reportMissingImports=false
 """The task probe: any task of lm-eval, or a task file, with a score for every item.
 
 The score of a task is a mean over its items, so two models that answered the same items are compared item by item

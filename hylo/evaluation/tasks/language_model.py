@@ -1,4 +1,5 @@
-# pyright: reportMissingImports=false  (lm-eval is an extra)
+# lm-eval is an extra
+# pyright: reportMissingImports=false
 """A model with an adapter as lm-eval sees it.
 
 lm-eval's own class for models of transformers (HFLM) is not used: it pads batches without a mask, which a method that

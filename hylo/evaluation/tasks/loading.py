@@ -1,4 +1,5 @@
-# pyright: reportMissingImports=false  (lm-eval is an extra)
+# lm-eval is an extra
+# pyright: reportMissingImports=false
 """Tasks by name, with their questions: lm-eval's own, a task file of the user's, or one that ships with hylo.
 
     arc_easy                     one of lm-eval's tasks, tags or groups; its data come from the hub
