@@ -51,7 +51,7 @@ COMMANDS = sorted(
         command.partition(" #")[0].strip()
         for page in PAGES
         for pattern in (r"train\.py ([^`\n]*=[^`\n]*)", r"`(method=\w+ [^`]+)`")
-        for command in re.findall(pattern, page.read_text(), re.MULTILINE)
+        for command in re.findall(pattern, page.read_text().replace("\\\n   ", ""), re.MULTILINE)
     }
 )
 """Overrides of every command shown on a page."""
@@ -67,7 +67,7 @@ def test_commands_that_the_pages_show_can_run(command: str):
     """Composes each command and checks its method on a model; for sweeps, with the last value of each key."""
     overrides = [text for text in shlex.split(command) if text != "-m"]
     sweep = len(overrides) < len(shlex.split(command))
-    last = [re.sub(r"=.*,", "=", text) if sweep else text for text in overrides]
+    last = [re.sub(r"=[^\[]*,", "=", text) if sweep else text for text in overrides]
     config = composed(*last)
     assert list(method_problems(config.components, context("llama"))) == []
 
