@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from adapters import adapt, assert_same_state, logits, method, perturbed, snapshot, tiny, tokens
+from adapters import CONFIGS, adapt, assert_same_state, logits, method, perturbed, snapshot, tiny, tokens
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hylo.adapters.component import BuildContext
 from hylo.adapters.model import method_problems
@@ -87,11 +87,27 @@ def test_linear_layers_are_quantized_and_nothing_else(
 
 
 @pytest.mark.parametrize("quantization", QUANTIZED)
-def test_weights_against_their_definition(quantization: Quantization, tmp_path: Path, library: Any):
-    """In a slow loop: the nearest of 16 levels in each block of 64, or of 255 in each row."""
+def test_the_file_is_let_go(quantization: Quantization, tmp_path: Path, library: Any):
+    """Its pages would stay in memory beside the quantized weights."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no list of mapped files on this system")
+    kept = loaded(tiny("llama"), tmp_path, Quantization.none)
+    assert str(tmp_path) in maps.read_text(), "the test proves nothing"
+    del kept
+    model = loaded(tiny("llama"), tmp_path, quantization)
+    assert str(tmp_path) not in maps.read_text()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("layer", ["c_fc", "c_proj"])
+@pytest.mark.parametrize("quantization", QUANTIZED)
+def test_weights_against_their_definition(quantization: Quantization, layer: str, tmp_path: Path, library: Any):
+    """In a slow loop: the nearest of 16 levels in each block of 64, or of 255 in each row. Rows are no whole number of
+    blocks, or one that is."""
     base = tiny("gpt2")
     model = loaded(base, tmp_path, quantization)
-    path = "transformer.h.1.mlp.c_fc"
+    path = f"transformer.h.1.mlp.{layer}"
     W_OI, found_OI = weight_OI(base.get_submodule(path)).detach(), dequantized(model.get_submodule(path))
     if quantization is Quantization.nf4:
         levels = library.functional.get_4bit_type("nf4", device="cpu")
@@ -199,8 +215,15 @@ def test_a_flipped_bit_of_a_packed_weight_changes_the_checksums(
 def test_parity_with_peft_on_the_same_quantized_base(
     name: str, quantization: Quantization, tmp_path: Path, library: Any
 ):
-    """An exported adapter, loaded by peft with its own quantized layers, gives the same logits and gradients."""
-    base = loaded(tiny("llama"), tmp_path / "base", quantization)
+    """An exported adapter, loaded by peft with its own quantized layers, gives the same logits and gradients.
+
+    Rows are whole blocks here: of others the library takes the wrong blocks on CPUs with AVX-512.
+    """
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    config = type(CONFIGS["llama"])(**CONFIGS["llama"].to_dict() | sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = loaded(AutoModelForCausalLM.from_config(config), tmp_path / "base", quantization)
     model = perturbed(base, method(name, "method.low_rank.target_modules=[all-linear]"), fused=False)
     ids = tokens(2, 9)
     ours = logits(model, ids)
@@ -216,6 +239,26 @@ def test_parity_with_peft_on_the_same_quantized_base(
     nn.functional.cross_entropy(theirs.flatten(0, 1), ids.flatten(), reduction="sum").backward()
     norms = sorted(float(p.grad.norm()) for p in library_model.parameters() if p.grad is not None)
     assert norms == pytest.approx(sorted(float(each.norm()) for each in gradients), rel=1e-3)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_weight_that_the_library_reordered(nested: bool, library: Any):
+    """As its forward does in evaluation on CPUs with AVX-512 bfloat16: the same weight to the rounding of bfloat16."""
+    from bitsandbytes import functional
+
+    W_OI = torch.randn(32, 128, generator=torch.Generator().manual_seed(0))
+    layer: Any = library.nn.Linear4bit(128, 32, quant_type="nf4", compress_statistics=nested)
+    layer.weight = library.nn.Params4bit(
+        W_OI, requires_grad=False, quant_type="nf4", compress_statistics=nested, module=layer
+    )
+    layer.to("cpu")
+    before = dequantized(layer)
+    assert distance(before, W_OI) < 0.2
+    layer.weight.data, _ = functional._convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state)
+    assert layer.weight.quant_state.packing_format_for_cpu
+    for _ in range(2):
+        assert distance(dequantized(layer), before) < 5e-3
+    assert layer.weight.quant_state.packing_format_for_cpu, "reading the weight changes nothing"
 
 
 def test_methods_of_the_peft_library_on_quantized_weights(library: Any):

@@ -28,7 +28,7 @@ from hylo.core.cache import file_hash, text_hash
 from hylo.core.devices import is_out_of_memory
 from hylo.core.errors import MissingDependency
 from hylo.models.rope import RopeScaling
-from hylo.models.weights import Dtype, Quantization, loading_options, use_dequantized
+from hylo.models.weights import Dtype, Quantization, let_go_of_files, loading_options, use_dequantized
 
 LONGEST_REASON = 300
 """Characters of a library's message that are shown."""
@@ -143,7 +143,7 @@ def load_folder(folder: Path, settings: ModelConfig) -> PreTrainedModel:
     folder.
 
     Weights that are stored in this dtype are memory-mapped copy-on-write, so processes share their pages. Others are
-    converted, tensor by tensor, and each process has its own copy.
+    converted or quantized, tensor by tensor, and each process has its own copy.
 
     Tensors that the model has no place for are named on standard error.
 
@@ -186,7 +186,9 @@ def load_folder(folder: Path, settings: ModelConfig) -> PreTrainedModel:
             f"the weights in {folder} are not finite in {_listed(broken)}\n"
             f"    fix: copy or convert the checkpoint again; float16 cannot hold values beyond 65,504"
         )
-    use_dequantized(model)
+    if settings.quantization is not Quantization.none:
+        use_dequantized(model)
+        let_go_of_files(model)
     return model.eval()
 
 

@@ -12,17 +12,18 @@ dequantized again in the backward pass, so that no dense weight outlives a produ
 Shapes: N rows, I in features, O out features.
 """
 
+from copy import copy
 from enum import Enum
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hylo.core import extras
 from hylo.core.devices import compute_dtype
-from hylo.core.errors import MissingDependency
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
@@ -60,13 +61,8 @@ def library_version() -> str:
     Raises:
         MissingDependency: it is not installed.
     """
-    try:
-        return version(LIBRARY)
-    except PackageNotFoundError:
-        raise MissingDependency(
-            f"model.quantization needs {LIBRARY}, which is not installed\n"
-            f"    fix: pip install -e '.[quantization]', or model.quantization=none"
-        ) from None
+    extras.need(LIBRARY, "model.quantization", "quantization", "model.quantization=none")
+    return version(LIBRARY)
 
 
 def loading_options(dtype: Dtype, quantization: Quantization) -> dict[str, Any]:
@@ -129,9 +125,30 @@ def dequantized(layer: Any) -> Tensor:
 
     weight: Any = layer.weight
     if (state := getattr(weight, "quant_state", None)) is not None:
-        return functional.dequantize_4bit(weight.data, state)
+        data, state = _as_quantized(weight.data, state)
+        shape = state.shape
+        if shape[-1] % state.blocksize:
+            # On CPUs with AVX-512, version 0.50.2 takes the wrong blocks for rows that are no whole number of them.
+            # In one long row it finds them.
+            state = copy(state)
+            state.shape = torch.Size([1, shape.numel()])
+        return functional.dequantize_4bit(data, state).view(shape)
     scale_O: Any = weight.SCB if weight.SCB is not None else layer.state.SCB  # the layer's own forward moves it
     return functional.int8_vectorwise_dequant(weight.data, scale_O)
+
+
+def _as_quantized(data: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """A 4-bit weight in the order in which it was quantized. On CPUs with AVX-512 bfloat16 the library's own forward
+    reorders it for good in the first evaluation, and rounds the numbers of the blocks to bfloat16."""
+    if not getattr(state, "packing_format_for_cpu", False):
+        return data, state
+    from bitsandbytes import functional
+
+    state = copy(state)
+    blocks, state.original_nested = state.absmax, False
+    data, state = functional._convert_weight_packed_for_cpu_inverse(data, state)
+    state.absmax = blocks.T.reshape(-1).float()
+    return data, state
 
 
 def update_refusal(path: str, layer: Any) -> str | None:
@@ -159,6 +176,13 @@ def use_dequantized(model: PreTrainedModel) -> None:
     for module in model.modules():
         if is_quantized(module) and not uses_dequantized(module):
             module.__class__ = _with_dequantized(type(module))
+
+
+def let_go_of_files(model: PreTrainedModel) -> None:
+    """Copy the parameters that still lie in a mapped file: one of them keeps the pages of all that were read."""
+    for parameter in model.parameters():
+        if type(parameter).__name__ not in _PACKED:
+            parameter.data = parameter.data.clone()
 
 
 def uses_dequantized(layer: nn.Module) -> bool:
