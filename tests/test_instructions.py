@@ -14,6 +14,7 @@ from hylo.core.errors import ConfigError
 from hylo.data.base import Message, Split
 from hylo.data.sources.hub_instructions import HubInstructionsConfig
 from hylo.data.sources.instruction_files import InstructionFilesConfig
+from hylo.data.threads import threads
 from hylo.data.tokens import documents_identity
 from hylo.runs.cell import check
 from hylo.runs.fingerprint import fingerprint
@@ -169,6 +170,14 @@ def test_prompt_and_response_from_a_file(tmp_path: Path, name: str):
 def test_messages_from_a_file(tmp_path: Path, name: str):
     (document,) = files(tmp_path, [{"messages": CHAT}], name, messages_column="messages").documents(Split.train)
     assert turns(document) == [("system", "Be brief."), ("user", "One?"), ("assistant", "Ein.")]
+
+
+@pytest.mark.parametrize(("identity", "said"), [("a", "that of x:1"), ("", "empty"), (None, "empty")])
+def test_a_thread_without_an_end_is_refused(identity: str | None, said: str):
+    """A message that answers itself, or several without a name of their own."""
+    rows = [{"id": "a", "parent": None}, {"id": identity, "parent": "a"}]
+    with pytest.raises(ConfigError, match=f"in x:2 it is {said}"):
+        [*threads([(f"x:{number}", row) for number, row in enumerate(rows, 1)], "id", "parent", "rank")]
 
 
 def test_messages_in_sharegpts_words(tmp_path: Path):
