@@ -5,18 +5,18 @@ import torch
 from adapters import ARCHITECTURES, adapt, causal_loss, logits, method, perturbed, tiny, tokens, trained
 from transformers import PreTrainedModel
 
-from hylo.adapters.embeddings import embedding_tensors
-from hylo.adapters.norms import norm_tensors
+from hylo.adapters.embeddings import EmbeddingsConfig
+from hylo.adapters.norms import NormsConfig
 
 IDS = tokens(2, 12)
-PATHS = {"norms": norm_tensors, "embeddings": embedding_tensors}
+CONFIGS = {"norms": NormsConfig(), "embeddings": EmbeddingsConfig()}
 
 
 def paths(model: PreTrainedModel, name: str) -> list[str]:
-    return list(PATHS[name](model))
+    return list(CONFIGS[name].tensors(model))
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_same_as_training_the_tensors_themselves(architecture: str, name: str):
     """Logits, and gradients of a loss: with tied embeddings from both ends, as torch adds them up for one tensor."""
@@ -37,7 +37,7 @@ def test_the_same_as_training_the_tensors_themselves(architecture: str, name: st
 
 @pytest.mark.parametrize(("architecture", "tied"), [("llama", True), ("qwen2", False), ("gpt2", True)])
 def test_a_tied_head_changes_with_the_embeddings(architecture: str, tied: bool):
-    (readers,) = embedding_tensors(tiny(architecture)).values()
+    (readers,) = EmbeddingsConfig().tensors(tiny(architecture)).values()
     assert len(readers) == 1 + tied
     assert ("lm_head" in readers) == tied
 
@@ -49,7 +49,7 @@ def test_norms_are_all_of_the_decoder():
     assert "model.norm.weight" in paths(tiny("llama"), "norms")
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_model_in_half_precision(name: str):
     """Changes stay in float32 and the model's tensors in theirs; merging rounds no more than every pass does."""
     base = tiny("llama").bfloat16()

@@ -6,15 +6,42 @@ While a module runs, it finds W' where it looks for W; W itself is never written
 bit. The sum is taken in float32 or wider and rounded to the dtype of W. Weight decay pulls W' to W, not to zero.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from hylo.adapters.component import SEPARATOR, BuildContext, Component, zeros
+from hylo.adapters.component import SEPARATOR, BuildContext, Component, ComponentConfig, zeros
+from hylo.core.errors import problem
+from hylo.core.registry import name_of
+
+
+@dataclass(kw_only=True, slots=True)
+class DeltasConfig(ComponentConfig):
+    """No settings except the learning-rate multiplier. Subclasses say which tensors change."""
+
+    what: ClassVar[str]
+    """What a model must have, for the message of one that has none of these tensors."""
+
+    @abc.abstractmethod
+    def tensors(self, model: PreTrainedModel) -> dict[str, list[str]]:
+        """The tensors by path, each with the paths of all modules that read it; empty: the model has none."""
+
+    def problems(self, key: str, context: BuildContext) -> Iterator[str]:
+        if not self.tensors(context.model):
+            allowed = f"a model with {self.what}; {type(context.model).__name__} has none"
+            yield problem(key, name_of("component", type(self)), allowed, f"{key}=null")
+
+    def build(self, context: BuildContext) -> "Deltas":
+        return Deltas(self.tensors(context.model), context)
+
+    def parameter_count(self, context: BuildContext) -> int:
+        return sum(context.model.get_parameter(path).numel() for path in self.tensors(context.model))
 
 
 class Deltas(Component):

@@ -7,42 +7,30 @@ The parameter count is the number of scales and shifts. Here D is trained rather
 in hylo/adapters/deltas.py. Merged: g' = g + D_g, b' = b + D_b.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from hylo.adapters.component import BuildContext, ComponentConfig
-from hylo.adapters.deltas import Deltas
-from hylo.core.errors import problem
+from hylo.adapters.deltas import DeltasConfig
 from hylo.core.registry import register
 from hylo.models.architecture import decoder
 
 
 @register("component", "norms")
 @dataclass(kw_only=True, slots=True)
-class NormsConfig(ComponentConfig):
+class NormsConfig(DeltasConfig):
     """No settings except the learning-rate multiplier."""
 
-    def problems(self, key: str, context: BuildContext) -> Iterator[str]:
-        if not norm_tensors(context.model):
-            allowed = f"a model whose norms have a scale; {type(context.model).__name__} has none"
-            yield problem(key, "norms", allowed, f"{key}=null")
+    what: ClassVar[str] = "norms that have a scale"
 
-    def build(self, context: BuildContext) -> Deltas:
-        return Deltas(norm_tensors(context.model), context)
-
-    def parameter_count(self, context: BuildContext) -> int:
-        return sum(context.model.get_parameter(path).numel() for path in norm_tensors(context.model))
-
-
-def norm_tensors(model: PreTrainedModel) -> dict[str, list[str]]:
-    """Scale and shift of every norm in the decoder by path, each with the path of its norm: modules whose class says
-    that they are norms and that have no other parts."""
-    inside = {id(module) for module in decoder(model).modules()}
-    norms = {path: module for path, module in model.named_modules() if id(module) in inside and _is_norm(module)}
-    return {f"{path}.{name}": [path] for path, norm in norms.items() for name, _ in norm.named_parameters()}
+    def tensors(self, model: PreTrainedModel) -> dict[str, list[str]]:
+        """Scale and shift of every norm in the decoder: modules whose class says that they are norms and that have no
+        other parts."""
+        inside = {id(module) for module in decoder(model).modules()}
+        norms = {path: module for path, module in model.named_modules() if id(module) in inside and _is_norm(module)}
+        return {f"{path}.{name}": [path] for path, norm in norms.items() for name, _ in norm.named_parameters()}
 
 
 def _is_norm(module: nn.Module) -> bool:
