@@ -1,6 +1,7 @@
 """Cells on engines that exist: a Slurm cluster and Ray, with jobs that are killed, requeued and found again."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import fake_slurm
@@ -20,12 +22,14 @@ from hylo.core.errors import ConfigError, MissingDependency, RecordError
 from hylo.core.files import exclusive, owner_of
 from hylo.core.interruption import Interrupted, stop_if_asked, stopping_on_signals
 from hylo.launch.ledger import Ledger
-from hylo.launch.local import LocalConfig
+from hylo.launch.local import LocalConfig, _begin
 from hylo.launch.slurm_commands import in_queue
+from hylo.launch.watch import Watch
 from hylo.runs.cell import Cell, check
 from hylo.runs.shared import Session
 from hylo.runs.status import Status, status_of
 from hylo.runs.store import RESULT, read_study
+from hylo.studies.states import states
 
 CELLS = ("-m", "method=lora,rslora", "model=tiny_llama", "trainer=smoke", "tracking=none", "data.context_length=32")
 LONG = (*CELLS, "data.eval_windows=6", "trainer.steps=120", "trainer.checkpoint_seconds=0.2")
@@ -171,6 +175,17 @@ def test_missing_commands_of_slurm_are_said(cell: Callable[..., Cell], monkeypat
         check(cell("launcher=slurm"), Session())
 
 
+def test_a_job_that_would_be_warned_while_it_loads_is_refused(
+    cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warning would end it: nothing handles signals yet."""
+    monkeypatch.setattr("hylo.core.extras.find_spec", lambda name: name)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    check(cell("launcher=slurm", "launcher.minutes=4", "launcher.warning_seconds=120"), Session())
+    with pytest.raises(ConfigError, match=r"launcher\.minutes = 3\n *allowed: at least 4"):
+        check(cell("launcher=slurm", "launcher.minutes=3", "launcher.warning_seconds=120"), Session())
+
+
 def test_more_gpus_than_there_are_are_refused(cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     check(cell("launcher.gpus=2"), Session())
@@ -189,8 +204,29 @@ def test_every_gpu_gets_a_process_before_any_gets_two(monkeypatch: pytest.Monkey
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     assert LocalConfig().places() == ["0", "1", "2"]
     assert LocalConfig(gpus=2, cells_per_gpu=2).places() == ["0", "1", "0", "1"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,MIG-7")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,MIG-7,-1,2")
     assert LocalConfig(cells_per_gpu=2).places() == ["4", "MIG-7", "4", "MIG-7"]
+
+
+def say_own_gpu(free: "SimpleQueue[str]", answers: "SimpleQueue[str | None]") -> None:
+    _begin(1, free)
+    answers.put(os.getenv("CUDA_VISIBLE_DEVICES"))
+
+
+@pytest.mark.slow
+def test_every_worker_sees_its_own_gpu() -> None:
+    context = multiprocessing.get_context("spawn")
+    free: SimpleQueue[str] = context.SimpleQueue()
+    answers: SimpleQueue[str | None] = context.SimpleQueue()
+    for place in ("4", "MIG-7"):
+        free.put(place)
+    workers = [context.Process(target=say_own_gpu, args=(free, answers)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    assert {answers.get() for _ in workers} == {"4", "MIG-7"}
+    for worker in workers:
+        worker.join()
 
 
 def test_cells_on_gpus_run_at_once(cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +272,32 @@ def test_the_status_of_a_run_tells_what_became_of_it(tmp_path: Path) -> None:
     assert status_of(folder) == Status("failed", "OutOfMemory: no")
     (folder / RESULT).write_text("{")
     assert status_of(folder).state == "damaged"
+
+
+def test_a_failed_record_of_an_earlier_attempt_ends_no_watch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its job is about to repeat it."""
+    published = [*(ROOT / "experiments").glob("tuned_landmarks/records/rslora-seed*")]
+    runs = [Path(shutil.copytree(run, tmp_path / run.name)) for run in published[:2]]
+    good = (runs[1] / RESULT).read_text()
+    for run in runs:
+        (run / "sha256.json").unlink(missing_ok=True)
+    (runs[1] / RESULT).write_text(json.dumps(json.loads(good) | {"status": "failed", "error": "no memory"}))
+    watch = Watch([*runs, tmp_path / "third"])
+    watch.say(jobs=2)
+    assert "1 of 3 cells done, 0 running, 2 jobs left, 1 failed in 0 s, ETA" in capsys.readouterr().out
+    assert watch.without_result() == [tmp_path / "third"]
+    (runs[1] / RESULT).write_text(good)
+    watch.say(jobs=0)
+    assert "2 of 3 cells done, 0 running, 0 jobs left in 0 s" in capsys.readouterr().out
+    assert watch.without_result() == [tmp_path / "third"]
+
+
+def test_runs_in_jobs_are_listed_before_any_of_them_has_begun(tmp_path: Path) -> None:
+    """Also without a plan: trials have none."""
+    Ledger(tmp_path).add({"7": ["a", "b"]})
+    assert {name: status.state for name, status in states(tmp_path).items()} == dict.fromkeys("ab", "not begun")
 
 
 def test_collect_reports_what_there_is(tmp_path: Path) -> None:

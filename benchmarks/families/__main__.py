@@ -11,6 +11,7 @@ import torch
 from benchmarks.families.contract import Outcome, outcomes
 from benchmarks.families.table import page
 from benchmarks.families.tiny import NOT_TINY, families
+from hylo.core.errors import first_line
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 
@@ -23,7 +24,7 @@ def tried(family: str) -> dict[str, Outcome] | str:
     try:
         return outcomes(family)
     except Exception as error:  # noqa: BLE001  a config or model that cannot be built tiny
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return first_line(f"{type(error).__name__}: {error}")
 
 
 def main() -> None:

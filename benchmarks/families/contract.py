@@ -24,7 +24,7 @@ from hylo.adapters.peft.method import PeftConfig
 from hylo.adapters.position_bias import PositionBiasConfig
 from hylo.audit import Audit, Status, untouched_logits
 from hylo.audit.sample import distance
-from hylo.core.errors import ConfigError
+from hylo.core.errors import ConfigError, first_line
 
 CONTEXT, LENGTH = 32, 16
 EXACT = 1e-5
@@ -97,7 +97,7 @@ def _tried(trial: Callable[[Method], Outcome], method: Method) -> Outcome:
             reason = error.problems[0].split("allowed: ")[1].split("\n")[0]
             return Outcome(Kind.refused, reason)
         except Exception as error:  # noqa: BLE001  whatever it is, it stands in the table
-            return Outcome(Kind.traceback, f"{type(error).__name__}: {error}".splitlines()[0])
+            return Outcome(Kind.traceback, first_line(f"{type(error).__name__}: {error}"))
 
 
 def in_float32(base: PreTrainedModel, faults: frozenset[str], method: Method) -> Outcome:

@@ -12,7 +12,7 @@ from hylo.adapters.component import AtStart
 from hylo.audit.finding import Finding, Status, verdict
 from hylo.audit.sample import ROUNDING, Probe, distance
 from hylo.core.devices import is_out_of_memory
-from hylo.core.errors import HyloError
+from hylo.core.errors import HyloError, first_line
 
 START_KL = {AtStart.same: 1e-6, AtStart.near: 1e-3}
 """Largest mean KL to the base model at step 0, in nats per token, by what the components declare."""
@@ -58,7 +58,7 @@ def _or_what_it_raises(check: Callable[[Probe, Tensor], Finding]) -> Callable[[P
         except Exception as error:  # a model may raise anything, and other checks still say something
             if is_out_of_memory(error):
                 raise
-            detail = f"the model fails: {type(error).__name__}: {error}".splitlines()[0]
+            detail = first_line(f"the model fails: {type(error).__name__}: {error}")
             return Finding(check=check.__name__, status=Status.failed, detail=detail)
 
     return tried

@@ -11,7 +11,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from hylo.core.errors import ConfigError, problem
+from hylo.core.errors import ConfigError, first_line, problem
 from hylo.core.schema import Bounds
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -85,7 +85,7 @@ def _unreadable(error: OverrideParseException) -> str:
     else:
         fix = f"\"{key}='{value}'\""
     return (
-        f"the override {error.override} cannot be read: {str(error).splitlines()[0]}\n"
+        f"the override {error.override} cannot be read: {first_line(error)}\n"
         f"    allowed: key=value; quote values that contain any of = , : ( ) [ ] {{ }}\n"
         f"    fix:     {fix}"
     )
@@ -125,7 +125,7 @@ def _unknown_key(cause: OmegaConfBaseException) -> str:
 
 def _wrong_value(cause: OmegaConfBaseException, context: str) -> str:
     full_key = str(cause.full_key)
-    message = str(cause).splitlines()[0]
+    message = first_line(cause)
     given = re.search(rf"{re.escape(full_key)}=(.*)", context)
     value = f" = {given[1]!r}" if given else ""
     lines = [f"{full_key}{value}", f"    {message}"]

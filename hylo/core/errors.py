@@ -34,6 +34,11 @@ class TrainingDiverged(HyloError):
     """Training hit more non-finite losses than allowed, or left a model whose evaluation hits one."""
 
 
+def first_line(error: object) -> str:
+    """The first line of an error's message, or of a text; the error's class if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def problem(key: str, value: object, allowed: str, fix: str) -> str:
     """One configuration problem, in the format of every message of this project."""
     return f"{key} = {value!r}\n    allowed: {allowed}\n    fix:     {fix}"

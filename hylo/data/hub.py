@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub.errors import HfHubHTTPError
 
-from hylo.core.errors import ConfigError, MissingDependency, problem
+from hylo.core.errors import ConfigError, MissingDependency, first_line, problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +51,13 @@ class Repository:
             raise
         except (HfHubHTTPError, OSError) as error:
             raise MissingDependency(
-                f"data.repo = {self.repo!r} cannot be fetched from the Hugging Face hub: {_first_line(error)}\n"
+                f"data.repo = {self.repo!r} cannot be fetched from the Hugging Face hub: {first_line(error)}\n"
                 f"    With network: check the name, `hf auth login` for gated data, and unset HF_HUB_OFFLINE.\n"
                 f"    Without network: data=shakespeare needs none; data=text reads local files; "
                 f"data.repo=<folder> reads a local copy."
             ) from error
         except (ValueError, RuntimeError, StopIteration, DatasetGenerationError) as error:
-            allowed = f"a data set that loads ({_first_line(error.__cause__ or error)})"
+            allowed = f"a data set that loads ({first_line(error.__cause__ or error)})"
             fix = "check data.repo, data.subset and data.splits"
             raise ConfigError(problem("data.repo", self.repo, allowed, fix)) from error
 
@@ -81,7 +81,3 @@ def split_of(splits: dict[str, str], name: str, *, shared: bool = False) -> str:
             fix = "slice one split, for example train[:90%] and train[90%:]"
             raise ConfigError(problem(key, theirs, f"a different split from data.splits.{other_name}", fix))
     return theirs
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

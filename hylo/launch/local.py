@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import cycle, islice
 from multiprocessing.connection import wait
 from multiprocessing.queues import SimpleQueue
 from typing import TextIO
@@ -56,7 +57,7 @@ class LocalConfig(LauncherConfig):
     gpus: int | None = bounded(None, ge=1)
     """GPUs to use; None: all that are visible."""
     cells_per_gpu: int = bounded(1, ge=1, le=16)
-    """Cells that share a GPU: more than one pays off for small models."""
+    """Cells that share a GPU: more than one may pay off for small models (never measured)."""
 
     def check(self) -> None:
         there = torch.cuda.device_count()
@@ -80,7 +81,8 @@ class LocalConfig(LauncherConfig):
     def places(self) -> list[str]:
         """The GPU of each process, as CUDA_VISIBLE_DEVICES names it: every GPU once, then again for further cells."""
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+        there = torch.cuda.device_count()  # an unknown name in the variable hides itself and all that follow
+        names = visible.split(",")[:there] if visible else [str(number) for number in range(there)]
         return names[: self.gpus] * self.cells_per_gpu
 
     def run(self, cells: Sequence[Cell], session: Session) -> None:
@@ -124,8 +126,8 @@ def _in_workers(left: list[Cell], workers: int, chosen: Sequence[Cell], places: 
     print(f"{total} cells, {workers} at once with {threads} thread{'s' * (threads > 1)} each", flush=True)
     context = multiprocessing.get_context("spawn")  # a forked process would inherit locks of torch's threads
     free: SimpleQueue[str] = context.SimpleQueue()
-    for worker in range(workers if places else 0):
-        free.put(places[worker % len(places)])
+    for place in islice(cycle(places), workers):
+        free.put(place)
     begin = (threads, free if places else None)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=begin) as pool:
         running: dict[Future[None], Cell] = {

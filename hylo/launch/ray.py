@@ -5,6 +5,7 @@ process that submitted them: it must stay. Source: own design.
 """
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hylo.core.errors import HyloError
+from hylo.core.errors import HyloError, first_line
 from hylo.core.interruption import Interrupted, handle_signals, stop_if_asked
 from hylo.core.registry import register
 from hylo.core.schema import bounded
@@ -65,8 +66,9 @@ class RayConfig(LauncherConfig):
             try:
                 while waiting:
                     stop_if_asked()
-                    _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1.0)
-                    watch.say(waiting=len(waiting))
+                    ended, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1.0)
+                    _say_if_lost(ended)
+                    watch.say(jobs=len(waiting))
             except Interrupted:
                 _stop(waiting)
                 raise
@@ -90,6 +92,17 @@ class RayConfig(LauncherConfig):
 
 PASSED_ON = ("PYTHONPATH", "HYLO_CACHE", "HF_HUB_OFFLINE", "HF_HOME")
 """Environment variables that tasks get from this process."""
+
+
+def _say_if_lost(tasks: list[Any]) -> None:
+    """Print why tasks ended without having run their cell to its end: a cell that fails says so in its record."""
+    import ray
+
+    for each in tasks:
+        try:
+            ray.get(each)
+        except ray.exceptions.RayError as error:
+            print(f"launcher=ray: a task was lost: {first_line(error)}", file=sys.stderr, flush=True)
 
 
 def _stop(tasks: list[Any]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from hylo.core.errors import HyloError, MissingDependency
+from hylo.core.errors import ConfigError, HyloError, MissingDependency, problem
 from hylo.core.interruption import Interrupted, handle_signals, stop_if_asked
 from hylo.core.registry import register
 from hylo.core.schema import bounded
@@ -34,6 +34,8 @@ WARNING = "SIGUSR2"
 """What Slurm sends before a job's time is up, and what submitit takes for a preemption."""
 PATIENCE = 600.0
 """Seconds without an answer from Slurm after which watching ends."""
+STARTING = 120
+"""Seconds that a job has to load its libraries. A warning that comes earlier finds nobody who heeds it."""
 
 
 @register("launcher", "slurm")
@@ -83,6 +85,9 @@ class SlurmConfig(LauncherConfig):
                 f"launcher=slurm needs Slurm's commands; {', '.join(missing)} not found\n"
                 f"    fix:     start it on a machine of the cluster, or launcher=local"
             )
+        if self.minutes * 60 < (least := self.warning_seconds + STARTING):
+            allowed = f"at least {least / 60:g}: {STARTING} s to start, and launcher.warning_seconds"
+            raise ConfigError(problem("launcher.minutes", self.minutes, allowed, "a longer time limit"))
 
     def at_once(self, cells: Sequence[Cell], session: Session) -> int:
         return len(cells)
@@ -157,11 +162,11 @@ class SlurmConfig(LauncherConfig):
                     raise
                 queued = jobs
             alive = jobs & queued
-            watch.say(waiting=len(alive))
-            if not alive or watch.all_ended():
+            watch.say(jobs=len(alive))
+            if not alive:
                 break
             watch.pause(self.poll_seconds)
-        if left := watch.not_ended():
+        if left := watch.without_result():
             _say_why(left, ledger)
 
 

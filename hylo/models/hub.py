@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from omegaconf import MISSING
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hylo.core.errors import MissingDependency
+from hylo.core.errors import MissingDependency, first_line
 from hylo.core.registry import register
 from hylo.models.base import ModelConfig, folder_tokenizer, load_folder, skeleton_from_folder
 
@@ -36,7 +36,7 @@ class HubModelConfig(ModelConfig):
         except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
             raise MissingDependency(
                 f"model.repo = {self.repo!r} (revision {self.revision}) cannot be fetched from the Hugging Face hub: "
-                f"{str(error).splitlines()[0]}\n"
+                f"{first_line(error)}\n"
                 f"    With network: check the name, `hf auth login` for gated models, and unset HF_HUB_OFFLINE.\n"
                 f"    Without network: model=smollm2_135m needs none; "
                 f"model=folder model.folder=<path> reads a local copy."

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from hylo.core.devices import process_count
-from hylo.core.errors import RecordError
+from hylo.core.errors import RecordError, first_line
 from hylo.core.files import exclusive, replacing_folder, write_json
 from hylo.core.sums import remove_sums, write_sums
 from hylo.runs.cell import Cell
@@ -88,7 +88,7 @@ def find_complete(
             record = checked(read_run(path.parent))
         except RecordError as error:
             if path.exists():  # else another process is replacing it
-                print(str(error).splitlines()[0], file=sys.stderr, flush=True)
+                print(first_line(error), file=sys.stderr, flush=True)
             continue
         if record.complete and record.result["fingerprint"] == fingerprint:
             found.append(record)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hylo.core.errors import RecordError
+from hylo.core.errors import RecordError, first_line
 from hylo.core.files import LEASE, heartbeat_age, owner_of
 from hylo.runs.store import COMPLETE, FAILED, INTERRUPTED, RESULT, RUNNING, RunRecord, read_run
 from hylo.training.logs import CURVE
@@ -40,18 +40,20 @@ def status_of(folder: Path) -> Status:
     try:
         record = read_run(folder)
     except RecordError as error:
-        return Status(DAMAGED, str(error).splitlines()[0])
+        return Status(DAMAGED, first_line(error))
     state = record.result["status"]
     if state == FAILED:
-        return Status(FAILED, record.result["error"].splitlines()[0])
+        return Status(FAILED, first_line(record.result["error"]))
     if state == COMPLETE:
         return Status(COMPLETE)
-    progress = _progress(record)
+    lines, steps = _lines(folder), _steps(record)
+    progress = [f"step {len(lines)} of {steps}"] if steps else []
     if state == INTERRUPTED:
         return Status(INTERRUPTED, "; ".join([*progress, record.result["error"]]))
+    owner = owner_of(folder) or "its process"
     if _alive(folder):
-        return Status(RUNNING, "; ".join([*progress, *_time_left(record), owner_of(folder) or ""]))
-    return Status(DEAD, "; ".join([*progress, f"no heartbeat from {owner_of(folder) or 'its process'}"]))
+        return Status(RUNNING, "; ".join([*progress, *_time_left(folder, lines, steps), owner]))
+    return Status(DEAD, "; ".join([*progress, f"no heartbeat from {owner}"]))
 
 
 def _alive(folder: Path) -> bool:
@@ -59,18 +61,12 @@ def _alive(folder: Path) -> bool:
     return age is not None and age <= LEASE
 
 
-def _progress(record: RunRecord) -> Iterator[str]:
-    if total := _steps(record):
-        yield f"step {len(_lines(record))} of {total}"
-
-
-def _time_left(record: RunRecord) -> Iterator[str]:
-    lines, total = _lines(record), _steps(record)
+def _time_left(folder: Path, lines: list[bytes], steps: int) -> Iterator[str]:
     recent = [seconds for line in lines[-RECENT:] if (seconds := _seconds(line)) is not None]
-    if recent and len(lines) < total:
-        yield f"ETA {(total - len(lines)) * sum(recent) / len(recent):.0f} s"
-    elif lines and (record.folder / CURVE).exists():
-        yield f"evaluating for {max(0.0, time.time() - (record.folder / CURVE).stat().st_mtime):.0f} s"
+    if recent and len(lines) < steps:
+        yield f"ETA {(steps - len(lines)) * sum(recent) / len(recent):.0f} s"
+    elif lines and (folder / CURVE).exists():
+        yield f"evaluating for {max(0.0, time.time() - (folder / CURVE).stat().st_mtime):.0f} s"
 
 
 def _steps(record: RunRecord) -> int:
@@ -79,8 +75,8 @@ def _steps(record: RunRecord) -> int:
     return config["trainer"]["steps"] if any(config.get("method", {}).values()) else 0
 
 
-def _lines(record: RunRecord) -> list[bytes]:
-    path = record.folder / CURVE
+def _lines(folder: Path) -> list[bytes]:
+    path = folder / CURVE
     return path.read_bytes().splitlines() if path.exists() else []
 
 

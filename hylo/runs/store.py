@@ -40,7 +40,7 @@ import pandas as pd
 import pyarrow.parquet
 import yaml
 
-from hylo.core.errors import RecordError
+from hylo.core.errors import RecordError, first_line
 from hylo.core.files import write_json, write_table
 from hylo.core.sums import SUMS, damaged_files, remove_sums, write_sums
 from hylo.runs.earlier import current_manifest, current_result
@@ -129,7 +129,7 @@ class RunRecord:
         path = self.folder / CONFIG
         try:
             # libyaml: OmegaConf's own loader takes most of the time of a report of many runs.
-            return yaml.load(path.read_bytes(), yaml.CSafeLoader) or {}
+            return yaml.CSafeLoader(path.read_bytes()).get_single_data() or {}
         except FileNotFoundError:
             return {}
         except yaml.YAMLError as error:
@@ -311,7 +311,7 @@ def study_of(folder: Path, manifest: dict[str, Any]) -> StudyRecord:
             try:
                 runs.append(checked(read_run(folder / name), adapter=False))
             except RecordError as error:
-                unread.setdefault(cell, []).append(f"damaged: {cell}, {str(error).splitlines()[0]}")
+                unread.setdefault(cell, []).append(f"damaged: {cell}, {first_line(error)}")
     return StudyRecord(folder, manifest, cells, unread)
 
 

@@ -23,6 +23,10 @@ from hylo.training.config import TrainerConfig
 ADAMW = {"beta1": "adam_beta1", "beta2": "adam_beta2", "eps": "adam_epsilon", "weight_decay": "weight_decay"}
 """Names of AdamW's settings in a condition: those in use when the first choices were published."""
 
+NEWER = {"bos": None, "stride": None, "loss_on_prompt": False, "pack_samples": False}
+"""Keys of `data` that the first published choices did not know, each with the value that does what they did. With it a
+key is no part of a condition, so those choices still hold."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -129,14 +133,10 @@ def condition(trial: Cell, keys: Sequence[str], session: Session) -> str:
     for name in TrainerConfig.WITHOUT_EFFECT | TrainerConfig.EVALUATION:
         del content["trainer"][name]
     content["trainer"]["decay"] = content["trainer"].pop("lr_scheduler")  # its name at that time
-    del content["data"]["bos"]
-    if (bos := bos_token(session.tokenizer(config.model), config.data.bos)) is not None:
-        content["data"]["bos"] = bos  # trials are older than the key, and hold where no such token is put in front
-    if config.data.stride is None:
-        del content["data"]["stride"]  # likewise
-    for name in ("loss_on_prompt", "pack_samples"):
-        if not content["data"][name]:
-            del content["data"][name]  # trials are older than these keys too
+    content["data"]["bos"] = bos_token(session.tokenizer(config.model), config.data.bos)
+    for name, before in NEWER.items():
+        if content["data"][name] is before:
+            del content["data"][name]
     if (template := session.template(config.data, config.model)) is not None:
         content["template"] = template
     for key in keys:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -25,13 +26,13 @@ SHOWN = 40
 
 
 def states(folder: Path) -> dict[str, Status]:
-    """The status of each planned run, by its folder's name; without a plan, of each run that has begun.
+    """The status of each planned run, by its folder's name; without a plan, of each that has begun or is in a job.
 
     Raises:
         RecordError: the folder holds neither a plan nor a run.
     """
-    found = {name: status_of(folder / name) for name in _planned(folder)}
     jobs = Ledger(folder).job_of()
+    found = {name: status_of(folder / name) for name in _planned(folder, jobs)}
     queue = _queue() if jobs else set()
     for name, status in found.items():
         if status.state == MISSING and (job := jobs.get(name)):
@@ -69,9 +70,9 @@ def _table(rows: dict[str, Status]) -> Table:
     return table
 
 
-def _planned(folder: Path) -> list[str]:
-    """Names of the runs' folders."""
-    begun = sorted(path.parent.name for path in folder.glob(f"*/{RESULT}"))
+def _planned(folder: Path, jobs: Iterable[str]) -> list[str]:
+    """Names of the runs' folders; `jobs` are the runs that jobs were handed."""
+    begun = sorted({*jobs, *(path.parent.name for path in folder.glob(f"*/{RESULT}"))})
     try:
         plan = json.loads((folder / PLAN).read_text())["cells"]
         return [cell["run"] for cell in plan.values()]

@@ -36,7 +36,7 @@ from hylo.adapters.peft.library import (
     takes_from_weights,
 )
 from hylo.adapters.peft.prompts import VirtualTokens, make_encoder
-from hylo.core.errors import problem
+from hylo.core.errors import first_line, problem
 from hylo.core.registry import register
 from hylo.models.architecture import model_context_length
 from hylo.models.weights import is_quantized
@@ -93,7 +93,7 @@ class PeftConfig(ComponentConfig):
         except LIBRARY_ERRORS as error:
             if needs_weights(error):
                 return
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             given = f"{key}.kwargs"
             allowed = f"settings that {self.peft_type} accepts on this model: {reason}"
             yield problem(given, self.kwargs, allowed, f"{given}=...")

@@ -28,7 +28,7 @@ import numpy as np
 from lm_eval.tasks import TaskManager
 
 from hylo.core.cache import text_hash
-from hylo.core.errors import ConfigError, HyloError, MissingDependency, problem
+from hylo.core.errors import ConfigError, HyloError, MissingDependency, first_line, problem
 from hylo.evaluation.tasks import next_line
 
 SHIPPED = {next_line.NAME: next_line.config}
@@ -185,19 +185,15 @@ def _explained(name: str, refused: list[str]) -> Iterator[None]:
         raise
     except ImportError as error:
         raise MissingDependency(
-            f"probe.tasks: {name} needs a library that is not installed: {_first_line(error)}\n"
+            f"probe.tasks: {name} needs a library that is not installed: {first_line(error)}\n"
             f"    fix:     install it, or leave the task out"
         ) from error
     except OSError as error:  # among them everything that `datasets` and the hub raise for what is not there
         raise MissingDependency(
-            f"probe.tasks: the data of {name} are not here: {_first_line(error)}\n"
+            f"probe.tasks: the data of {name} are not here: {first_line(error)}\n"
             f"    With network: unset HF_HUB_OFFLINE, and `hf auth login` for gated data; later runs need none.\n"
             f"    Without network: probe.tasks=[{next_line.NAME}] needs none; a task file can name local data."
         ) from error
     except Exception as error:
-        allowed = f"a task that loads ({type(error).__name__}: {_first_line(error)})"
+        allowed = f"a task that loads ({type(error).__name__}: {first_line(error)})"
         raise ConfigError(problem("probe.tasks", name, allowed, "correct the task file, or leave it out")) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
