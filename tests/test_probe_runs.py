@@ -13,8 +13,8 @@ import hylo.runs.run
 from hylo.cli.main import SESSION, name_sweep, single_cell
 from hylo.core.errors import RecordError
 from hylo.core.sums import SUMS
-from hylo.evaluation.probes.kv import KvProbe
-from hylo.evaluation.probes.score import COLUMNS
+from hylo.evaluation.probes.depths import DepthProbe
+from hylo.evaluation.probes.score import GRIDS
 from hylo.launch.local import operations
 from hylo.runs.cell import Cell
 from hylo.runs.fingerprint import fingerprint, probe_fingerprint
@@ -89,7 +89,7 @@ def test_a_complete_run_gets_a_probe_without_training(
     assert files_of(run) == before
     assert {key: value for key, value in run.result.items() if key != "probe"} == bare.result
     pd.testing.assert_frame_equal(run.probe, fresh.probe)
-    assert list(run.probe.columns) == COLUMNS
+    assert list(run.probe.columns) == GRIDS["kv"].columns
     assert len(run.probe) == 2 * 3 * 5
     if name != "none":
         assert not np.allclose(run.probe["answer_logprob"], untuned.probe["answer_logprob"]), "no adapter was read"
@@ -115,7 +115,7 @@ def test_the_audit_decides_how_lists_are_read(
     pooling: str, cached: bool, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, seen = KvProbe.ask, []
-    monkeypatch.setattr(KvProbe, "ask", lambda *a, **named: seen.append(named["cached"]) or real(*a, **named))
+    monkeypatch.setattr(DepthProbe, "ask", lambda *a, **named: seen.append(named["cached"]) or real(*a, **named))
     overrides = ("method=landmark_original", f"method.landmark.pooling={pooling}")
     run_cell(Cell("runs", pooling, composed(*tiny, *overrides, *PROBED)), SESSION)
     assert seen == [cached]
@@ -129,7 +129,7 @@ def test_a_probe_is_asked_once_and_kept(tiny: tuple[str, ...], monkeypatch: pyte
     first = run_cell(cell, SESSION)
     no_training(monkeypatch)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KvProbe, "ask", None)
+        patch.setattr(DepthProbe, "ask", None)
         assert reuse_finished(cell, SESSION)
         assert reuse_finished(bare, SESSION)
         assert run_cell(bare, SESSION).result == run_cell(cell, SESSION).result == first.result
@@ -150,7 +150,7 @@ def test_a_run_of_another_group_is_taken_with_its_probe(tiny: tuple[str, ...], m
     run_cell(bare, SESSION)
     no_training(monkeypatch)
     run_cell(asked, SESSION)
-    monkeypatch.setattr(KvProbe, "ask", None)
+    monkeypatch.setattr(DepthProbe, "ask", None)
     wanted = dataclasses.replace(asked, group="a")
     assert reuse_finished(wanted, SESSION)
     assert not read_run(wanted.folder(fingerprint(wanted.config, SESSION))).probe.empty
@@ -170,7 +170,7 @@ def test_an_interrupted_probe_costs_only_itself(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KvProbe, "ask", stopped)
+        patch.setattr(DepthProbe, "ask", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_cell(cell, SESSION)
     no_training(monkeypatch)
@@ -219,7 +219,7 @@ def test_a_probe_that_fails_is_told(tiny: tuple[str, ...], capsys: pytest.Captur
     """A command whose probe failed must not exit as if it had succeeded."""
     assert train(*tiny, "method=none") == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KvProbe, "ask", None)
+        patch.setattr(DepthProbe, "ask", None)
         assert train(*tiny, "method=none", *PROBED) == 1
     assert "none: failed: TypeError" in capsys.readouterr().err
     assert train(*tiny, "method=none", *PROBED) == 0

@@ -12,7 +12,7 @@ from hylo.analysis.retrieval import ends_minus_middle as difference_table
 from hylo.analysis.retrieval import interval, retrieval_contrast, retrieval_table
 from hylo.core.errors import RecordError
 from hylo.evaluation.probes.kv import depth_places
-from hylo.evaluation.probes.score import COLUMNS, ends_minus_middle
+from hylo.evaluation.probes.score import GRIDS, ends_minus_middle
 from hylo.report.figures.heatmap import retrieval_heatmap
 from hylo.report.figures.retrieval import retrieval_figure
 from hylo.report.render.hover import svg
@@ -27,7 +27,9 @@ def write_answers(run: RunRecord, rng: np.random.Generator, ends: float, middle:
         for number in range(200)
         for depth, place in enumerate(depth_places(60, 5))
     ]
-    add_probe(run.folder, pd.DataFrame(rows, columns=pd.Index(COLUMNS)), {"fingerprint": fingerprint, "facts": {}})
+    add_probe(
+        run.folder, pd.DataFrame(rows, columns=pd.Index(GRIDS["kv"].columns)), {"fingerprint": fingerprint, "facts": {}}
+    )
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def test_contrasts_are_paired_by_seed_and_list(answered: Path) -> None:
 
 def test_what_cannot_be_compared_is_named(answered: Path) -> None:
     study = read_study(answered)
-    with pytest.raises(RecordError, match=r"'same' was not asked of 60 facts; run it with probe=kv"):
+    with pytest.raises(RecordError, match=r"'same' was not asked about length 60; run it with the probe"):
         retrieval_contrast(study, "same", "untuned", 60)
     write_answers(study.cells["same"][0], np.random.default_rng(1), 0.5, 0.5, fingerprint="other")
     with pytest.raises(RecordError, match="different probes"):

@@ -90,6 +90,18 @@ def test_names_hold_what_is_swept_and_nothing_else(tiny: tuple[str, ...]) -> Non
 
 
 @pytest.mark.slow
+def test_an_unexpected_error_ends_a_sweep(
+    tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra warns of errors in callbacks, and would run the jobs by itself, one after the other in this process."""
+    monkeypatch.setattr("hylo.cli.sweep.freeze", lambda plan, session: 1 / 0)
+    assert train("-m", "method=lora,rslora", *tiny) == 1
+    said = capsys.readouterr()
+    assert "ZeroDivisionError" in said.err
+    assert "Launching" not in said.out + said.err
+    assert not [*Path("outputs").glob("*/lora*")]
+
+
 def test_a_sweep_asked_for_again_runs_nothing(tiny: tuple[str, ...]) -> None:
     sweep = ("-m", *tiny, "method=lora,none")
     assert train(*sweep) == 0

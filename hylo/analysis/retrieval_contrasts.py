@@ -2,8 +2,8 @@
 
 Flattening is accuracy at the ends minus accuracy in the middle, for the reference minus the cell: positive where the
 cell depends less on depth. A cell that forgets everything is flat too, so the difference in accuracy is reported with
-it. Both in percentage points, paired by seed and list, by `hylo.stats.effect`; p-values Holm-corrected over the rows
-with the same number of facts.
+it. Both in percentage points, paired by seed and text, by `hylo.stats.effect`; p-values Holm-corrected over the rows
+with the same length.
 """
 
 import math
@@ -20,46 +20,47 @@ from hylo.evaluation.metrics import metric_named
 from hylo.runs.store import StudyRecord
 
 CONTRASTS = [
-    "cell", "reference", "component", "facts", "seeds", "flattening", "low", "high", "p_holm", "accuracy",
+    "cell", "reference", "component", "length", "unit", "seeds", "flattening", "low", "high", "p_holm", "accuracy",
     "accuracy_low", "accuracy_high", "lim_effect_pct", "lim_low", "lim_high", "agrees",
 ]  # fmt: skip
-CELLS = ["cell", "facts", "seeds", "accuracy", "ends_minus_middle", "low", "high"]
+CELLS = ["cell", "length", "unit", "seeds", "accuracy", "ends_minus_middle", "low", "high"]
 
 
 def retrieval_contrasts(study: StudyRecord) -> pd.DataFrame:
-    """One row per named contrast of two probed cells and number of facts; columns CONTRASTS.
+    """One row per named contrast of two probed cells and length; columns CONTRASTS.
 
     - `agrees`: whether both effects have the same sign, yes or no; open unless both intervals exclude 0.
     """
     rows: list[dict[str, Any]] = []
-    counts = sorted(set(retrieval_table(study)["facts"]))
-    for facts in counts:
-        probed = set(ends_minus_middle(study).query(f"facts == {facts}")["cell"])
+    ends = ends_minus_middle(study)
+    lengths = dict(sorted(zip(ends["length"], ends["unit"], strict=True)))
+    for length, unit in lengths.items():
+        probed = set(ends["cell"][ends["length"] == length])
         named = [each for each in contrasts_of(study) if {each["cell"], each["reference"]} <= probed]
-        found = [_row(study, each, facts) for each in named if paired_runs(study, each["cell"], each["reference"])]
+        found = [_row(study, each, length) for each in named if paired_runs(study, each["cell"], each["reference"])]
         for row, adjusted in zip(found, stats.holm([row.pop("p") for row in found]) if found else [], strict=True):
-            rows.append(row | {"p_holm": float(adjusted)})
+            rows.append(row | {"unit": unit, "p_holm": float(adjusted)})
     return pd.DataFrame(rows, columns=pd.Index(CONTRASTS))
 
 
 def retrieval_cells(study: StudyRecord) -> pd.DataFrame:
-    """One row per probed cell and number of facts: mean accuracy over depths, and the depth of the U; columns CELLS.
+    """One row per probed cell and length: mean accuracy over depths, and the depth of the U; columns CELLS.
 
     In percent and percentage points.
     """
-    by_depth: Any = retrieval_table(study).groupby(["cell", "facts"], sort=False)["accuracy"]
+    by_depth: Any = retrieval_table(study).groupby(["cell", "length"], sort=False)["accuracy"]
     accuracy = (100 * by_depth.mean()).rename("accuracy").reset_index()
     depth: Any = ends_minus_middle(study)
     ends = {"value": "ends_minus_middle", "low": "low", "high": "high"}
     scaled = depth.assign(**{name: 100 * depth[name] for name in ends}).rename(columns=ends)
-    return scaled.merge(accuracy, on=["cell", "facts"])[CELLS]
+    return scaled.merge(accuracy, on=["cell", "length"])[CELLS]
 
 
-def _row(study: StudyRecord, contrast: dict[str, Any], facts: int) -> dict[str, Any]:
+def _row(study: StudyRecord, contrast: dict[str, Any], length: int) -> dict[str, Any]:
     cell, reference = contrast["cell"], contrast["reference"]
-    deeper, better = retrieval_contrast(study, cell, reference, facts)
+    deeper, better = retrieval_contrast(study, cell, reference, length)
     flattening, accuracy = (_effect(study, values) for values in (-deeper, better))
-    row = {"cell": cell, "reference": reference, "component": contrast["component"] or "", "facts": facts}
+    row = {"cell": cell, "reference": reference, "component": contrast["component"] or "", "length": length}
     row |= {"seeds": flattening.seeds, "p": p_value(study, deeper, np.ones(deeper.shape[1]))}
     row |= _points("flattening", "", flattening)
     row |= _points("accuracy", "accuracy_", accuracy)

@@ -1,7 +1,9 @@
 """The Hydra callback around a sweep: all jobs are checked before the first one runs and reported after the last."""
 
 import sys
+import traceback
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,13 @@ class SweepReport(Callback):
     """Checks a sweep of `train.py -m`, runs its cells as a study's are run, and reports it.
 
     Hydra would compose every job again, which takes longer than planning them; so it is only left to launch jobs where
-    another launcher or sweeper is chosen. Exits with code 0, 1 if a cell failed, 2 if the sweep cannot work. Hydra
-    turns exceptions of callbacks into warnings, so the end is raised as SystemExit.
+    another launcher or sweeper is chosen. Exits with code 0, 1 if a cell failed, 2 if the sweep cannot work.
     """
 
     _plan: Plan
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with readable_errors():
+        with _ended_by_errors():
             plan = sweep_plan(config)
             check_plan(plan, SESSION)
             self._plan = freeze(with_base_cells(plan, SESSION), SESSION)
@@ -51,10 +52,21 @@ class SweepReport(Callback):
                 raise ConfigError(problem("launcher", name_of("launcher", type(launcher)), allowed, "launcher=local"))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        with readable_errors():
+        with _ended_by_errors():
             complete = report_plan(self._plan, SESSION)
         if not complete:
             sys.exit(1)
+
+
+@contextmanager
+def _ended_by_errors() -> Iterator[None]:
+    """Ends the process: Hydra turns a callback's exceptions into warnings, and would run the jobs by itself."""
+    try:
+        with readable_errors():
+            yield
+    except Exception:  # noqa: BLE001  whatever it is, the jobs must not run
+        traceback.print_exc()
+        sys.exit(1)
 
 
 def sweep_plan(config: DictConfig) -> Plan:

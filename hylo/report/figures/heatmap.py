@@ -15,7 +15,7 @@ from hylo.analysis.retrieval import retrieval_table
 from hylo.report.figures.base import study_figure
 from hylo.report.figures.marks import checked, with_seeds
 from hylo.report.figures.multiples import grid, label_outer, panels
-from hylo.report.figures.retrieval import COLUMNS, as_percent
+from hylo.report.figures.retrieval import COLUMNS, as_percent, names_of_lengths, where
 from hylo.report.figures.style import framed
 from hylo.report.render.hover import hover
 from hylo.report.tables.caption import caption
@@ -38,25 +38,25 @@ def heatmap_of_study(study: StudyRecord, summary: pd.DataFrame) -> Figure | None
 
 
 def retrieval_heatmap(title: str, lines: Sequence[str], table: pd.DataFrame) -> Figure:
-    """One small map per cell: number of facts against depth of the fact asked for, with the accuracy in each square.
+    """One small map per cell: length against depth of the fact asked for, with the accuracy in each square.
 
     A row is divided evenly among the depths asked for, from the first fact on the left to the last. A missing accuracy
     leaves its square white. Takes and raises the same as `retrieval_figure`.
     """
     whole = as_percent(checked(table, COLUMNS, "retrieval_heatmap"))
-    cells, counts = list(dict.fromkeys(table["cell"])), sorted(set(table["facts"]))
-    widest = int(whole.groupby(["cell", "facts"]).size().max())
+    cells, lengths = list(dict.fromkeys(table["cell"])), names_of_lengths(table)
+    widest = int(whole.groupby(["cell", "length"]).size().max())
     columns = max(1, min(5, int(6.0 / (widest * _SQUARE + 0.2))))
     # As many columns as the page has room for without numbers overlapping.
-    shape = grid(cells, columns=columns, panel=_ROW * len(counts), width=max(14, int(85 / columns)))
+    shape = grid(cells, columns=columns, panel=_ROW * len(lengths), width=max(14, int(85 / columns)))
     half = (whole["accuracy_high"] - whole["accuracy_low"]).max() / 2
     said = ["Numbers: accuracy in percent", f"widest interval: ± {number(half)} points"]
 
     def draw(figure: Figure) -> None:
         axes = panels(figure, shape)
         for panel, cell in zip(axes, cells, strict=True):
-            _draw(panel, whole[whole["cell"] == cell], counts)
-        label_outer(axes, shape, "depth of the fact", "facts")
+            _draw(panel, whole[whole["cell"] == cell], [*lengths])
+        label_outer(axes, shape, "depth of the fact", str(table["unit"].iloc[0]))
         bar = figure.colorbar(ScalarMappable(_SCALE, _COLOURS), ax=axes, shrink=min(1, 1.6 / shape.height), pad=0.015)
         bar.set_label("accuracy (%)", fontsize=8)
         bar.ax.tick_params(labelsize=7)
@@ -64,9 +64,9 @@ def retrieval_heatmap(title: str, lines: Sequence[str], table: pd.DataFrame) -> 
     return framed(title, [*said, *with_seeds(lines, table)], max(1.7, shape.height + 0.9), draw)
 
 
-def _draw(axes: Any, table: Any, counts: list[int]) -> None:
-    for row, facts in enumerate(counts):
-        part = table[table["facts"] == facts].to_dict("records")
+def _draw(axes: Any, table: Any, lengths: list[int]) -> None:
+    for row, length in enumerate(lengths):
+        part = table[table["length"] == length].to_dict("records")
         for place, record in enumerate(part):
             accuracy, start, width = record["accuracy"], place / len(part), 1 / len(part)
             known = bool(np.isfinite(accuracy))
@@ -81,8 +81,7 @@ def _draw(axes: Any, table: Any, counts: list[int]) -> None:
                 )
             )
             value = interval(accuracy, record["accuracy_low"], record["accuracy_high"])
-            where = f"fact {record['place'] + 1:.0f} of {facts}"
-            hover(square, f"{record['cell']}, {where}: accuracy {value} %")
+            hover(square, f"{record['cell']}, {where(record)}: accuracy {value} %")
             axes.text(
                 start + width / 2,
                 row,
@@ -93,9 +92,9 @@ def _draw(axes: Any, table: Any, counts: list[int]) -> None:
                 color="black" if not known or accuracy > 47 else "white",
             )
     axes.set_xlim(0, 1)
-    axes.set_ylim(len(counts) - 0.5, -0.5)
+    axes.set_ylim(len(lengths) - 0.5, -0.5)
     axes.set_xticks([0, 0.5, 1], ["first", "middle", "last"])
-    axes.set_yticks(range(len(counts)), [str(facts) for facts in counts])
+    axes.set_yticks(range(len(lengths)), [f"{length:,}" for length in lengths])
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -128,7 +128,11 @@ def _retrieval(rows: Sequence[Row], most: float) -> list[str]:
     """One sentence on contrasts of retrieval by depth; `most` is the significance level."""
     if not rows:
         return []
-    flat = [f"{_against(row)} ({row['facts']} facts)" for row in rows if row["p_holm"] < most and row["flattening"] > 0]
+    flat = [
+        f"{_against(row)} ({row['length']:,} {row['unit']})"
+        for row in rows
+        if row["p_holm"] < most and row["flattening"] > 0
+    ]
     which = f": {'; '.join(flat)}" if 0 < len(flat) <= FEW else ""
     agrees = {word: sum(row["agrees"] == word for row in rows) for word in ("yes", "no", "open")}
     return [

@@ -106,7 +106,8 @@ TUNING = [
     text("At the edge of the grid", "end", "Keys whose best value has no worse one beyond it; a better one may exist."),
 ]
 
-FACTS = quantity("Facts", "facts", "Facts per list.", decimals=0)
+LENGTH = quantity("Length", "length", "Of the text that is asked about.", decimals=0)
+UNIT = text("Unit", "unit", "What the length counts.")
 FLATTENING = estimate(
     "Flattening (points)",
     "flattening",
@@ -118,15 +119,16 @@ FLATTENING = estimate(
 ACCURACY = estimate(
     "Accuracy (points)", "accuracy", "accuracy_low", "accuracy_high", "Difference over all depths.", unit="points"
 )
-RETRIEVAL_P = significant("p", "p_holm", "Test for no flattening; two-sided, Holm-corrected per number of facts.")
+RETRIEVAL_P = significant("p", "p_holm", "Test for no flattening; two-sided, Holm-corrected per length.")
 AGREES = text("LIM-PPL agrees", "agrees", "Same sign as the flattening; open where either interval includes 0.")
 RETRIEVAL_CONTRASTS = [
-    CELL, REFERENCE, COMPONENT, FACTS, SEEDS, FLATTENING, RETRIEVAL_P, ACCURACY, LIM, AGREES
+    CELL, REFERENCE, COMPONENT, LENGTH, UNIT, SEEDS, FLATTENING, RETRIEVAL_P, ACCURACY, LIM, AGREES
 ]  # fmt: skip
-RETRIEVAL_CONTRASTS_IN_BRIEF = [CELL, REFERENCE, FACTS, SEEDS, FLATTENING, RETRIEVAL_P, ACCURACY, LIM, AGREES]
+RETRIEVAL_CONTRASTS_IN_BRIEF = [CELL, REFERENCE, LENGTH, SEEDS, FLATTENING, RETRIEVAL_P, ACCURACY, LIM, AGREES]
 RETRIEVAL = [
     CELL,
-    FACTS,
+    LENGTH,
+    UNIT,
     SEEDS,
     quantity("Accuracy (%)", "accuracy", "Exact-match accuracy, mean over depths.", unit="%"),
     estimate(

@@ -134,7 +134,7 @@ def _retrieval(study: StudyRecord) -> Decision:
     return Decision(
         name="retrieval",
         title="Retrieval: cells",
-        about="Exact answers to questions about lists of facts, by number of facts.",
+        about="Exact answers to questions about facts in lists or haystacks, by their length.",
         frame=retrieval_cells(study),
         columns=show.RETRIEVAL,
     )
