@@ -114,7 +114,7 @@ def test_the_section_of_a_record(tiny: tuple[str, ...]) -> None:
 def test_the_audit_decides_how_lists_are_read(
     pooling: str, cached: bool, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = KvProbe.ask, []
+    real, seen = DepthProbe.ask, []
     monkeypatch.setattr(DepthProbe, "ask", lambda *a, **named: seen.append(named["cached"]) or real(*a, **named))
     overrides = ("method=landmark_original", f"method.landmark.pooling={pooling}")
     run_cell(Cell("runs", pooling, composed(*tiny, *overrides, *PROBED)), SESSION)
