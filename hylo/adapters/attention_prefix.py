@@ -11,6 +11,7 @@ Shapes: B batch, H key/value heads, P prefix tokens, T queries, S keys of the te
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +27,7 @@ from hylo.adapters.attention_functions import (
     function_problems,
     own_function,
 )
+from hylo.adapters.positions import Positions
 from hylo.core.errors import ConfigError, problem
 from hylo.models.architecture import key_value_shape
 
@@ -33,9 +35,19 @@ Prefix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Maps a layer's keys and values, [B, H, S, D] each, to those of prefix and text, [B, H, P + S, D], if joint; otherwise
 to those of the prefix alone, [B, H, P, D]."""
 
-_PREFIXES: WeakKeyDictionary[nn.Module, tuple[Prefix, bool]] = WeakKeyDictionary()
-"""The prefix of each attention module that has one, and whether its softmax is joint. Attention functions only get the
-module, so this is looked up by module."""
+
+@dataclass(frozen=True)
+class _OfModule:
+    """What one attention module is extended by."""
+
+    prefix: Prefix
+    joint: bool
+    layer: int
+    positions: Positions | None
+
+
+_PREFIXES: WeakKeyDictionary[nn.Module, _OfModule] = WeakKeyDictionary()
+"""Attention functions only get the module, so prefixes are looked up by module."""
 
 
 class AttentionPrefixes:
@@ -43,17 +55,18 @@ class AttentionPrefixes:
 
     Args:
         joint: prefix and text share one softmax; otherwise each has its own, and the results are added.
+        positions: whose listener is told of the attention to the prefix; None: nobody is.
     """
 
-    def __init__(self, prefixes: Iterable[Prefix], *, joint: bool = True) -> None:
+    def __init__(self, prefixes: Iterable[Prefix], *, joint: bool = True, positions: Positions | None = None) -> None:
         self._prefixes = list(prefixes)
-        self._joint = joint
+        self._joint, self._positions = joint, positions
         self._selected = SelectedFunctions(_EXTENDED)
 
     def attach(self, model: PreTrainedModel) -> None:
         """Add its prefix to every attention module."""
-        for prefix, module in zip(self._prefixes, self._selected.select(model), strict=True):
-            _PREFIXES[module] = prefix, self._joint
+        for layer, (prefix, module) in enumerate(zip(self._prefixes, self._selected.select(model), strict=True)):
+            _PREFIXES[module] = _OfModule(prefix, self._joint, layer, self._positions)
 
     def detach(self, model: PreTrainedModel) -> None:
         """Restore the attention modules."""
@@ -100,21 +113,39 @@ def _extended_mask(mask: Tensor | None, P: int, query: Tensor, key: Tensor, caus
     return F.pad(mask, (P, 0), value=mask.dtype == torch.bool)  # visible: True in a bool mask, 0 in an additive one
 
 
+def _marks(keys: Tensor, P: int) -> Tensor:
+    """Values with which attention returns its own weights of the P tokens of the prefix: [B, H, P + S, P]."""
+    marks = keys.new_zeros(*keys.shape[:3], P)
+    marks[:, :, :P] = torch.eye(P, dtype=keys.dtype, device=keys.device)
+    return marks
+
+
+def _read(own: _OfModule, weights_BTHP: Tensor) -> None:
+    assert own.positions is not None
+    own.positions.read("landmark weights", weights_BTHP.mean(dim=2), own.layer)
+    if own.joint:
+        own.positions.read("attention to landmarks", weights_BTHP.sum(dim=-1), own.layer)
+
+
 def _extend(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """The attention function of that name, with a prefix."""
 
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        prefix, joint = _PREFIXES[module]
-        keys, values = prefix(key, value)
-        P = keys.shape[2] - key.shape[2] if joint else 0
+        own = _PREFIXES[module]
+        joint, (keys, values) = own.joint, own.prefix(key, value)
+        P = keys.shape[2] - key.shape[2] if joint else keys.shape[2]
         causal = getattr(module, "is_causal", True) if kwargs.get("is_causal") is None else kwargs["is_causal"]
         mask = attention_mask
         if joint or implementation == "eager":
-            mask = _extended_mask(mask, P, query, key, causal)
+            mask = _extended_mask(mask, P if joint else 0, query, key, causal)
         mask = additive(mask, query) if implementation == "eager" else mask
         attention = own_function(implementation, module)
+        if own.positions is not None and own.positions.reader is not None:
+            seen, flags = (mask, kwargs) if joint else (None, kwargs | {"is_causal": False})
+            weights, _ = attention(module, query, keys, _marks(keys, P), seen, **flags)
+            _read(own, weights)
         if joint:
             output, weights = attention(module, query, keys, values, mask, **kwargs)
             return output, None if weights is None else weights[..., P:]  # one column per key of the text

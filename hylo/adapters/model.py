@@ -116,7 +116,9 @@ class AdaptedModel(nn.Module):
             parameter.requires_grad_(False)
         self._fused = FusedForwards(base) if fused else None
         self._head = OutputHead(base) if fused else None
-        self._positions = context.positions.follow(base)
+        self.positions = context.positions
+        """Of the current pass; its `reader` hears what components choose."""
+        self._following = context.positions.follow(base)
         self._attached = sorted(context.components.values(), key=lambda component: not component.replaces_modules)
         for component in self._attached:
             component.attach(base)
@@ -243,7 +245,7 @@ class AdaptedModel(nn.Module):
             self._fused.detach()
         for component in reversed(self._attached):
             (component.merge if merging else component.detach)(self.base)
-        self._positions.remove()
+        self._following.remove()
         for module, mode in self._modes:
             module.training = mode
         for parameter, trainable in self._trainable:

@@ -121,7 +121,9 @@ class PositionBias(Component):
 
     def _before_forward(self, module: PreTrainedModel, args: tuple[Any, ...]) -> None:
         check_recomputation(module, "position_bias")
-        self._gate.value, self._gate_of_keys.value = self.make_gate(self._positions.current), None
+        gate = self.make_gate(self._positions.current)
+        self._gate.value, self._gate_of_keys.value = gate, None
+        self._positions.read("position gate", gate.unsqueeze(-1))
 
     def detach(self, model: PreTrainedModel) -> None:
         assert self._hook is not None, "detach follows attach"

@@ -8,6 +8,7 @@ logits for a left-padded text than for the same text alone.
 Shapes: B batch, T tokens of this pass.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +19,15 @@ from transformers import Cache, PreTrainedModel
 
 from hylo.core.errors import ConfigError, problem
 
+Reader = Callable[[str, int, Tensor], None]
+"""Gets what components choose for the tokens of a pass: its name, the layer, and the values [B, T, n] or [1, T, n]."""
+
 
 class Positions:
     """Positions of the current pass. All components of a model share one instance."""
+
+    reader: Reader | None = None
+    """Listens to what components choose; None, as in training: nobody does."""
 
     real: Tensor | None = None
     """[B, T] bool, False for padding; None: no mask was given and every token counts."""
@@ -45,6 +52,17 @@ class Positions:
         """[B, T] or [1, T] int64, counted from the first real token of each text."""
         assert self._current is not None, "positions are known only inside a forward pass of the adapted model"
         return self._current
+
+    def read(self, name: str, values: Tensor, layer: int = 0) -> None:
+        """Tell whoever listens what a component chooses for each token of this pass.
+
+        Args:
+            name: what it is, in every method alike: `landmark weights`.
+            values: [B, T, n] or [1, T, n], n of them per token; or the same with the tokens of the batch in one row.
+            layer: of the base model.
+        """
+        if self.reader is not None:
+            self.reader(name, layer, values.detach().reshape(-1, self.current.shape[-1], values.shape[-1]))
 
     def follow(self, model: PreTrainedModel) -> RemovableHandle:
         """Keep `current` up to date with the model's forward passes until the handle is removed."""

@@ -108,7 +108,9 @@ class AttentionLandmark(Component):
         super().__init__()
         count = len(decoder_layers(context.model))
         self.layers = nn.ModuleList(LayerLandmarks(config, context, index) for index in range(count))
-        self._prefixes = AttentionPrefixes(self.layers, joint=config.softmax is Softmax.joint)
+        self._prefixes = AttentionPrefixes(
+            self.layers, joint=config.softmax is Softmax.joint, positions=context.positions
+        )
 
     def merge_refusal(self) -> str:
         return "its keys and values belong to no token, so no weight can hold them"

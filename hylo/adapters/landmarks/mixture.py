@@ -61,6 +61,7 @@ class MixtureLandmark(Component):
 
     def forward(self, h_BTD: Tensor) -> Tensor:
         w_BTK = F.softmax(self.position_logits() + F.linear(h_BTD.to(self.C.dtype), self.C).float(), dim=-1)
+        self.positions.read("landmark weights", w_BTK)
         return h_BTD + (w_BTK @ (self.a * self.L)).to(h_BTD.dtype)
 
     def merge_refusal(self) -> str:

@@ -87,6 +87,7 @@ class OriginalLandmark(Component):
 
     def forward(self, h_BTD: Tensor) -> Tensor:
         w_BTK = F.softmax(F.linear(self.pool(h_BTD).to(self.G.dtype), self.G), dim=-1)
+        self._positions.read("landmark weights", w_BTK.expand(*h_BTD.shape[:2], -1))
         return h_BTD + (w_BTK @ (self.a * self.L)).to(h_BTD.dtype)
 
     def pool(self, h_BTD: Tensor) -> Tensor:

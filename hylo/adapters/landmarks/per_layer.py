@@ -83,13 +83,14 @@ class LayerLandmarks(nn.Module):
         super().__init__()
         self.L = _vectors(config, context, f"landmark.layers.{index}.L") if shared is None else shared
         self.a = context.parameter(f"landmark.layers.{index}.a", (), constant(0.05))
-        self.pooling = config.pooling
+        self.pooling, self.index = config.pooling, index
         self._positions = context.positions
 
     def forward(self, h: Tensor) -> Tensor:
         """Adds the landmarks to h [B, T, D], or [B T, D] where the architecture flattens the batch for its FFN."""
         chooses = h.float() if self.pooling is Choice.token else self.mean(h.float())
         w = F.softmax(F.linear(chooses.to(self.L.dtype), self.L) / math.sqrt(self.L.shape[-1]), dim=-1)
+        self._positions.read("landmark weights", w, self.index)
         return h + (w @ (self.a * self.L)).to(h.dtype)
 
     def mean(self, h: Tensor) -> Tensor:

@@ -23,14 +23,13 @@ from transformers import PreTrainedTokenizerBase
 from hylo.core.errors import ConfigError, problem
 from hylo.core.registry import register
 from hylo.core.schema import bounded
-from hylo.data.base import Bos, Document, Split
-from hylo.data.files import matching_files
+from hylo.data.base import Bos, Document
 from hylo.data.kv.text import PROBE_CODES, draw, fact, question
 from hylo.data.kv.words import PROBE_WORDS
-from hylo.data.shakespeare import SHAKESPEARE
 from hylo.data.tokens import TokenizedDocument, bos_token, documents_identity, tokenize
 from hylo.evaluation.probes.base import ProbeConfig
 from hylo.evaluation.probes.depths import DepthProbe, Text, prompts_of
+from hylo.evaluation.probes.held_out import held_out_documents
 from hylo.evaluation.probes.score import GRIDS
 
 Source = tuple[Document, TokenizedDocument]
@@ -62,20 +61,14 @@ class NeedleProbeConfig(ProbeConfig):
         return problem("probe.tokens", self.tokens, allowed, f"fewer tokens, or {otherwise}")
 
     def content(self) -> str:
-        return documents_identity(self._documents())
+        return documents_identity(held_out_documents(self.files))
 
     def build(self, tokenizer: PreTrainedTokenizerBase) -> DepthProbe:
         return DepthProbe(GRIDS["needle"], prompts_of([*self._texts(tokenizer)], tokenizer))
 
-    def _documents(self) -> list[Document]:
-        if not self.files:
-            return SHAKESPEARE.documents(Split.test)
-        paths = dict.fromkeys(path for pattern in self.files for path in matching_files(pattern, "probe.files"))
-        return [Document(str(path), path.read_text(encoding="utf-8", errors="replace")) for path in paths]
-
     def _texts(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text]:
         """All haystacks in the order of asking: one of each length, then the next of each."""
-        documents = self._documents()
+        documents = held_out_documents(self.files)
         sources = [*zip(documents, tokenize(documents, tokenizer), strict=True)]
         for number in range(self.haystacks):
             for tokens in self.tokens:

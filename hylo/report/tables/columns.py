@@ -77,6 +77,15 @@ def text(header: str, key: str, about: str) -> Column:
     return Column(header=header, about=about, key=key, show=lambda row: _word(row[key]), numeric=False)
 
 
+def passage(header: str, key: str, about: str) -> Column:
+    """A column of several lines of text, shown in one, with ` / ` where a line ends."""
+
+    def show(row: Row) -> str:
+        return _word(" / ".join(line.strip() for line in str(row[key]).splitlines() if line.strip()))
+
+    return Column(header=header, about=about, key=key, show=show, numeric=False)
+
+
 def verdict(header: str, key: str, about: str, tone: Callable[[str], str] | None = None) -> Column:
     """A column of words shown as badges; by default `tone` follows VERDICTS, plain for other words."""
     return Column(

@@ -4,7 +4,7 @@ import pandas as pd
 
 from hylo.analysis.verdicts import ClaimVerdict
 from hylo.evaluation.metrics import all_metrics
-from hylo.report.tables.columns import Column, Row, estimate, quantity, text, verdict
+from hylo.report.tables.columns import Column, Row, estimate, passage, quantity, text, verdict
 from hylo.report.tables.numbers import MISSING
 from hylo.report.tables.sentences import spaced
 
@@ -139,4 +139,11 @@ RETRIEVAL = [
         "Accuracy at the first and last depth minus that in between.",
         unit="points",
     ),
+]
+
+TEXTS = [
+    quantity("Prompt", "prompt", "Number of the beginning.", decimals=0),
+    passage("Beginning", "beginning", "What every cell continues."),
+    CELL,
+    passage("Continuation", "continuation", "What the cell's first seed writes."),
 ]

@@ -8,6 +8,7 @@ import pandas as pd
 
 from hylo.analysis.contrasts import SHAPLEY, attribution_table, claim_table, contrast_table, criteria_table, level
 from hylo.analysis.rates import choice_table
+from hylo.analysis.readings import texts_table
 from hylo.analysis.retrieval_contrasts import retrieval_cells, retrieval_contrasts
 from hylo.analysis.task_scores import task_contrasts, task_scores
 from hylo.analysis.verdicts import ClaimVerdict
@@ -47,6 +48,7 @@ def decisions(study: StudyRecord, failed: list[str] | None = None) -> list[Decis
         _retrieval,
         _task_contrasts,
         _tasks,
+        _texts,
         _attribution,
         _criteria,
         _tuning,
@@ -161,6 +163,17 @@ def _tasks(study: StudyRecord) -> Decision:
         about="Scores of tasks (probe=tasks), as lm-eval computes them, with intervals over seeds and items.",
         frame=task_scores(study),
         columns=show_tasks.SCORES,
+    )
+
+
+def _texts(study: StudyRecord) -> Decision:
+    return Decision(
+        name="texts",
+        title="Texts",
+        about="What each cell's first seed writes after the same beginning (probe=texts), to be read: nothing is "
+        "scored. The base model's own continuation stands first.",
+        frame=texts_table(study),
+        columns=show.TEXTS,
     )
 
 
