@@ -158,6 +158,8 @@ class ComponentConfig(ABC):
     """True if the trained tensors are the base model's own rather than new ones."""
     at_start: ClassVar[AtStart] = AtStart.same
     """How close the model is to the base model at step 0."""
+    after_final_norm: ClassVar[bool] = False
+    """True if everything before the output of the final norm is computed as by the base model."""
 
     learning_rate_multiplier: float = bounded(1.0, gt=0)
     """Factor on trainer.learning_rate for this component's tensors."""

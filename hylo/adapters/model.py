@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hylo.core.errors import ConfigError, MergeRefused, RecordError, problem
 from hylo.core.registry import import_all
 from hylo.core.schema import bound_problems
 from hylo.kernels.forwards import FusedForwards
+from hylo.kernels.frozen_states import FrozenStates
 from hylo.kernels.head import OutputHead, token_losses
 from hylo.models.causality import reads_later_tokens
 from hylo.models.targets import coverage
@@ -125,6 +126,8 @@ class AdaptedModel(nn.Module):
         if self._fused is not None:
             self._fused.attach()
         vars(base)[_MARK] = True
+        self.states: FrozenStates | None = None
+        """Where losses may begin, if no component acts before the final norm; None: they begin at the embeddings."""
         self.attached = True
         """Whether the components are attached to the base model."""
 
@@ -135,9 +138,10 @@ class AdaptedModel(nn.Module):
         """
         if targets is None:
             return self.base(*args, **kwargs)
-        if self._head is None:
-            return token_losses(self.base(*args, use_cache=False, **kwargs).logits, targets)
-        return self._head.losses(targets, *args, use_cache=False, **kwargs)
+        with nullcontext() if self.states is None or args else self.states.of(kwargs):
+            if self._head is None:
+                return token_losses(self.base(*args, use_cache=False, **kwargs).logits, targets)
+            return self._head.losses(targets, *args, use_cache=False, **kwargs)
 
     @property
     def losses_without_logits(self) -> bool:

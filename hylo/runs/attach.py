@@ -15,8 +15,12 @@ from hylo.adapters.start import load_start, save_start
 from hylo.core.errors import ConfigError, problem
 from hylo.data.base import Split
 from hylo.kernels.compiled import compiled_layers
+from hylo.kernels.frozen_states import FrozenStates
+from hylo.models.architecture import hidden_size
 from hylo.models.causality import mixes_samples
+from hylo.runs.cell import Cell
 from hylo.runs.config import Config
+from hylo.runs.fingerprint import fingerprint
 from hylo.runs.shared import Session
 from hylo.runs.store import ADAPTER
 from hylo.training.config import Kernels
@@ -54,6 +58,24 @@ def prepared(
         ) as model,
     ):
         yield model
+
+
+def frozen_states(base: PreTrainedModel, cell: Cell, session: Session, accelerator: Accelerator) -> FrozenStates | None:
+    """What the cells of a base model share if their methods act after the final norm alone; None: this cell does not,
+    or its batches do not fit the space for them."""
+    config = cell.config
+    trainer, data = config.trainer, config.data
+    apart = config.components and all(part.after_final_norm for part in config.components.values())
+    if not apart or accelerator.num_processes > 1:
+        return None
+    windows = trainer.steps * trainer.batch_size * trainer.gradient_accumulation_steps
+    windows += len(session.eval_windows(data, config.model))
+    size = windows * data.context_length * hidden_size(base) * base.dtype.itemsize
+    budget = trainer.states_gib * 2**30
+    if size > budget:
+        return None
+    states = FrozenStates(base, fingerprint(cell.base_cell().config, session), budget)
+    return None if states.declined else states
 
 
 def first_batches(config: Config, session: Session, device: torch.device) -> list[dict[str, Tensor]]:

@@ -29,8 +29,9 @@ from hylo.core.timer import Clock
 from hylo.data.base import Split
 from hylo.data.windows import Windows
 from hylo.evaluation.perplexity import Evaluation, evaluate
-from hylo.runs.attach import begin, first_batches, prepared
+from hylo.runs.attach import begin, first_batches, frozen_states, prepared
 from hylo.runs.cell import Cell
+from hylo.runs.config import Config
 from hylo.runs.fingerprint import fingerprint, probe_fingerprint
 from hylo.runs.out_of_memory import explained, release_memory
 from hylo.runs.reuse import copy_record, finished_run, probed
@@ -103,6 +104,7 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
     untouched = weights_checksum(base)
     probe, base_logits = session.audit_sample(config.data, config.model, accelerator.device)
     read = session.contribution(config.data, config.model, accelerator.device) if config.components else None
+    states = frozen_states(base, cell, session, accelerator)
     with tracked(cell) as tracker:
         with prepared(base, config, lambda: first_batches(config, session, accelerator.device)) as model:
             begin(model, folder, accelerator)
@@ -135,31 +137,25 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
                     if accelerator.is_main_process:
                         write_table(folder / HALF, half.bins)
 
-            training = UNTRAINED
-            if config.components:
-                windows = session.windows(config.data, config.model, Split.train)
-                with clock.working():
-                    training = train(
-                        model,
-                        windows,
-                        config.trainer,
-                        accelerator,
-                        seed=config.seed,
-                        folder=folder,
-                        label=label,
-                        loss_on_padding=config.data.loss_on_padding,
-                        on_step=on_step,
-                    )
+            model.states = states
+            with clock.working():
+                training = trained(model, config, session, accelerator, folder=folder, label=label, on_step=on_step)
             stop = {"each_batch": stop_if_asked} if accelerator.num_processes == 1 else {}
             evaluation = measured("evaluation", **stop)
+            if states:
+                model.states = None
+                training = training | states.counts
+                say(f"{label}: {states}")
             audit.after_training(contributions)
             peak = peak_memory_bytes()
             say(f"{label}: memory: peak {gib(peak)}, estimated {gib(memory.peak)}")
-            result["audit"] = {"failed": audit.failed}
-            result["contribution"] = contributions.section if contributions else {}
-            result["metrics"] = evaluation.metrics()
-            result["training"] = training | memory.beside(peak)
-            result["environment"] = environment(accelerator)
+            result |= {
+                "audit": {"failed": audit.failed},
+                "contribution": contributions.section if contributions else {},
+                "metrics": evaluation.metrics(),
+                "training": training | memory.beside(peak),
+                "environment": environment(accelerator),
+            }
             if accelerator.is_main_process:
                 write_tables(folder, audit, evaluation, eval_windows)
                 if config.components and config.trainer.save_adapter:
@@ -167,6 +163,16 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
         assert weights_checksum(base) == untouched, "a component left the shared base weights changed"
         log_run(tracker, {**result, "status": COMPLETE})
     result["environment"]["overhead_seconds"] = round(clock.overhead(), 3)
+
+
+def trained(
+    model: AdaptedModel, config: Config, session: Session, accelerator: Accelerator, **options: Any
+) -> dict[str, Any]:
+    """Trains what there is to train. `options` are those of `train`. Returns the record's `training` section."""
+    if not config.components:
+        return UNTRAINED
+    windows, padding = session.windows(config.data, config.model, Split.train), config.data.loss_on_padding
+    return train(model, windows, config.trainer, accelerator, seed=config.seed, loss_on_padding=padding, **options)
 
 
 def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Accelerator) -> None:

@@ -41,7 +41,7 @@ class TrainerConfig:
         {"eval_batch_size", "eval_memory_gib", "precision", "device", "kernels"}
     )
     """Fields that can change the results of a model that is not trained."""
-    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds", "save_adapter"})
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds", "save_adapter", "states_gib"})
     """Fields that change no result and are therefore not part of the fingerprint."""
 
     steps: int = bounded(24, ge=1)
@@ -74,6 +74,9 @@ class TrainerConfig:
     """auto, cpu, cuda or mps."""
     kernels: Kernels = Kernels.fused
     """fused, reference or compiled."""
+    states_gib: float = bounded(4.0, ge=0)
+    """Space in the cache, in GiB, for what the frozen layers compute for each batch. Methods that act after the final
+    norm alone begin there. 0: nothing is kept."""
     checkpoint_seconds: float = bounded(60.0, gt=0)
     """Time between checkpoints from which an interrupted run can resume."""
     save_adapter: bool = True

@@ -25,6 +25,7 @@ class MixtureConfig(ComponentConfig):
     """Sizes of the mixture."""
 
     at_start: ClassVar[AtStart] = AtStart.near
+    after_final_norm: ClassVar[bool] = True
 
     num_landmarks: int = bounded(8, ge=1)
     """K, the number of learned vectors."""

@@ -41,6 +41,7 @@ class OriginalConfig(ComponentConfig):
     """Landmarks weighted by a mean of hidden states."""
 
     at_start: ClassVar[AtStart] = AtStart.near
+    after_final_norm: ClassVar[bool] = True
 
     num_landmarks: int = bounded(4, ge=1)
     """K, the number of learned vectors."""
