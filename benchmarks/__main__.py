@@ -12,13 +12,13 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks import ablation, evaluation, lines, memory, scaling, steps
+from benchmarks import ablation, evaluation, lines, memory, scaling, sharing, steps
 from benchmarks.report import write_report
 from benchmarks.results import Results
 from benchmarks.settings import ROOT, Settings, Shape
 from hylo.cli.main import readable_errors
 
-PARTS = {part.PART: part.rows for part in (steps, memory, evaluation, scaling, ablation, lines)}
+PARTS = {part.PART: part.rows for part in (steps, memory, evaluation, scaling, ablation, lines, sharing)}
 
 
 def main() -> None:

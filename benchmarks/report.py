@@ -59,6 +59,11 @@ TITLES = {
         "play per sample, padded to 512 tokens, with loss on the padding. `packed beside lines` compares hylo on the "
         "former with peft on the latter.",
     ),
+    "sharing": (
+        "Cells that act after the final norm",
+        "Whole runs of `train.py` at the default settings, one cell at a time, from start to report: a landmark alone "
+        "computes the frozen layers once for each batch and begins there afterwards, also at another learning rate.",
+    ),
 }
 """Heading and explanation of each part, in the order of the page."""
 
