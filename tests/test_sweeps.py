@@ -149,8 +149,10 @@ def test_every_study_runs(name: str, tiny: tuple[str, ...]) -> None:
     shared = [text for text in tiny if key_of(text) not in own and ("data" not in own or not text.startswith("data"))]
     if "probe=kv" in shipped.overrides:
         shared += ["probe=kv", "probe.facts=[5]", "probe.lists=2"]
+    if "probe=needle_long" in shipped.overrides:
+        shared += ["probe=needle_long", "probe.tokens=[400]", "probe.depths=3", "probe.haystacks=2"]
     steps = [] if "trainer.steps" in own else ["trainer.steps=2"]
-    assert train(f"study={name}", *shared, "model.context=2048", *steps, "seeds=[0]", "tune=off") == 0
+    assert train(f"study={name}", *shared, "model.context=4096", *steps, "seeds=[0]", "tune=off") == 0
     (folder,) = (path.parent for path in Path("outputs").glob("*/summary.md"))
     study = read_study(folder)
     assert [cell for cell in study.cells if cell in shipped.all_cells()] == list(shipped.all_cells())
