@@ -20,7 +20,7 @@ RATES = "trainer.learning_rate=1e-3,2e-3,4e-3,8e-3,1.6e-2,3.2e-2,6.4e-2,0.128,0.
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    """Seconds of each, in `settings.steps` rounds; the states are thrown away before a run that shall compute them."""
+    """Seconds of each, in `settings.rounds` rounds; the states are thrown away before a run that shall compute them."""
     runs = {
         "base model": (["-m", "method=none"], True),
         "lora": (["-m", "method=lora"], True),
@@ -30,11 +30,11 @@ def rows(settings: Settings) -> Iterator[Row]:
         "landmark alone, nine rates": (["-m", *LANDMARK, RATES], True),
     }
     with prepared(settings.model) as inputs:
-        for name, (arguments, anew) in runs.items():
+        for run, (name, (arguments, anew)) in enumerate(runs.items()):
             found = []
-            for number in range(settings.steps):
+            for number in range(settings.rounds):
                 if anew:
                     shutil.rmtree(cache_folder() / FOLDER, ignore_errors=True)
-                outputs = inputs.folder / f"{name.replace(' ', '-')}-{number}"
+                outputs = inputs.folder / f"outputs-{run}-{number}"
                 found.append(hylo_seconds(inputs, outputs, [*arguments, "workers=1"]))
             yield measured(PART, name, "seconds_in_all", found)

@@ -172,6 +172,21 @@ def test_what_another_process_threw_away_is_computed(cache: Path, monkeypatch: p
     assert [*map(len, map(load_file, cache.glob(f"*/{STATES}")))] == [1]
 
 
+def test_a_full_disk_costs_nothing_but_time(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    base = tiny("llama")
+    model = adapt(base, method("landmark_pa", "method.low_rank=null"))
+    expected = losses(model, {"input_ids": IDS})
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hylo.kernels.frozen_states.save_file", full)
+    model.states = FrozenStates(base, "name", GIB)
+    assert [torch.equal(losses(model, {"input_ids": IDS}), expected) for _ in range(2)] == [True, True]
+    assert model.states.computed == 2
+    assert not [*cache.glob("*")]
+
+
 def test_a_model_that_draws_random_numbers_in_training_is_declined():
     """As a module, or in the attention function. Its own modes, and the draws of others, are left as they were."""
     state = torch.random.get_rng_state()

@@ -6,6 +6,7 @@ the same batch, of this cell or of one with another learning rate, begin there. 
 from the stored states on, so the numbers are the same bits. Source: own design.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -69,22 +71,23 @@ class FrozenStates:
         """The final norm's input for a batch, [B, T, D]: read, or computed and kept."""
         parts = (part for name in sorted(inputs) for part in (name, *_described(inputs[name])))
         name = f"{FOLDER}/{text_hash(self._name, str(self._model.training), *parts)[:24]}"
-        folder, found = cache_folder() / name, []
+        folder = cache_folder() / name
+        computed: list[Tensor] = []
 
         def make(draft: Path) -> None:
-            found.append(self._compute(inputs))
-            save_file({"states": found[0].contiguous()}, draft / STATES)
+            computed.append(self._compute(inputs))
+            save_file({"states": computed[0].contiguous()}, draft / STATES)
             _make_room(folder.parent, self._budget)
 
         try:
             path = cached_folder(name, make) / STATES
-            states = found[0] if found else load_file(path, device=str(self._model.device))["states"]
-            (folder / STATES).touch()  # the last to be thrown away
-        except FileNotFoundError:  # another process made room for its own
-            states = found[0] if found else self._compute(inputs)
-            found = [states]
-        self.computed += bool(found)
-        self.read += not found
+            os.utime(path)  # the last to be thrown away
+            states = computed[0] if computed else load_file(path, device=str(self._model.device))["states"]
+        except (OSError, SafetensorError):  # the disk is full, or another process made room for its own
+            computed = computed or [self._compute(inputs)]
+            states = computed[0]
+        self.computed += bool(computed)
+        self.read += not computed
         return states
 
     def _compute(self, inputs: dict[str, Any]) -> Tensor:
