@@ -1,8 +1,8 @@
 """What a landmark alone costs beside LoRA, and what nine learning rates of it cost: cells that act after the final norm
 begin at stored states of the frozen layers (hylo/kernels/frozen_states.py).
 
-Whole runs of train.py, one after the other with all threads, without the base model's own cell: loading, audit,
-training, both evaluations and the record.
+Whole runs of train.py, one after the other with all threads: start, the base model's own cell (the first row),
+loading, audit, training, two evaluations, record and report.
 """
 
 import shutil
