@@ -120,6 +120,8 @@ clean: ## remove .venv and caches; keeps outputs/ and all results
 .venv/.stamp-lock: requirements.lock | .venv/.stamp-python
 	@echo "[2/4] installing $$(grep -c == $<) pinned packages: 1 to 3 minutes (Linux with PyPI's CUDA build of torch: several GB)"
 	@$(PIP) -r $<
+# On all cores: pip compiles on one, and without compiled files every process spends seconds on imports.
+	@$(PY) -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 	@touch $@
 
 # --no-deps: see the lock file. `pip check` may report unmet dependencies of these two packages only.
