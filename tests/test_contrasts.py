@@ -16,7 +16,7 @@ from hylo.analysis.contrasts import SHAPLEY, attribution_table, claim_table, con
 from hylo.analysis.retrieval_contrasts import retrieval_cells, retrieval_contrasts
 from hylo.core.files import write_json
 from hylo.evaluation.metrics import all_metrics
-from hylo.evaluation.probes.score import COLUMNS
+from hylo.evaluation.probes.score import GRIDS
 from hylo.report import summarize, write_report
 from hylo.runs.store import PROBE, RESULT, STUDY, StudyRecord, read_study
 from hylo.studies.runner import undecided
@@ -188,7 +188,7 @@ def write_probe(folder: Path, lists: int = 12, depths: int = 5) -> None:
             lucky = (one + result["seed"] + depth) % 4 == 0
             exact = result["cell"] == "large" or depth in (0, depths - 1) or lucky
             rows.append((5, one, depth, depth, int(exact), -1.0, 3))
-        pd.DataFrame(rows, columns=pd.Index(COLUMNS)).to_parquet(path.parent / PROBE)
+        pd.DataFrame(rows, columns=pd.Index(GRIDS["kv"].columns)).to_parquet(path.parent / PROBE)
         write_json(path, result | {"probe": {"fingerprint": "0" * 12}})
 
 
