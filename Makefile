@@ -7,6 +7,8 @@
 
 PY    := .venv/bin/python
 PIP   := $(PY) -m pip install --disable-pip-version-check -q --no-compile
+# On all cores: pip compiles on one, and without compiled files every process spends seconds on imports.
+COMPILE ?= $(PY) -m compileall -q -j 0 .venv/lib
 SEEDS ?= 0
 ARGS  ?=
 
@@ -120,8 +122,7 @@ clean: ## remove .venv and caches; keeps outputs/ and all results
 .venv/.stamp-lock: requirements.lock | .venv/.stamp-python
 	@echo "[2/4] installing $$(grep -c == $<) pinned packages: 1 to 3 minutes (Linux with PyPI's CUDA build of torch: several GB)"
 	@$(PIP) -r $<
-# On all cores: pip compiles on one, and without compiled files every process spends seconds on imports.
-	@$(PY) -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
+	@$(COMPILE) >/dev/null 2>&1 || true
 	@touch $@
 
 # --no-deps: see the lock file. `pip check` may report unmet dependencies of these two packages only.

@@ -45,7 +45,7 @@ def test_installs_and_runs(version: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout
 
-    assert f"Python {version}." in run("make", "setup", f"PYTHON={python}")
+    assert f"Python {version}." in run("make", "setup", f"PYTHON={python}", "COMPILE=true")
     assert "Against the base model" in run(
         *(".venv/bin/python", "train.py", "model=tiny_llama", "trainer=smoke", "tracking=none", "method=hylorada")
     )
