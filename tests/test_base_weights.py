@@ -1,5 +1,6 @@
 """Base models in bfloat16 and float16, and with quantized weights: loaded, adapted, merged and exported."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def test_the_file_is_let_go(quantization: Quantization, tmp_path: Path, library:
     del kept
     model = loaded(tiny("llama"), tmp_path, quantization)
     assert str(tmp_path) not in maps.read_text()
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    head: Any = model.get_output_embeddings()
+    assert head.weight is model.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize("layer", ["c_fc", "c_proj"])
@@ -220,7 +222,8 @@ def test_parity_with_peft_on_the_same_quantized_base(
     Rows are whole blocks here: of others the library takes the wrong blocks on CPUs with AVX-512.
     """
     sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
-    config = type(CONFIGS["llama"])(**CONFIGS["llama"].to_dict() | sizes)
+    config = copy.deepcopy(CONFIGS["llama"])
+    config.update(sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         base = loaded(AutoModelForCausalLM.from_config(config), tmp_path / "base", quantization)

@@ -1,5 +1,6 @@
 """What components choose and what models write: recorded from finished runs, and shown in the report."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from adapters import adapt, method, perturb, tiny, tokens
 from launch import train
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from hylo.adapters.landmarks.per_layer import LayerLandmarks
 from hylo.adapters.model import AdaptedModel
@@ -80,20 +82,23 @@ def test_weights_of_every_layer():
         torch.testing.assert_close(weights.sum(-1), torch.ones(IDS.shape))
 
 
+def with_attention(architecture: str, implementation: str) -> PreTrainedModel:
+    base = copy.deepcopy(tiny(architecture))  # with a config of its own: other tests share that of `tiny`
+    base.set_attn_implementation(implementation)
+    return base
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
 def test_attention_to_landmarks_is_what_the_text_loses(architecture: str, attention: str):
     """Against eager attention's own weights, whose columns of the text sum to what is left."""
-    base = tiny(architecture)
-    base.set_attn_implementation(attention)
+    base = with_attention(architecture, attention)
     model = adapt(base, method("landmark_attention"))
     perturb(model)
     shares = {layer: values for (name, layer), values in heard(model).items() if name == "attention to landmarks"}
     assert [*shares] == [0, 1]
     model.detach()
-    base = tiny(architecture)
-    base.set_attn_implementation("eager")
-    again = adapt(base, method("landmark_attention"))
+    again = adapt(with_attention(architecture, "eager"), method("landmark_attention"))
     perturb(again)
     with torch.no_grad():
         attentions = again.eval()(input_ids=IDS, output_attentions=True).attentions

@@ -1,5 +1,7 @@
 """What components of probed runs chose, by position and layer (probe=readings), and what they wrote (probe=texts)."""
 
+from typing import Any
+
 import pandas as pd
 
 from hylo.analysis.probed import probed_runs
@@ -26,18 +28,18 @@ def texts_table(study: StudyRecord) -> pd.DataFrame:
     Raises:
         RecordError: as in `readings_table`.
     """
-    table = _stacked(study, TEXTS, _TEXTS)
+    table: Any = _stacked(study, TEXTS, _TEXTS)
     first = table.groupby("cell", sort=False)["seed"].transform("min") if len(table) else table["seed"]
     chosen = table[table["seed"] == first].sort_values("prompt", kind="stable")
     return chosen[["prompt", "beginning", "cell", "seed", "continuation"]].reset_index(drop=True)
 
 
 def _stacked(study: StudyRecord, probe: str, columns: list[str]) -> pd.DataFrame:
-    parts = [
+    parts: list[Any] = [
         run.probe_table(columns)[columns].assign(cell=cell, seed=run.seed)
         for cell, runs in probed_runs(study, probe).items()
         for run in runs
         if len(run.probe)
     ]
-    whole = ["cell", "seed", *columns]
-    return pd.concat(parts, ignore_index=True)[whole] if parts else pd.DataFrame(columns=pd.Index(whole))
+    whole = pd.Index(["cell", "seed", *columns])
+    return pd.concat(parts, ignore_index=True).reindex(columns=whole) if parts else pd.DataFrame(columns=whole)

@@ -97,11 +97,12 @@ PASSED_ON = ("PYTHONPATH", "HYLO_CACHE", "HF_HUB_OFFLINE", "HF_HOME")
 def _say_if_lost(tasks: list[Any]) -> None:
     """Print why tasks ended without having run their cell to its end: a cell that fails says so in its record."""
     import ray
+    from ray.exceptions import RayError
 
     for each in tasks:
         try:
             ray.get(each)
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             print(f"launcher=ray: a task was lost: {first_line(error)}", file=sys.stderr, flush=True)
 
 
