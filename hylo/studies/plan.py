@@ -225,11 +225,15 @@ def _write(plan: Plan, cells: Sequence[Cell]) -> None:
         before = json.loads(path.read_text())["cells"]
     except (OSError, ValueError, KeyError, TypeError):
         before = planned
-    if changed := [name for name in planned if planned[name] != before.get(name)]:
+    if changed := [name for name in planned if planned[name]["fingerprint"] != _fingerprint_of(before.get(name))]:
         same = [name for name in changed if name in before and before[name]["config"] == planned[name]["config"]]
         print(f"{path} had another plan: {_difference(changed, same, before)}", flush=True)
         write_json(plan.folder / f"before-{PLAN}", {"cells": before})
     write_json(path, {"cells": planned})
+
+
+def _fingerprint_of(planned: Any) -> Any:
+    return planned.get("fingerprint") if isinstance(planned, dict) else None
 
 
 def _difference(changed: Sequence[str], same: Sequence[str], before: Mapping[str, Any]) -> str:
