@@ -20,6 +20,8 @@ from hylo.runs.store import StudyRecord
 
 _COLOURS = colormaps["cividis"]  # as in the heat maps of retrieval
 _WIDE, _ROW = 3, 2.1  # panels in a row; inches of a row
+_LEAST = 0.01
+"""Smallest range of a map's colours: smaller differences shall not look like large ones."""
 _ITEMS = {"attention to landmarks": "head"}
 """What a value of a quantity belongs to, if not to a landmark."""
 
@@ -90,13 +92,16 @@ def _draw_map(figure: Figure, axes: Any, panel: _Panel) -> None:
     rows, columns = panel.values.shape
     wide = panel.positions[-1] + panel.positions[0] if panel.positions is not None else columns
     extent = (0, wide, rows - 0.5, -0.5) if panel.positions is not None else (-0.5, columns - 0.5, rows - 0.5, -0.5)
-    image = axes.imshow(panel.values, aspect="auto", cmap=_COLOURS, interpolation="nearest", extent=extent)
+    middle, half = (panel.values.max() + panel.values.min()) / 2, max(np.ptp(panel.values), _LEAST) / 2
+    scale = {"vmin": middle - half, "vmax": middle + half, "cmap": _COLOURS}
+    image = axes.imshow(panel.values, aspect="auto", interpolation="nearest", extent=extent, **scale)
     low, high = (np.unravel_index(find(panel.values), panel.values.shape) for find in (np.argmin, np.argmax))
     ends = f"{number(panel.values[low], 3)} (row {low[0]}) to {number(panel.values[high], 3)} (row {high[0]})"
     hover(image, f"{panel.title}: {ends}")
-    bar = figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03)
+    bar: Any = figure.colorbar(image, ax=axes, fraction=0.06, pad=0.03)
     bar.ax.tick_params(labelsize=SMALL - 1, length=2, pad=1)
     bar.locator = MaxNLocator(4)
+    bar.formatter.set_useOffset(False)
     bar.update_ticks()
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -110,4 +115,5 @@ def _draw_lines(figure: Figure, axes: Any, panel: _Panel) -> None:
         hover(line, f"{panel.title}, seed {place + 1} of {len(panel.values)}")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.grid(color=GRID, linewidth=0.5)
