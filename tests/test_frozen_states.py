@@ -52,7 +52,10 @@ def test_the_same_bits_and_the_next_cell_computes_nothing(tiny: tuple[str, ...],
     other = run(tmp_path / "other", *tiny, *ALONE, "trainer.learning_rate=0.1")
     assert other.result["training"]["states_computed"] == 0, "another rate reads the same windows"
     assert bits(other) != bits(first)
+    assert first.result["training"]["steps_from_states"] == 0, "only its second evaluation began at states"
+    assert again.result["training"]["steps_from_states"] == 4
     seeded = run(tmp_path / "seeded", *tiny, *ALONE, "seed=1")
+    assert seeded.result["training"]["steps_from_states"] == 0
     assert 0 < seeded.result["training"]["states_computed"] < read + computed, "all seeds have the evaluation windows"
 
 

@@ -42,18 +42,19 @@ class FrozenStates:
     Attributes:
         declined: why nothing is kept; None: it is.
         read, computed: number of batches whose states were read, and computed.
+        trained: number of those that were read in training, which its time leaves out.
     """
 
     def __init__(self, model: PreTrainedModel, name: str, budget: float) -> None:
         self._model, self._name, self._budget = model, name, budget
-        self.read, self.computed = 0, 0
+        self.read, self.computed, self.trained = 0, 0, 0
         self._output: type[Any] = BaseModelOutputWithPast
         self.declined = self._refusal()
 
     @property
     def counts(self) -> dict[str, int]:
         """The entries of the record's `training` section."""
-        return {"states_read": self.read, "states_computed": self.computed}
+        return {"states_read": self.read, "states_computed": self.computed, "steps_from_states": self.trained}
 
     def __str__(self) -> str:
         return f"{self.read} batches began at stored states of the frozen layers, {self.computed} computed them"
@@ -88,6 +89,7 @@ class FrozenStates:
             states = computed[0]
         self.computed += bool(computed)
         self.read += not computed
+        self.trained += not computed and self._model.training
         return states
 
     def _compute(self, inputs: dict[str, Any]) -> Tensor:

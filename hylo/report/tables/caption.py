@@ -32,7 +32,7 @@ def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
         )
         lines += _lines_protocol(runs)
         lines += [said] if (said := rates_in_words(study)) else []
-        if cells := list(dict.fromkeys(run.cell for run in runs if run.result["training"].get("states_read"))):
+        if cells := list(dict.fromkeys(run.cell for run in runs if run.result["training"].get("steps_from_states"))):
             lines.append(f"training times without passes whose states were stored: {', '.join(cells)}")
         lines.append(ONE_SEED if max(summary["seeds"], default=1) <= 1 else SEVERAL_SEEDS)
     if study.manifest.get("drawn"):
