@@ -195,7 +195,7 @@ def test_norms_and_ffns_are_recognised(architecture: str):
     base = tiny(architecture)
     for parameter in base.parameters():
         parameter.requires_grad_(False)
-    given = [type(module).__name__ for module, _ in FusedForwards(base)._forwards]
+    given = [type(module).__name__ for _, module, _ in FusedForwards(base)._forwards]
     assert sum("Norm" in name for name in given) == 5
     assert sum("MLP" in name for name in given) == 2
 
@@ -209,7 +209,7 @@ def test_a_class_that_computes_something_else_keeps_its_forward(monkeypatch: pyt
     )
     for parameter in base.parameters():
         parameter.requires_grad_(False)
-    assert not [module for module, _ in FusedForwards(base)._forwards if isinstance(module, mlp)]
+    assert not [module for _, module, _ in FusedForwards(base)._forwards if isinstance(module, mlp)]
 
 
 def test_a_hook_on_a_linear_layer_runs():

@@ -16,9 +16,11 @@ from hylo.adapters.saved import WEIGHTS, base_identity, read_settings, read_tens
 from hylo.core.errors import ConfigError, MergeRefused, RecordError, problem
 from hylo.core.registry import import_all
 from hylo.core.schema import bound_problems
+from hylo.kernels.fastest import COMPILED, FUSED, LAYER_WAYS, REFERENCE, fastest_layers, fastest_loss
 from hylo.kernels.forwards import FusedForwards
 from hylo.kernels.frozen_states import FrozenStates
 from hylo.kernels.head import OutputHead, token_losses
+from hylo.kernels.measured import Choices
 from hylo.models.causality import reads_later_tokens
 from hylo.models.targets import coverage
 from hylo.models.weights import scalars
@@ -126,6 +128,8 @@ class AdaptedModel(nn.Module):
         if self._fused is not None:
             self._fused.attach()
         vars(base)[_MARK] = True
+        self.kernels: dict[str, str] = dict.fromkeys(("layers", "loss"), FUSED if fused else REFERENCE)
+        """The way in which layers and loss are computed."""
         self.states: FrozenStates | None = None
         """Where losses may begin, if no component acts before the final norm; None: they begin at the embeddings."""
         self.attached = True
@@ -142,6 +146,23 @@ class AdaptedModel(nn.Module):
             if self._head is None:
                 return token_losses(self.base(*args, use_cache=False, **kwargs).logits, targets)
             return self._head.losses(targets, *args, use_cache=False, **kwargs)
+
+    def choose_kernels(self, choices: Choices, ids: Tensor, *, compilable: bool = False) -> None:
+        """Use the kernels that are fastest on this machine for batches like ids [B, T], and name them in `kernels`.
+
+        Args:
+            choices: what was measured on the machine; the rest is measured now.
+            compilable: whether torch.compile is a candidate for the layers. The caller compiles them.
+        """
+        assert self._fused, "there is nothing to choose among reference kernels"
+        assert self._head, "kernels are chosen once"
+        layers = fastest_layers(self.base, self._fused, ids, choices, compilable=compilable)
+        self._fused.detach()
+        self._fused.attach(LAYER_WAYS[REFERENCE if layers == COMPILED else layers])
+        loss = fastest_loss(self.base, self._head, ids, choices)
+        if loss == REFERENCE:
+            self._head = None
+        self.kernels = {"layers": layers, "loss": loss}
 
     @property
     def losses_without_logits(self) -> bool:

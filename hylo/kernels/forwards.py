@@ -13,7 +13,7 @@ and plain frozen layers. For any other layer, a layer with hooks, or a trained w
 The output head: hylo/kernels/head.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from types import MethodType
 from typing import Any, Protocol, runtime_checkable
@@ -29,6 +29,8 @@ from hylo.kernels.rms_norm import rms_norm
 from hylo.models.architecture import decoder, frozen_weight
 from hylo.models.weights import uses_dequantized
 
+KINDS = ("norm", "ffn", "linear")
+"""Kinds of modules that get a fused forward."""
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"),)
 _FFN = ("gate_proj", "up_proj", "down_proj", "act_fn")
 _EPSILONS = ("variance_epsilon", "eps", "norm_eps")
@@ -74,14 +76,23 @@ class FusedForwards:
         self._model = model
         # On the meta device there are no values to try a class on.
         modules = [] if model.device.type == "meta" else list(decoder(model).modules())
-        tried = ((_norm_like, _fused_norm), (_norm_like, _fused_shifted_norm), (_ffn_like, _fused_ffn))
-        self._forwards = [(module, fused) for like, fused in tried for module in _same(modules, like, fused)]
+        tried = (
+            ("norm", _norm_like, _fused_norm),
+            ("norm", _norm_like, _fused_shifted_norm),
+            ("ffn", _ffn_like, _fused_ffn),
+        )
+        self._forwards = [
+            (kind, module, fused) for kind, like, fused in tried for module in _same(modules, like, fused)
+        ]
         self._changed: dict[nn.Module, None] = {}
 
-    def attach(self) -> None:
-        """Install the fused forwards."""
-        for module, fused in self._forwards:
-            self._give(module, fused)
+    def attach(self, kinds: Collection[str] = KINDS) -> None:
+        """Install the fused forwards of modules of these kinds."""
+        for kind, module, fused in self._forwards:
+            if kind in kinds:
+                self._give(module, fused)
+        if "linear" not in kinds:
+            return
         for layer in _linear_layers(decoder(self._model)):
             self._give(layer, _fused_linear)
         for module in decoder(self._model).modules():

@@ -50,10 +50,28 @@ class OutputHead:
             args, inputs: the model's inputs.
         """
         head = self._head
-        if self.declined or head.weight.requires_grad or head._forward_hooks or head._forward_pre_hooks:
+        if self.declined or self.trained or head._forward_hooks or head._forward_pre_hooks:
             return token_losses(self._model(*args, **inputs).logits, targets)
-        h_BTD = self._input(*args, **inputs)
-        return linear_cross_entropy(h_BTD, head.weight, targets, bias=head.bias, softcap=self._softcap)
+        return self.losses_of(self._input(*args, **inputs), targets)
+
+    def losses_of(self, h: Tensor, targets: Tensor) -> Tensor:
+        """The losses [B, T] for hidden states h [B, T, D], the head's input, without logits."""
+        return linear_cross_entropy(h, self._head.weight, targets, bias=self._head.bias, softcap=self._softcap)
+
+    def losses_from_logits(self, h: Tensor, targets: Tensor) -> Tensor:
+        """The same from all logits."""
+        logits = F.linear(h, self._head.weight, self._head.bias).float()
+        return token_losses(_softcapped(logits, self._softcap), targets)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the head's weight is trained."""
+        return self._head.weight.requires_grad
+
+    @property
+    def words(self) -> int:
+        """Size of the vocabulary."""
+        return len(self._head.weight)
 
     def _input(self, *args: Any, **inputs: Any) -> Tensor:
         """The head's input, [B, T, D]."""
@@ -82,7 +100,7 @@ class OutputHead:
         plain = F.linear(h, head.weight, head.bias).float()
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         # Always apply a softcap from the config: small logits would hardly reveal it.
-        expected = plain if softcap is None else softcap * torch.tanh(plain / softcap)
+        expected = _softcapped(plain, softcap)
         if torch.allclose(logits.float(), expected, rtol=1e-3, atol=1e-4 * float(plain.abs().max())):
             self._softcap = softcap
             return None
@@ -92,6 +110,10 @@ class OutputHead:
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """The same losses from logits [B, T, V]: the reference kernel."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def _softcapped(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def _hand_over(self: nn.Module, x: Tensor) -> Tensor:

@@ -27,6 +27,11 @@ GPU_TOKENS, GPU_WORDS = 4096, 16384
 """Tile size on a GPU: 256 MiB, enough work for one kernel. Not tuned."""
 
 
+def tile_tokens(device: torch.device) -> int:
+    """The number of tokens whose logits are formed at a time."""
+    return TOKENS if device.type == "cpu" else GPU_TOKENS
+
+
 def linear_cross_entropy(
     h: Tensor,
     weight: Tensor,
@@ -71,7 +76,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, softcap: float | None
     ) -> Tensor:
         wanted = ctx.needs_input_grad[0]
-        tokens, words = (TOKENS, WORDS) if h_ND.device.type == "cpu" else (GPU_TOKENS, GPU_WORDS)
+        tokens, words = tile_tokens(h_ND.device), WORDS if h_ND.device.type == "cpu" else GPU_WORDS
         groups = [
             _Tokens(h, targets, softcap, wanted=wanted)
             for h, targets in zip(h_ND.split(tokens), targets_N.split(tokens), strict=True)

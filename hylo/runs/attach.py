@@ -1,7 +1,7 @@
 """A cell's model: the base model with components and kernels, and the components' starting values."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -12,10 +12,13 @@ from transformers import PreTrainedModel
 
 from hylo.adapters.model import AdaptedModel, adapted
 from hylo.adapters.start import load_start, save_start
+from hylo.core.devices import Precision, process_count
 from hylo.core.errors import ConfigError, problem
 from hylo.data.base import Split
-from hylo.kernels.compiled import compiled_layers
+from hylo.kernels.compiled import can_compile, compiled_layers
+from hylo.kernels.fastest import COMPILED
 from hylo.kernels.frozen_states import FrozenStates
+from hylo.kernels.measured import measuring
 from hylo.models.architecture import hidden_size
 from hylo.models.causality import mixes_samples
 from hylo.runs.cell import Cell
@@ -53,11 +56,29 @@ def prepared(
             config.components,
             context_length=config.data.context_length,
             seed=config.seed,
-            fused=kernels is Kernels.fused,
+            fused=kernels in (Kernels.auto, Kernels.fused),
             first_batches=batches,
         ) as model,
+        fastest(model, config) if kernels is Kernels.auto else nullcontext(),
     ):
         yield model
+
+
+@contextmanager
+def fastest(model: AdaptedModel, config: Config) -> Iterator[None]:
+    """Uses the kernels that are fastest on this machine, for the duration of the block."""
+    base, trainer = model.base, config.trainer
+    kind = base.device.type
+    with measuring(base.device) as choices, ExitStack() as stack:
+        if config.components:
+            shape = (max(1, trainer.batch_size // process_count()), config.data.context_length)
+            ids = torch.arange(shape[0] * shape[1], device=base.device).reshape(shape)
+            ids = ids % base.config.get_text_config().vocab_size
+            with torch.autocast(kind, torch.bfloat16, enabled=trainer.precision is Precision.bfloat16):
+                model.choose_kernels(choices, ids, compilable=kind == "cuda" and can_compile())
+            if model.kernels["layers"] == COMPILED:
+                stack.enter_context(compiled_layers(base))
+        yield
 
 
 def frozen_states(base: PreTrainedModel, cell: Cell, session: Session, accelerator: Accelerator) -> FrozenStates | None:

@@ -29,6 +29,7 @@ from hylo.core.timer import Clock
 from hylo.data.base import Split
 from hylo.data.windows import Windows
 from hylo.evaluation.perplexity import Evaluation, evaluate
+from hylo.kernels.measured import current
 from hylo.runs.attach import begin, first_batches, frozen_states, prepared
 from hylo.runs.cell import Cell
 from hylo.runs.config import Config
@@ -154,7 +155,7 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
                 "contribution": contributions.section if contributions else {},
                 "metrics": evaluation.metrics(),
                 "training": training | memory.beside(peak),
-                "environment": environment(accelerator),
+                "environment": environment(accelerator) | {"kernels": kernels_of(model)},
             }
             if accelerator.is_main_process:
                 write_tables(folder, audit, evaluation, eval_windows)
@@ -209,7 +210,16 @@ def announce(label: str, model: AdaptedModel, findings: list[Finding], memory: M
         print_findings(f"{label}: audit", findings)
         if model.declined:
             print(f"{label}: the loss is computed from full logits, which takes more memory: {model.declined}")
+        if current() is not None and model.method:
+            chosen = ", ".join(f"{part} {way}" for part, way in model.kernels.items())
+            print(f"{label}: kernels, the fastest on this machine: {chosen}")
         print(f"{label}: memory: {memory}", flush=True)
+
+
+def kernels_of(model: AdaptedModel) -> dict[str, Any]:
+    """How layers, loss and products were computed, for the record."""
+    choices = current()
+    return {**model.kernels, "products": {} if choices is None else dict(sorted(choices.used.items()))}
 
 
 def write_tables(folder: Path, audit: Audit, evaluation: Evaluation, windows: Windows) -> None:

@@ -19,6 +19,7 @@ from hylo.training.optimizers.base import OptimizerConfig
 class Kernels(Enum):
     """How layers and loss are computed; results agree up to rounding."""
 
+    auto = "whatever is fastest here: measured once per machine, model and batch shape, then remembered"
     fused = "fused functions from hylo/kernels, where supported"
     reference = "plain unfused formulas, with torch's autograd"
     compiled = "the reference kernels, with torch.compile applied to each decoder layer"
@@ -72,8 +73,8 @@ class TrainerConfig:
     """float32, or bfloat16 for the base model's arithmetic."""
     device: Device = Device.auto
     """auto, cpu, cuda or mps."""
-    kernels: Kernels = Kernels.fused
-    """fused, reference or compiled."""
+    kernels: Kernels = Kernels.auto
+    """auto (the fastest here, as measured), fused, reference or compiled."""
     states_gib: float = bounded(4.0, ge=0)
     """Space in the cache, in GiB, for what the frozen layers compute for each batch. Methods that act after the final
     norm alone begin there. 0: nothing is kept."""

@@ -1,0 +1,149 @@
+"""Chooses the kernels of a model's layers and of its loss by measurement: fused, partly fused, compiled or reference.
+
+One decoder layer with the adapters in place, forward and backward on a batch of the run's shape, stands for all; the
+loss is measured on as many tokens as one tile of the fused kernel holds. See hylo/kernels/measured.py. Own design.
+
+Shapes: B batch, T tokens, D hidden size.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hylo.core.cache import text_hash
+from hylo.kernels.compiled import compiled_layers
+from hylo.kernels.forwards import FusedForwards
+from hylo.kernels.head import OutputHead
+from hylo.kernels.linear_cross_entropy import tile_tokens
+from hylo.kernels.measured import Choices
+from hylo.models.architecture import decoder_layers, hidden_size
+
+FUSED, REFERENCE, COMPILED = "fused", "reference", "compiled"
+LAYER_WAYS = {
+    FUSED: ("norm", "ffn", "linear"),
+    "fused but norms": ("ffn", "linear"),
+    "fused but FFN": ("norm", "linear"),
+    REFERENCE: (),
+}
+"""Which kinds of modules are fused, by the name of the way."""
+ENOUGH = 2**30
+"""Multiplications of a layer, forward, below which nothing is measured: a few hundredths of a second on a CPU."""
+ROUNDS = 3
+"""Measurements of each way: a layer takes long enough for few to do."""
+
+
+def fastest_layers(
+    base: PreTrainedModel, fused: FusedForwards, ids: Tensor, choices: Choices, *, compilable: bool
+) -> str:
+    """The fastest way to compute the layers of a model with its components attached. Leaves the model as it was.
+
+    Args:
+        fused: the model's fused forwards, attached.
+        ids: [B, T], a batch of the run's shape.
+        compilable: whether torch.compile is a candidate.
+    """
+    layer = decoder_layers(base)[0]
+    if ids.numel() * sum(parameter.numel() for parameter in layer.parameters()) < ENOUGH:
+        return FUSED
+    work = f"layer {_described(layer)}, {'x'.join(map(str, ids.shape))}, {_arithmetic(ids.device)}"
+    trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
+    modes = {module: module.training for module in base.modules()}
+    base.train()
+    try:
+        with torch.random.fork_rng():
+            args, kwargs = _inputs(base, layer, ids)
+            passes = dict.fromkeys(LAYER_WAYS, lambda: _pass(layer, args, kwargs, trained))
+            if not compilable:
+                return choices.fastest(work, passes, before=lambda name: _fuse(fused, name), rounds=ROUNDS)
+            with compiled_layers(base):
+                call = layer._compiled_call_impl
+                passes[COMPILED] = passes[REFERENCE]
+
+                def before(name: str) -> None:
+                    _fuse(fused, REFERENCE if name == COMPILED else name)
+                    layer._compiled_call_impl = call if name == COMPILED else None
+
+                return choices.fastest(work, passes, before=before, rounds=ROUNDS)
+    finally:
+        _fuse(fused, FUSED)
+        for module, training in modes.items():
+            module.training = training
+
+
+def fastest_loss(base: PreTrainedModel, head: OutputHead, ids: Tensor, choices: Choices) -> str:
+    """The fastest way to compute the loss of a model: without logits (fused) or from them (reference)."""
+    if head.declined or head.trained or ids.numel() * hidden_size(base) * head.words < ENOUGH:
+        return FUSED
+    tokens = min(ids.numel(), tile_tokens(ids.device))
+    work = f"loss {tokens}x{hidden_size(base)} by {head.words}, {_arithmetic(ids.device)}"
+    targets = ids.reshape(1, -1)[:, :tokens]
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(1, tokens, hidden_size(base), generator=generator).to(ids.device, base.dtype).requires_grad_()
+    ways: dict[str, Callable[[], object]] = {
+        FUSED: lambda: torch.autograd.grad(head.losses_of(h, targets).sum(), h),
+        REFERENCE: lambda: torch.autograd.grad(head.losses_from_logits(h, targets).sum(), h),
+    }
+    return choices.fastest(work, ways, rounds=ROUNDS)
+
+
+def _fuse(fused: FusedForwards, name: str) -> None:
+    fused.detach()
+    fused.attach(LAYER_WAYS[name])
+
+
+def _pass(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], trained: list[nn.Parameter]) -> None:
+    """Forward and backward through a layer, without a trace in any tensor's gradient."""
+    (h, *others), output = args, None
+    h = h.detach().requires_grad_()
+    output = layer(h, *others, **kwargs)
+    y = output if isinstance(output, Tensor) else output[0]
+    # What the layers of a pass share, such as bucket weights, has a graph that is needed again.
+    torch.autograd.grad(y.sum(), [h, *trained], allow_unused=True, retain_graph=True)
+
+
+class _Reached(Exception):
+    """The first layer has its inputs: the rest of the pass is not needed."""
+
+
+def _inputs(base: PreTrainedModel, layer: nn.Module, ids: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a layer is called with in a pass over ids, the hidden states first."""
+    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    with _stopping_at(layer, caught):
+        base(input_ids=ids, use_cache=False)
+    ((args, kwargs),) = caught
+    if not args:
+        kwargs = dict(kwargs)
+        args = (kwargs.pop("hidden_states"),)
+    return args, kwargs
+
+
+@contextmanager
+def _stopping_at(layer: nn.Module, caught: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> Iterator[None]:
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append((args, kwargs))
+        raise _Reached
+
+    handle = layer.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        yield
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+
+
+def _described(layer: nn.Module) -> str:
+    """A layer's class, and a hash of its modules and tensors with the adapters in place."""
+    parts = [f"{name} {type(module).__name__}" for name, module in layer.named_modules()]
+    parts += [f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}" for name, p in layer.named_parameters()]
+    return f"{type(layer).__name__} {text_hash(*parts)[:8]}"
+
+
+def _arithmetic(device: torch.device) -> str:
+    """The dtype of products."""
+    narrow = torch.is_autocast_enabled(device.type)
+    return str(torch.get_autocast_dtype(device.type) if narrow else torch.float32)
