@@ -7,9 +7,10 @@ from functools import partial
 from benchmarks.floor import Floor
 from benchmarks.results import Row, measured
 from benchmarks.settings import Settings, Shape, adapted_everywhere
-from benchmarks.sides import SIDES, Side, base_model, shared_copy, text_windows
+from benchmarks.sides import SIDES, Side, base_model, text_windows
 from benchmarks.timing import alternate, timed
 from hylo.data.windows import Windows
+from hylo.models.sharding import shared_copy
 
 PART = "evaluation"
 TOKENS = 4096

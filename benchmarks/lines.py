@@ -12,11 +12,12 @@ import numpy as np
 
 from benchmarks.results import Row, measured
 from benchmarks.settings import Settings, Shape, adapted_everywhere
-from benchmarks.sides import SESSION, SIDES, Side, base_model, shared_copy
+from benchmarks.sides import SESSION, SIDES, Side, base_model
 from benchmarks.timing import alternate, timed
 from hylo.data.base import Protocol, Split
 from hylo.data.windows import Windows
 from hylo.models.architecture import model_context_length
+from hylo.models.sharding import shared_copy
 from hylo.runs.config import Config
 
 PART = "lines"

@@ -4,7 +4,6 @@ Both use the same weights (shared, not copied), windows, rank, alpha and layers,
 no counterpart of hylorada: its side is rsLoRA there, which is hylorada's low-rank part alone.
 """
 
-import copy
 import warnings
 from functools import cache
 from typing import Any, Protocol
@@ -135,11 +134,6 @@ def with_peft(config: Config, base: PreTrainedModel) -> nn.Module:
 def base_model(config: Config) -> PreTrainedModel:
     """The model of a configuration, loaded once per process. Attach only to a `shared_copy` of it."""
     return SESSION.base(config.model, CPU)
-
-
-def shared_copy(base: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the modules that shares the weights in memory, so that several sides fit at once."""
-    return copy.deepcopy(base, {id(parameter): parameter for parameter in base.parameters()})
 
 
 def text_windows(config: Config, count: int) -> Windows:

@@ -8,8 +8,9 @@ from benchmarks.alone import alone
 from benchmarks.floor import Floor
 from benchmarks.results import Row, measured
 from benchmarks.settings import METHODS, RANK, Settings, Shape, adapted_everywhere
-from benchmarks.sides import SIDES, HyloSide, base_model, shared_copy, text_windows
+from benchmarks.sides import SIDES, HyloSide, base_model, text_windows
 from benchmarks.timing import Measurement, alternate, timed
+from hylo.models.sharding import shared_copy
 
 PART = "step"
 LORA, *OTHERS = METHODS

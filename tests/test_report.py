@@ -12,12 +12,14 @@ import pandas as pd
 import pytest
 from recorded import CELLS, PARAMS, SIZE, printed, row_of, write_recorded_study
 
+from hylo.analysis.cost import cost_of
 from hylo.core.errors import RecordError
 from hylo.core.files import write_json
 from hylo.report import COLUMNS, loss_figure, summarize, write_report
 from hylo.report.__main__ import main
+from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import DIGITS, written
-from hylo.runs.store import EVAL, RESULT, STUDY, THIRDS, WINDOWS, read_study
+from hylo.runs.store import EVAL, RESULT, STUDY, THIRDS, WINDOWS, StudyRecord, read_study
 
 
 def _log_ppl(folder: Path, cell: str, seed: int, *, table: str = EVAL, third: int | None = None) -> float:
@@ -330,3 +332,25 @@ def test_command_line(study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.chdir(study.parent)
     assert main([]) == 0
     assert "outputs/demo/summary.md" in capsys.readouterr().out
+
+
+def test_the_cost_of_a_study(study: Path):
+    """Three cells of three seeds, of which the base model's run trains nothing; older records do not say how busy."""
+    assert "training: " not in "\n".join(caption(read_study(study), summarize(read_study(study))))
+    steps = [run.result["training"]["steps"] for runs in read_study(study).cells.values() for run in runs]
+    seconds = sum(2.0 * each + seed for each in set(steps) - {0} for seed in range(3)) * 3
+    for number, path in enumerate(sorted(study.glob(f"*/{RESULT}"))):
+        training = json.loads(path.read_text())["training"]
+        _edit(path, training=training | {"utilization": 0.5 + 0.25 * (number % 2)})
+    found = read_study(study)
+    cost = cost_of(found)
+    assert cost is not None
+    assert (cost.runs, cost.seconds, cost.tokens) == (9, seconds, 4_096 * sum(steps))
+    assert cost.tokens_per_second == pytest.approx(cost.tokens / seconds, abs=0.05)
+    assert cost.peak_memory_bytes == 2**30 + 2
+    assert cost.utilization is not None
+    assert 0.5 < cost.utilization < 0.75
+    (line,) = [line for line in caption(found, summarize(found)) if line.startswith("training: ")]
+    assert line == str(cost)
+    assert "9 runs, " in line
+    assert cost_of(StudyRecord(found.folder, found.manifest, {"untuned": found.cells["untuned"]})) is None

@@ -50,7 +50,7 @@ def test_the_record_of_a_run(tiny: tuple[str, ...]) -> None:
         "eval_tokens",
     }  # fmt: skip
     assert set(result["training"]) == {
-        "optimizer", "steps", "tokens", "seconds", "tokens_per_second", "peak_memory_bytes",
+        "optimizer", "steps", "tokens", "seconds", "tokens_per_second", "utilization", "peak_memory_bytes",
         "estimated_peak_memory_bytes", "final_loss", "nonfinite_steps",
         "max_loss_jump", "padding_share",
     }  # fmt: skip

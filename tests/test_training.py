@@ -14,6 +14,7 @@ from launch import composed
 from trained import SESSION, train_once
 
 from hylo.adapters.model import adapted
+from hylo.core.busy import Busy
 from hylo.core.devices import accelerator_for
 from hylo.core.errors import ConfigError, TrainingDiverged
 from hylo.data.base import Split
@@ -77,7 +78,7 @@ def test_an_interrupted_run_ends_bit_equal(config: Config, tmp_path: Path) -> No
     assert steps == [4, 5, 6], "the state after step 3 was the last on disk"
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
-    timing = {"seconds", "tokens_per_second"}
+    timing = {"seconds", "tokens_per_second", "utilization"}
     assert {k: v for k, v in section.items() if k not in timing} == {k: v for k, v in whole.items() if k not in timing}
 
 
@@ -175,3 +176,30 @@ def test_every_window_comes_once_an_epoch() -> None:
     drawn = np.concatenate([next(source).ids for _ in range(5)]).ravel()
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
     assert list(drawn[:10]) != list(drawn[10:]), "epochs differ in their order"
+
+
+def test_utilization_is_the_share_of_time_in_which_the_device_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU processor time over threads; on a GPU what its driver says, and unknown if that says nothing."""
+    busy = Busy(torch.device("cpu"), 1.0)
+    ticks = iter([10.0, 11.5])
+    monkeypatch.setattr("hylo.core.busy.time.process_time", lambda: next(ticks))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    busy.begin()
+    busy.end(3.0)
+    assert busy.seconds == 1.0 + 0.75
+    monkeypatch.setattr("hylo.core.busy.time.process_time", lambda: 0.0)
+    gpu = Busy(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 50)
+    gpu.begin()
+    gpu.end(4.0)
+    assert gpu.seconds == 2.0
+
+    def unknown(device: torch.device) -> int:
+        raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
+
+    monkeypatch.setattr(torch.cuda, "utilization", unknown)
+    gpu.end(4.0)
+    assert gpu.seconds is None
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 50)
+    gpu.end(4.0)
+    assert gpu.seconds is None, "a sum with an unknown part is unknown"

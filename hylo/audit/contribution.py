@@ -38,6 +38,10 @@ class Reading(NamedTuple):
     losses: Tensor
     """[predicted tokens], nats."""
 
+    def to(self, device: torch.device) -> "Reading":
+        """The same on a device."""
+        return Reading(self.hidden.to(device), self.losses.to(device))
+
 
 @dataclass(frozen=True)
 class SlotContribution:

@@ -21,6 +21,7 @@ from hylo.kernels.frozen_states import FrozenStates
 from hylo.kernels.measured import measuring
 from hylo.models.architecture import hidden_size
 from hylo.models.causality import mixes_samples
+from hylo.models.sharding import shard, shared_copy
 from hylo.runs.cell import Cell
 from hylo.runs.config import Config
 from hylo.runs.fingerprint import fingerprint
@@ -35,12 +36,17 @@ FIRST_BATCHES = 16
 
 @contextmanager
 def prepared(
-    base: PreTrainedModel, config: Config, batches: Callable[[], list[dict[str, Tensor]]] | None = None
+    base: PreTrainedModel,
+    config: Config,
+    batches: Callable[[], list[dict[str, Tensor]]] | None = None,
+    *,
+    device: torch.device,
 ) -> Iterator[AdaptedModel]:
     """The base model with the cell's components and kernels; restored when the block ends.
 
     Args:
         batches: returns the model inputs of the first training steps, for components initialized from data.
+        device: where it computes: the base model's device, or the one of this process's share of it.
 
     Raises:
         ConfigError: the cell trains on windows of several samples, which the base model would mix.
@@ -48,19 +54,23 @@ def prepared(
     if config.components and config.data.pack_samples and mixes_samples(base):
         allowed = f"false with {type(base).__name__}, whose attention does not start again with the positions"
         raise ConfigError(problem("data.pack_samples", True, allowed, "data.pack_samples=false, or another model"))
-    kernels = config.trainer.kernels
+    kernels, sharded = config.trainer.kernels, config.trainer.sharded
     with (
         compiled_layers(base) if kernels is Kernels.compiled else nullcontext(),
         adapted(
-            base,
+            shared_copy(base) if sharded else base,
             config.components,
             context_length=config.data.context_length,
             seed=config.seed,
             fused=kernels in (Kernels.auto, Kernels.fused),
             first_batches=batches,
         ) as model,
-        fastest(model, config) if kernels is Kernels.auto else nullcontext(),
+        # Processes that measure would wait for others to gather a layer's weights.
+        fastest(model, config) if kernels is Kernels.auto and not sharded else nullcontext(),
     ):
+        if sharded:
+            shard(model.base, device, whole=model.adapter_state_dict().values())
+            model.to(device)
         yield model
 
 

@@ -13,9 +13,10 @@ from hylo.core.errors import ConfigError, problem
 from hylo.data.base import Split, data_problems
 from hylo.models.architecture import model_context_length
 from hylo.models.rope import longer_rope, rope_problems
+from hylo.models.weights import Quantization
 from hylo.runs.config import Config
 from hylo.runs.shared import Session
-from hylo.training.config import kernel_problems, trainer_problems
+from hylo.training.config import kernel_problems, sharding_problems, trainer_problems
 from hylo.training.loop import check_batches
 
 
@@ -69,6 +70,11 @@ def check(cell: Cell, session: Session) -> None:
     skeleton = session.skeleton(config.model)
     context = BuildContext(skeleton, config.data.context_length, config.seed)
     problems = [*data_problems(config.data), *trainer_problems(config.trainer), *kernel_problems(config.trainer)]
+    problems += sharding_problems(
+        config.trainer,
+        quantized=config.model.quantization is not Quantization.none,
+        probed=config.probe_config is not None,
+    )
     problems += device_problems(config.trainer.device)
     for key, value in {"model.dtype": config.model.dtype, "trainer.precision": config.trainer.precision}.items():
         problems += bfloat16_problems(key, config.trainer.device) if value.name == "bfloat16" else []

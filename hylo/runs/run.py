@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from hylo.adapters.model import AdaptedModel
@@ -100,22 +101,30 @@ def run_or_report(cell: Cell, session: Session) -> RunRecord | None:
 def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, accelerator: Accelerator) -> None:
     """Loads, adapts, audits, trains, evaluates and saves. Fills the sections of `result`."""
     clock, config, label = Clock(), cell.config, f"{cell.name} (seed {cell.config.seed})"
-    base = session.base(config.model, accelerator.device)
+    # Where the whole base model lies: one GPU may have no room for it.
+    whole = torch.device("cpu") if config.trainer.sharded else accelerator.device
+    base = session.base(config.model, whole)
     eval_windows = session.eval_windows(config.data, config.model)
     untouched = weights_checksum(base)
-    probe, base_logits = session.audit_sample(config.data, config.model, accelerator.device)
-    read = session.contribution(config.data, config.model, accelerator.device) if config.components else None
+    probe, base_logits = session.audit_sample(config.data, config.model, whole)
+    read = session.contribution(config.data, config.model, whole) if config.components else None
     states = frozen_states(base, cell, session, accelerator)
     with tracked(cell) as tracker:
-        with prepared(base, config, lambda: first_batches(config, session, accelerator.device)) as model:
+        with prepared(base, config, lambda: first_batches(config, session, whole), device=accelerator.device) as model:
             begin(model, folder, accelerator)
-            audit = Audit(model, probe, base_logits, seed=config.seed, packed=config.data.pack_samples)
+            audit = Audit(
+                model,
+                probe.to(accelerator.device),
+                base_logits.to(accelerator.device),
+                seed=config.seed,
+                packed=config.data.pack_samples,
+            )
             findings = audit.before_training()
-            contributions = Contributions(model, *read) if read else None
+            contributions = Contributions(model, read[0], read[1].to(accelerator.device)) if read else None
             reset_peak_memory()
             memory = estimate(
                 model,
-                probe,
+                probe.to(accelerator.device),
                 config.trainer,
                 length=config.data.context_length,
                 eval_windows=len(eval_windows),
@@ -188,7 +197,7 @@ def ask_probe(cell: Cell, record: RunRecord, session: Session, accelerator: Acce
     base = session.base(config.model, accelerator.device)
     probe = session.probe(config.probe_config, config.model)
     untouched = weights_checksum(base)
-    with prepared(base, config) as model:
+    with prepared(base, config, device=accelerator.device) as model:
         if config.components:
             model.load(record.folder / ADAPTER)
             load_start(model, record.folder / ADAPTER, untrained=False)

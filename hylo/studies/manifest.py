@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from hylo.analysis.cost import cost_of
 from hylo.core.errors import HyloError, RecordError
 from hylo.core.files import write_json, write_table
 from hylo.core.schema import to_container
@@ -37,6 +38,8 @@ def report_plan(plan: "Plan", session: Session) -> bool:
             f"the report cannot be written to {plan.folder}: {error}\n"
             f"    fix:     make room, then run this again; all records are kept"
         ) from error
+    if cost := cost_of(report.study):
+        write_json(plan.folder / STUDY, content | {"cost": cost.record()})
     if summary.read_bytes() != before:
         track_report(plan, content, report)
     print_report(report)

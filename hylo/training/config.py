@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from omegaconf import MISSING
 
-from hylo.core.devices import Device, Precision
+from hylo.core.devices import Device, Precision, process_count
 from hylo.core.errors import problem
 from hylo.core.registry import register
 from hylo.core.schema import bounded
@@ -42,7 +42,9 @@ class TrainerConfig:
         {"eval_batch_size", "eval_memory_gib", "precision", "device", "kernels"}
     )
     """Fields that can change the results of a model that is not trained."""
-    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"checkpoint_seconds", "save_adapter", "states_gib"})
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(
+        {"checkpoint_seconds", "save_adapter", "states_gib", "sharded"}
+    )
     """Fields that change no result and are therefore not part of the fingerprint."""
 
     steps: int = bounded(24, ge=1)
@@ -75,6 +77,9 @@ class TrainerConfig:
     """auto, cpu, cuda or mps."""
     kernels: Kernels = Kernels.auto
     """auto (the fastest here, as measured), fused, reference or compiled."""
+    sharded: bool = False
+    """Divide the base model's layers among the processes of `accelerate launch` (FSDP): for one that does not fit one
+    GPU."""
     states_gib: float = bounded(4.0, ge=0)
     """Space in the cache, in GiB, for what the frozen layers compute for each batch. Methods that act after the final
     norm alone begin there. 0: nothing is kept."""
@@ -91,6 +96,24 @@ def trainer_problems(config: TrainerConfig) -> Iterator[str]:
         yield problem(
             "trainer.warmup_steps", config.warmup_steps, allowed, f"trainer.warmup_steps={config.steps // 10}"
         )
+
+
+def sharding_problems(config: TrainerConfig, *, quantized: bool, probed: bool) -> Iterator[str]:
+    """Yields a message for each setting that a base model divided among processes does not allow."""
+    if not config.sharded:
+        return
+    if process_count() == 1:
+        allowed = "false with one process, which would hold everything"
+        yield problem("trainer.sharded", True, allowed, "accelerate launch --num_processes 2 train.py ...")
+    if config.kernels is Kernels.compiled:
+        allowed = "auto, fused or reference with trainer.sharded: compiled layers were never tried there"
+        yield problem("trainer.kernels", "compiled", allowed, "trainer.kernels=auto")
+    if quantized:
+        allowed = "false with model.quantization: packed weights are not divided"
+        yield problem("trainer.sharded", True, allowed, "trainer.sharded=false, or model.quantization=none")
+    if probed:
+        allowed = "false with a probe, which one process asks alone"
+        yield problem("trainer.sharded", True, allowed, "trainer.sharded=false, or probe=none")
 
 
 def kernel_problems(config: TrainerConfig) -> Iterator[str]:

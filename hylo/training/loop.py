@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hylo.adapters.model import AdaptedModel
+from hylo.core.busy import Busy
 from hylo.core.devices import agreed
 from hylo.core.errors import ConfigError, TrainingDiverged, problem
 from hylo.core.files import finite_or_none
@@ -24,6 +27,7 @@ from hylo.core.interruption import asked_to_stop, interrupted
 from hylo.core.progress import Progress
 from hylo.core.registry import name_of
 from hylo.data.windows import Windows, batches
+from hylo.models.sharding import sharded_names
 from hylo.training.checkpoint import CHECKPOINT, Checkpoint
 from hylo.training.config import TrainerConfig, learning_rate_factor
 from hylo.training.logs import CURVE, TRAJECTORY, Curve, Trajectory, logged_steps
@@ -37,6 +41,7 @@ UNTRAINED: dict[str, Any] = {
     "tokens": 0,
     "seconds": 0.0,
     "tokens_per_second": None,
+    "utilization": None,
     "padding_share": None,
     "final_loss": None,
     "nonfinite_steps": 0,
@@ -51,6 +56,7 @@ class TrainingState:
 
     step: int = 0
     seconds: float = 0.0
+    busy_seconds: float | None = 0.0
     tokens: int = 0
     targets: int = 0
     padding_targets: int = 0
@@ -98,8 +104,9 @@ def train(
 
     Returns:
         The record's `training` section: optimizer (its name), steps, tokens and tokens_per_second (without padding),
-        seconds, padding_share (of the loss's targets), final_loss (nats per token, of the last finite step),
-        nonfinite_steps, max_loss_jump (largest rise between consecutive finite steps, in nats per token).
+        seconds, utilization (share of them in which the device worked; None: unknown), padding_share (of the loss's
+        targets), final_loss (nats per token, of the last finite step), nonfinite_steps, max_loss_jump (largest rise
+        between consecutive finite steps, in nats per token).
 
     Raises:
         ConfigError: the windows or the number of processes do not fit the batch size.
@@ -117,12 +124,14 @@ def train(
     trajectory = Trajectory(folder / TRAJECTORY, model.observed(), steps=config.steps, done=done.step, write=main)
     passes = config.gradient_accumulation_steps
     source = islice(training_batches(windows, config.batch_size, seed=seed), done.step * passes, None)
-    network = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
+    network = replicated(model, accelerator) if accelerator.num_processes > 1 else model
     prepare_for_training(model, config)
 
+    busy = Busy(accelerator.device, done.busy_seconds)
     with torch.random.fork_rng(), Progress(label, config.steps, done.step, main) as progress:
         while done.step < config.steps:
             began = time.perf_counter()
+            busy.begin()
             torch.manual_seed(step_seed(seed, done.step, accelerator.process_index))
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate_factor(done.step, config)
@@ -131,6 +140,8 @@ def train(
             loss, regularization, norm = update(model, network, optimizer, step, accelerator, config)
             finite = math.isfinite(loss) and math.isfinite(norm)
             seconds = time.perf_counter() - began
+            busy.end(seconds)
+            done.busy_seconds = busy.seconds
             rate = config.learning_rate * learning_rate_factor(done.step, config)
             done.count(step, loss, finite, seconds)
             line = {"step": done.step, "loss": finite_or_none(loss), "learning_rate": rate}
@@ -158,11 +169,19 @@ def train(
         "tokens": done.tokens,
         "seconds": round(done.seconds, 3),
         "tokens_per_second": round(done.tokens / done.seconds, 1),
+        "utilization": None if done.busy_seconds is None else round(done.busy_seconds / done.seconds, 3),
         "padding_share": done.padding_targets / done.targets if done.targets else None,
         "final_loss": done.last_loss,
         "nonfinite_steps": done.nonfinite_steps,
         "max_loss_jump": done.max_loss_jump,
     }
+
+
+def replicated(model: AdaptedModel, accelerator: Accelerator) -> nn.Module:
+    """The model such that gradients of the trained tensors are averaged over all processes (DDP)."""
+    # Where frozen weights are divided among processes, they must not be made alike.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sharded_names(model))
+    return accelerator.prepare_model(model)
 
 
 def training_batches(windows: Windows, batch_size: int, *, seed: int) -> Iterator[Windows]:

@@ -19,6 +19,7 @@ from hylo.adapters.model import AdaptedModel
 from hylo.core.devices import resident_bytes
 from hylo.models.architecture import hidden_size, layer_count, layer_shape
 from hylo.models.memory import forward_bytes_per_token
+from hylo.models.sharding import held
 from hylo.models.targets import linear_layers
 from hylo.models.weights import is_quantized
 from hylo.training.config import TrainerConfig
@@ -99,7 +100,7 @@ def dequantized_bytes(model: AdaptedModel) -> int:
 
 def kept_bytes_per_token(model: AdaptedModel, ids: Tensor) -> float:
     """Bytes per token that a training pass over ids [B, T] saves for its backward pass. Leaves no gradients behind."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    known = {held(tensor).untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
