@@ -18,6 +18,7 @@ help: ## show this list
 	@echo "  SEEDS=0,1,2        seeds of a study (default 0; one seed covers evaluation noise only), or until_decided"
 	@echo "  ADD=my_method      methods to run in addition to a study's own cells"
 	@echo "  ARGS='...'         extra arguments: Hydra overrides for a study, options for report, test and bench"
+	@echo "  DEVICE=cuda MODEL=random_7b WEIGHTS=bfloat16 OUT=h100    what bench compares, and where it writes"
 	@echo "  PYTHON=python3.12  the interpreter that 'make setup' builds .venv with (3.11 or newer)"
 
 setup: .venv/.stamp-hylo ## build .venv from the lock files: about 3 minutes the first time
@@ -97,7 +98,8 @@ types: setup ## check types
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
 
 bench: setup ## benchmark against peft + transformers: time, memory, the whole ablation (about an hour)
-	$(PY) -m benchmarks $(ARGS)
+	$(PY) -m benchmarks $(if $(DEVICE),--device $(DEVICE)) $(if $(MODEL),--model $(MODEL)) \
+	    $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(OUT),--out $(OUT)) $(ARGS)
 
 format: setup ## apply the formatter and safe fixes, strip notebook outputs
 	$(PY) -m ruff check --fix .

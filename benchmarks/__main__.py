@@ -2,7 +2,10 @@
 
     make bench                                        everything, on the default model
     make bench ARGS='--only step,memory'              some parts; the rows of the others stay
+    make bench DEVICE=cuda MODEL=random_7b WEIGHTS=bfloat16 OUT=h100 ARGS='--only step,memory,evaluation'
     python -m benchmarks --model tiny_llama --shapes 1x16 --steps 1 --out somewhere      a quick check
+
+MODEL is a choice of conf/model/, or random_1b or random_7b: usual sizes with random weights, made on the device.
 
 Each row is written as soon as it is measured, so an interrupted run loses only the current one. Not a test: nothing
 here asserts a time.
@@ -13,10 +16,13 @@ import time
 from pathlib import Path
 
 from benchmarks import ablation, evaluation, lines, memory, scaling, sharing, steps
+from benchmarks.random_models import RANDOM
 from benchmarks.report import write_report
 from benchmarks.results import Results
-from benchmarks.settings import ROOT, Settings, Shape
+from benchmarks.settings import DEVICES, ROOT, WEIGHTS, Settings, Shape, Subject
 from hylo.cli.main import readable_errors
+from hylo.core.devices import Device, device_problems
+from hylo.core.errors import ConfigError
 
 PARTS = {part.PART: part.rows for part in (steps, memory, evaluation, scaling, ablation, lines, sharing)}
 
@@ -28,8 +34,11 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"--only {','.join(unknown)}: the parts are {', '.join(PARTS)}")
     with readable_errors():
-        settings = Settings(options.model, tuple(options.shapes), options.steps)
-        results, began, written = Results.of(options.model, options.out), time.monotonic(), []
+        subject = Subject(options.model, options.device, options.weights)
+        if problems := device_problems(Device[subject.device]):
+            raise ConfigError(*problems)
+        settings = Settings(subject, tuple(options.shapes), options.steps)
+        results, began, written = Results.of(subject, options.out), time.monotonic(), []
         for number, name in enumerate(options.only, 1):
             print(f"[{number}/{len(options.only)}] {name}, after {time.monotonic() - began:.0f} s", flush=True)
             for row in PARTS[name](settings):
@@ -44,7 +53,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="smollm2_135m", help="a choice of conf/model/")
+    parser.add_argument("--model", default="smollm2_135m", help=f"a choice of conf/model/, or {', '.join(RANDOM)}")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where both sides compute")
+    parser.add_argument("--weights", choices=WEIGHTS, default="float32", help="dtype of the base model")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS), help=",".join(PARTS))
     parser.add_argument("--shapes", type=_shapes, default=_shapes("4x256,2x1024,1x2048"), help="windows x tokens")
     parser.add_argument("--steps", type=int, default=3, help="measured rounds, after a warm-up round")

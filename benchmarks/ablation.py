@@ -31,7 +31,7 @@ SAME = ("base", "lora", "rslora", "rslora_dora")
 
 def rows(settings: Settings) -> Iterator[Row]:
     """Total seconds, and the perplexities of the cells that are the same."""
-    with prepared(settings.model) as inputs:
+    with prepared(settings.subject) as inputs:
         outputs = inputs.folder / "outputs"
         print("ablation: train.py study=ablation ...", flush=True)
         ours = hylo_seconds(inputs, outputs, ["study=ablation"])

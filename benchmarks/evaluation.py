@@ -20,12 +20,12 @@ TOKENS = 4096
 def rows(settings: Settings) -> Iterator[Row]:
     """One pair of rows for each context length among the shapes."""
     for length in dict.fromkeys(shape.length for shape in settings.shapes):
-        config = adapted_everywhere(settings.model, "lora", length)
-        windows, base = text_windows(config, max(1, TOKENS // length)), base_model(config)
+        config, base = adapted_everywhere(settings.subject, "lora", length), base_model(settings.subject)
+        windows = text_windows(settings.subject, config, max(1, TOKENS // length))
         shape = Shape(len(windows), length)
         sides: dict[str, Side] = {name: make(config, shared_copy(base)) for name, make in SIDES.items()}
         nats: dict[str, float] = {}
-        acts = {name: timed(partial(note_loss, side, windows, nats, name)) for name, side in sides.items()}
+        acts = {name: timed(partial(note_loss, side, windows, nats, name), base.device) for name, side in sides.items()}
         acts["floor"] = Floor(base, shape).forward
         seconds = alternate(acts, settings.rounds, f"evaluation of {shape}")
         # Untrained, both are the base model.

@@ -31,7 +31,7 @@ def ratios_figure(results: Results) -> Figure | None:
     lines = sum(len(rows) + 1.35 for rows in groups.values())
     rounds = max(row.rounds for rows in groups.values() for row in rows)
     caption = [
-        f"{results.model}, {results.machine['cpu']}, threads: {results.machine['threads']}, float32",
+        f"{results.subject.model}, {results.machine['cpu']}, threads: {results.machine['threads']}, float32",
         f"medians over alternating rounds (rounds: {rounds}); memory and study: one measurement",
         "whiskers: plus and minus the ratio times its spread (benchmarks/results.md)",
         "the floor is the matrix products alone; the number at the end of a row is hylo / peft",
@@ -109,7 +109,8 @@ def scaling_figure(results: Results) -> Figure | None:
     if not panels:
         return None
     caption = [
-        f"{results.model}, {results.machine['cpu']}, threads: {results.machine['threads']}; LoRA of all linear layers",
+        f"{results.subject.model}, {results.machine['cpu']}, threads: {results.machine['threads']}; "
+        "LoRA of all linear layers",
         "contexts: 2,048 tokens per step; ranks: 4 windows of 256 tokens; cells: 2 steps, one peft script per cell",
         f"rounds: {max(row.rounds for rows in panels.values() for row in rows)}; cells: one measurement",
     ]

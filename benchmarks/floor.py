@@ -6,8 +6,9 @@
                         and product
 
 Nothing else is counted: no norm, no softmax, no adapter, no optimizer; embedding look-ups are free. So the floor holds
-for any method that sends a gradient through frozen weights, and no implementation in float32 reaches it. (Strictly, the
-first layer's query, key and value products need no gradient of their input; they are a negligible share.)
+for any method that sends a gradient through frozen weights, and no implementation in the same dtype reaches it.
+(Strictly, the first layer's query, key and value products need no gradient of their input; they are a negligible
+share.)
 
 The rate is measured on the model's own layers, with the faster of torch.mm and hylo's product, in the same rounds as
 the steps. Attention is counted at the mean rate of the layers.
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.settings import Shape
+from benchmarks.timing import Measurement, timed
 from hylo.kernels.product import product
 from hylo.models.architecture import decoder_layers, layer_shape, weight_OI
 from hylo.models.targets import linear_layers
@@ -42,6 +44,7 @@ class Floor:
             getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         )
         self._tokens = shape.tokens
+        self._device, self._dtype = base.device, base.dtype
         self._linear = 2 * shape.tokens * sum(i * o * count for (i, o), count in self._counts.items())
         self._attention = shape.tokens * shape.length * width * len(decoder_layers(base))
         self.rates: list[float] = []
@@ -63,22 +66,25 @@ class Floor:
         return linear * (1 + products * self._attention / self._linear)
 
     def _ahead(self, weight_OI: Tensor) -> float:
-        x_NI = torch.randn(self._tokens, weight_OI.shape[1])
-        return min(best(lambda: torch.mm(x_NI, weight_OI.T)), best(lambda: product(x_NI, weight_OI)))
+        x_NI = self._rows(weight_OI.shape[1])
+        return self._best(lambda: torch.mm(x_NI, weight_OI.T), lambda: product(x_NI, weight_OI))
 
     def _back(self, weight_OI: Tensor) -> float:
-        gradient_NO = torch.randn(self._tokens, weight_OI.shape[0])
-        return min(best(lambda: torch.mm(gradient_NO, weight_OI)), best(lambda: product(gradient_NO, weight_OI.T)))
+        gradient_NO = self._rows(weight_OI.shape[0])
+        return self._best(lambda: torch.mm(gradient_NO, weight_OI), lambda: product(gradient_NO, weight_OI.T))
+
+    def _rows(self, width: int) -> Tensor:
+        return torch.randn(self._tokens, width, device=self._device).to(self._dtype)
+
+    def _best(self, *ways: Callable[[], object]) -> float:
+        return min(best(timed(way, self._device)) for way in ways)
 
 
-def best(action: Callable[[], object]) -> float:
+def best(measurement: Measurement) -> float:
     """Seconds of the fastest of a few repetitions; fewer if they take long enough to be reliable."""
     fastest, began = float("inf"), time.perf_counter()
     for _ in range(REPETITIONS):
-        before = time.perf_counter()
-        action()
-        after = time.perf_counter()
-        fastest = min(fastest, after - before)
-        if after - began > ENOUGH_SECONDS:
+        fastest = min(fastest, measurement())
+        if time.perf_counter() - began > ENOUGH_SECONDS:
             break
     return fastest

@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from benchmarks.random_models import RANDOM
 from benchmarks.results import Row, measured
 from benchmarks.settings import Settings, Shape, adapted_everywhere
 from benchmarks.sides import SESSION, SIDES, Side, base_model
@@ -26,9 +27,11 @@ ROUNDS = 2
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    """LoRA on full windows, and on lines with both libraries."""
-    config = adapted_everywhere(settings.model, "lora", SHAPE.length)
-    base = base_model(config)
+    """LoRA on full windows, and on lines with both libraries; nothing for a model without a tokenizer."""
+    if settings.subject.model in RANDOM:
+        return
+    config = adapted_everywhere(settings.subject, "lora", SHAPE.length)
+    base = base_model(settings.subject)
     assert (model_context_length(base) or SHAPE.length) >= SHAPE.length
     padded = dataclasses.replace(
         config,
@@ -37,9 +40,9 @@ def rows(settings: Settings) -> Iterator[Row]:
     packed, lines = batch(config), batch(padded)
     sides: dict[str, Side] = {name: make(config, shared_copy(base)) for name, make in SIDES.items()}
     acts = {
-        "packed": timed(partial(sides["hylo"].step, packed)),
-        "hylo": timed(partial(sides["hylo"].step, lines, loss_on_padding=True)),
-        "peft": timed(partial(sides["peft"].step, lines, loss_on_padding=True)),
+        "packed": timed(partial(sides["hylo"].step, packed), base.device),
+        "hylo": timed(partial(sides["hylo"].step, lines, loss_on_padding=True), base.device),
+        "peft": timed(partial(sides["peft"].step, lines, loss_on_padding=True), base.device),
     }
     seconds = alternate(acts, ROUNDS, f"lines padded to {SHAPE.length}")
     share = useful_share(padded)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from benchmarks.alone import alone
 from benchmarks.results import Row, measured
-from benchmarks.settings import METHODS, Settings, Shape, adapted_everywhere
+from benchmarks.settings import METHODS, Settings, Shape, Subject, adapted_everywhere
 from benchmarks.sides import SIDES, accelerator, base_model, text_windows
 from hylo.core.devices import peak_memory_bytes, reset_peak_memory, resident_bytes
 from hylo.core.progress import Progress
@@ -24,19 +24,19 @@ def rows(settings: Settings) -> Iterator[Row]:
             for method in METHODS:
                 peaks = []
                 for side in SIDES:
-                    peaks.append([alone(peak_above_weights, settings.model, side, method, shape)])
+                    peaks.append([alone(peak_above_weights, settings.subject, side, method, shape)])
                     done += 1
                     progress.update(done)
                 yield measured(PART, f"{method} {shape}", "peak_bytes_above_weights", *peaks)
 
 
-def peak_above_weights(model: str, side: str, method: str, shape: Shape) -> int:
+def peak_above_weights(subject: Subject, side: str, method: str, shape: Shape) -> int:
     """Peak bytes of the steps, minus those in use once weights, text and libraries are loaded."""
     import peft  # noqa: F401  # so that its code does not count as memory of the steps
 
-    config = adapted_everywhere(model, method, shape.length)
-    windows, base = text_windows(config, shape.batch), base_model(config)
-    accelerator()
+    config, base = adapted_everywhere(subject, method, shape.length), base_model(subject)
+    windows = text_windows(subject, config, shape.batch)
+    accelerator(config.trainer.device)
     weights_checksum(base)  # reads every weight, so that all are in memory before counting starts
     gc.collect()
     reset_peak_memory()

@@ -78,8 +78,9 @@ HOW = {
     "attention) at the rate at which this machine multiplies the model's own shapes in the same rounds: "
     "`benchmarks/floor.py`",
     "ratios": "of seconds and bytes: below 1, hylo takes less; of tokens per second: above 1, hylo is faster",
-    "not_measured": "GPUs (none was available), other models, bfloat16, gradient checkpointing, "
-    "`trainer.kernels=compiled`, several processes",
+    "kernels": "hylo's are those that `trainer.kernels=auto` chooses on the machine",
+    "not_measured": "other models and devices than the one named, gradient checkpointing, several processes; no GPU "
+    "was available so far",
 }
 """How to read the page: the same for every run."""
 
@@ -123,9 +124,10 @@ def _page(results: Results, figures: list[Path]) -> Iterator[str]:
 def _how(results: Results) -> Iterator[str]:
     machine = results.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    gpu = f"{machine['gpu']}; " if machine.get("gpu") else ""
     known = {
-        "machine": f"{machine['cpu']}, cores: {machine['cores']}, threads: {machine['threads']}; {versions}",
-        "model": f"`{results.model}`, float32, on the CPU",
+        "machine": f"{gpu}{machine['cpu']}, cores: {machine['cores']}, threads: {machine['threads']}; {versions}",
+        "model": str(results.subject),
     }
     yield from (f"- **{name.replace('_', ' ').capitalize()}:** {text}." for name, text in (known | HOW).items())
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.settings import Subject
 from hylo.core.devices import git_revision, library_versions
 from hylo.core.errors import ConfigError
 from hylo.core.files import write_json
@@ -92,7 +93,7 @@ def _ratios(values: Sequence[float], reference: Sequence[float] | None) -> list[
 class Results:
     """The content of results.json."""
 
-    model: str
+    subject: Subject
     machine: dict[str, Any] = field(default_factory=dict)
     """Processor, cores, threads and library versions."""
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -106,20 +107,21 @@ class Results:
         if not path.exists():
             return None
         kept = json.loads(path.read_text(encoding="utf-8"))
-        return cls(kept["model"], kept["machine"], kept["parts"], [Row(**row) for row in kept["rows"]])
+        subject = Subject(**kept["subject"])
+        return cls(subject, kept["machine"], kept["parts"], [Row(**row) for row in kept["rows"]])
 
     @classmethod
-    def of(cls, model: str, folder: Path) -> "Results":
-        """The results of a model in a folder, to add to.
+    def of(cls, subject: Subject, folder: Path) -> "Results":
+        """The results of a model and device in a folder, to add to.
 
         Raises:
-            ConfigError: the folder holds those of another model.
+            ConfigError: the folder holds those of another model or device.
         """
         kept = cls.read(folder)
-        if kept and kept.model != model:
-            raise ConfigError(f"{folder} holds results of {kept.model}, not of {model}\n    fix:     another --out")
-        results = kept or cls(model)
-        results.machine = machine()
+        if kept and kept.subject != subject:
+            raise ConfigError(f"{folder} holds results of {kept.subject}, not of {subject}\n    fix:     another --out")
+        results = kept or cls(subject)
+        results.machine = machine(subject)
         return results
 
     def add(self, row: Row) -> None:
@@ -139,7 +141,7 @@ class Results:
         write_json(folder / FILE, asdict(self))
 
 
-def machine() -> dict[str, Any]:
+def machine(subject: Subject) -> dict[str, Any]:
     """What a reader needs to know about the machine, and nothing that identifies it."""
     names = re.findall(r"^model name\s*: (.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
     versions = library_versions()
@@ -147,6 +149,7 @@ def machine() -> dict[str, Any]:
         "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if subject.device == "cuda" else None,
         "versions": {name: versions[name] for name in ("hylo", "torch", "transformers", "peft")},
     }
 

@@ -16,7 +16,7 @@ from benchmarks.cost import cost
 from benchmarks.records import write_study
 from benchmarks.report import write_report
 from benchmarks.results import Results, Row, measured
-from benchmarks.settings import ROOT
+from benchmarks.settings import ROOT, Subject
 from hylo.core.progress import Progress
 from hylo.report import PAGE
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--cells", default=numbers, help=f"numbers of cells, each 10 or more; default {numbers}")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="folder of the results")
     options = parser.parse_args()
-    results = Results.of(MODEL, options.out)
+    results = Results.of(Subject(MODEL), options.out)
     for row in rows([int(text) for text in options.cells.split(",")]):
         results.add(row)
         results.write(options.out)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from benchmarks.alone import alone
 from benchmarks.results import Row, measured
 from benchmarks.scripts import Inputs, hylo_seconds, peft_seconds, prepared
-from benchmarks.settings import Settings, Shape, composed
+from benchmarks.settings import Settings, Shape
 from benchmarks.sides import base_model
 from benchmarks.steps import LORA, step_seconds
 from hylo.models.architecture import hidden_size, model_context_length
@@ -23,23 +23,24 @@ def rows(settings: Settings) -> Iterator[Row]:
     """Rows by context length, rank and number of cells, all with LoRA or a variant of it."""
     yield from contexts(settings)
     yield from ranks(settings)
-    with prepared(settings.model) as inputs:
-        yield from cells(inputs)
+    if settings.subject.whole_programs:
+        with prepared(settings.subject) as inputs:
+            yield from cells(inputs)
 
 
 def contexts(settings: Settings) -> Iterator[Row]:
     """Seconds per step at a constant number of tokens, in longer and fewer windows."""
-    longest = model_context_length(base_model(composed(settings.model, LORA)))
+    longest = model_context_length(base_model(settings.subject))
     for length in (each for each in LENGTHS if longest is None or each <= longest):
-        seconds, _ = alone(step_seconds, settings.model, LORA, Shape(TOKENS // length, length), settings.rounds)
+        seconds, _ = alone(step_seconds, settings.subject, LORA, Shape(TOKENS // length, length), settings.rounds)
         yield measured(PART, f"context {length}", "seconds_per_step", *seconds.values())
 
 
 def ranks(settings: Settings) -> Iterator[Row]:
     """Seconds per step of one shape, by rank."""
-    width = hidden_size(base_model(composed(settings.model, LORA)))
+    width = hidden_size(base_model(settings.subject))
     for rank in (each for each in RANKS if each <= width // 4):
-        seconds, _ = alone(step_seconds, settings.model, LORA, RANK_SHAPE, settings.rounds, rank=rank)
+        seconds, _ = alone(step_seconds, settings.subject, LORA, RANK_SHAPE, settings.rounds, rank=rank)
         yield measured(PART, f"rank {rank}", "seconds_per_step", *seconds.values())
 
 

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.settings import ROOT, composed
+from benchmarks.settings import ROOT, Subject, composed
 from benchmarks.sides import SESSION
+from hylo.core.errors import ConfigError, problem
 from hylo.data.base import Split
 from hylo.models.gguf_wheel import GgufWheelConfig
 from hylo.runs.config import Config
@@ -22,17 +23,23 @@ from hylo.runs.config import Config
 class Inputs:
     """What the scripts read, in a folder that is removed afterwards."""
 
-    model: str
-    """The choice of conf/model/."""
+    subject: Subject
     folder: Path
     weights: Path
     """Folder with the same model in the hub's format."""
 
 
 @contextmanager
-def prepared(model: str) -> Iterator[Inputs]:
-    """The model and the plays as files. hylo's own cache is filled as well; neither counts in any time."""
-    config = composed(model, "lora")
+def prepared(subject: Subject) -> Iterator[Inputs]:
+    """The model and the plays as files. hylo's own cache is filled as well; neither counts in any time.
+
+    Raises:
+        ConfigError: a peft script cannot read the model.
+    """
+    if not subject.whole_programs:
+        allowed = "without ablation and sharing: whole programs are compared on pretrained models in float32"
+        raise ConfigError(problem("--only", str(subject), allowed, "--only step,memory,evaluation"))
+    config = composed(subject, "lora")
     with tempfile.TemporaryDirectory(prefix="hylo-bench-") as name:
         folder = Path(name)
         for split in (Split.train, Split.test):
@@ -41,13 +48,14 @@ def prepared(model: str) -> Iterator[Inputs]:
             for number, document in enumerate(SESSION.documents(config.data, split)):
                 path = folder / split.name / f"{number:02}_{document.name}.txt"
                 path.write_text(document.text, encoding="utf-8", newline="")
-        yield Inputs(model, folder, _weights(config, folder / "model"))
+        yield Inputs(subject, folder, _weights(config, folder / "model"))
 
 
 def hylo_seconds(inputs: Inputs, outputs: Path, arguments: Sequence[str]) -> float:
     """Seconds of train.py, starting from an empty folder of records."""
-    shared = (f"model={inputs.model}", "tracking=none", f"outputs={outputs}")
-    return _run([sys.executable, str(ROOT / "train.py"), *arguments, *shared])[0]
+    subject = inputs.subject
+    shared = (f"model={subject.model}", f"trainer.device={subject.device}", "tracking=none", f"outputs={outputs}")
+    return _run([sys.executable, str(ROOT / "train.py"), *arguments, *shared], subject)[0]
 
 
 def peft_seconds(inputs: Inputs, method: str, *, steps: int | None = None, eval_windows: int | None = None) -> float:
@@ -62,7 +70,7 @@ def peft_cell(
     folders = {"model": inputs.weights, "train": inputs.folder / "train", "test": inputs.folder / "test"}
     options = {"method": method, "steps": steps, "eval-windows": eval_windows} | folders
     given = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
-    seconds, printed = _run([sys.executable, str(ROOT / "benchmarks" / "peft_script.py"), *given])
+    seconds, printed = _run([sys.executable, str(ROOT / "benchmarks" / "peft_script.py"), *given], inputs.subject)
     return seconds, json.loads(printed.splitlines()[-1])["perplexity"]
 
 
@@ -74,9 +82,10 @@ def _weights(config: Config, folder: Path) -> Path:
     return folder
 
 
-def _run(command: Sequence[str]) -> tuple[float, str]:
+def _run(command: Sequence[str], subject: Subject) -> tuple[float, str]:
     began = time.perf_counter()
-    settings = os.environ | {"HF_HUB_OFFLINE": "1"}
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if subject.device == "cpu" else {}  # Trainer takes a GPU that it sees
+    settings = os.environ | {"HF_HUB_OFFLINE": "1"} | hidden
     done = subprocess.run(command, cwd=ROOT, env=settings, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{Path(command[1]).name} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")

@@ -1,15 +1,17 @@
-"""What is compared: model, shapes, rounds, and how a run's configuration is composed."""
+"""What is compared: model, device, shapes, rounds, and how a run's configuration is composed."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import initialize_config_dir
 
+from benchmarks.random_models import RANDOM, STAND_IN
 from hylo.cli.main import compose
 from hylo.runs.config import Config
 
 ROOT = Path(__file__).parent.parent
 METHODS = ("lora", "dora", "hylorada")
+DEVICES, WEIGHTS = ("cpu", "cuda"), ("float32", "bfloat16")
 RANK = 8
 
 
@@ -36,24 +38,48 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """The model that both sides train, and where."""
+
+    model: str
+    """A choice of conf/model/, or a shape with random weights (benchmarks/random_models.py)."""
+    device: str = "cpu"
+    """One of DEVICES."""
+    weights: str = "float32"
+    """One of WEIGHTS: the dtype of the base model and its arithmetic."""
+
+    def __str__(self) -> str:
+        return f"`{self.model}`, {self.weights}, on {'the CPU' if self.device == 'cpu' else self.device}"
+
+    @property
+    def whole_programs(self) -> bool:
+        """Whether whole programs can be compared: a peft script reads a pretrained model in float32."""
+        return self.model not in RANDOM and self.weights == "float32"
+
+
+@dataclass(frozen=True)
 class Settings:
     """The settings of the command line."""
 
-    model: str
-    """A choice of conf/model/."""
+    subject: Subject
     shapes: tuple[Shape, ...]
     """Batches of the parts step, memory and evaluation."""
     rounds: int
     """Measured rounds, after a warm-up round."""
 
 
-def composed(model: str, method: str, *overrides: str) -> Config:
-    """The configuration that train.py composes from a model, a method and overrides."""
+def composed(subject: Subject, method: str, *overrides: str) -> Config:
+    """The configuration that train.py composes for a subject, a method and overrides.
+
+    That of a random model names a tiny one in its place: `benchmarks.sides.base_model` makes the weights.
+    """
+    model = STAND_IN if subject.model in RANDOM else subject.model
+    where = (f"model={model}", f"model.dtype={subject.weights}", f"trainer.device={subject.device}")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose([f"model={model}", f"method={method}", *overrides])[0]
+        return compose([*where, f"method={method}", *overrides])[0]
 
 
-def adapted_everywhere(model: str, method: str, length: int, *, rank: int = RANK) -> Config:
+def adapted_everywhere(subject: Subject, method: str, length: int, *, rank: int = RANK) -> Config:
     """As `composed`, with a low-rank update of all linear layers but the output head and windows of `length` tokens."""
     low_rank = ("method.low_rank.target_modules=[all-linear]", f"method.low_rank.rank={rank}")
-    return composed(model, method, *low_rank, f"data.context_length={length}")
+    return composed(subject, method, *low_rank, f"data.context_length={length}")

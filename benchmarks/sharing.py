@@ -29,7 +29,7 @@ def rows(settings: Settings) -> Iterator[Row]:
         "landmark alone, again": (["-m", *LANDMARK], False),
         "landmark alone, nine rates": (["-m", *LANDMARK, RATES], True),
     }
-    with prepared(settings.model) as inputs:
+    with prepared(settings.subject) as inputs:
         for run, (name, (arguments, anew)) in enumerate(runs.items()):
             found = []
             for number in range(settings.rounds):

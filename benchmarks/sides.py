@@ -5,6 +5,8 @@ no counterpart of hylorada: its side is rsLoRA there, which is hylorada's low-ra
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
 
@@ -15,11 +17,14 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
+from benchmarks.random_models import RANDOM, random_model
+from benchmarks.settings import Subject, composed
 from hylo.adapters.low_rank import LowRankConfig, Scaling
 from hylo.adapters.model import AdaptedModel
 from hylo.core.devices import Device, Precision, accelerator_for
 from hylo.data.base import Split
 from hylo.data.windows import Windows, model_inputs, next_tokens, sample
+from hylo.kernels.measured import measuring
 from hylo.models.targets import ALL_LINEAR, default_targets
 from hylo.runs.config import Config
 from hylo.runs.shared import Session
@@ -28,15 +33,14 @@ from hylo.training.memory import evaluation_batch_size
 from hylo.training.step import StepBatches, make_optimizer, update
 
 SESSION = Session()
-CPU = torch.device("cpu")
 PEFT_BATCH_TOKENS = 8 * 256
 """Tokens that peft's side evaluates at a time: the usual batch of 8 windows, whose logits are already large."""
 
 
 @cache
-def accelerator() -> Accelerator:
-    """The process's accelerator: the CPU in float32."""
-    return accelerator_for(Device.cpu, Precision.float32)
+def accelerator(device: Device) -> Accelerator:
+    """The process's accelerator. What is narrower than float32 lies in the model's weights, not in autocast."""
+    return accelerator_for(device, Precision.float32)
 
 
 class Side(Protocol):
@@ -55,8 +59,9 @@ class HyloSide:
     """A method as trained and evaluated by a run of hylo."""
 
     def __init__(self, config: Config, base: PreTrainedModel) -> None:
-        self._config = config
+        self._config, self._device = config, base.device
         self.model = AdaptedModel(base, config.components, context_length=config.data.context_length, seed=0)
+        self._chosen = False
         self._optimizer = make_optimizer(self.model, config.trainer)
         prepare_for_training(self.model, config.trainer)
         self.model.on_step_start(0, config.trainer.steps)
@@ -64,7 +69,8 @@ class HyloSide:
     def step(self, windows: Windows, *, loss_on_padding: bool = False) -> None:
         model, trainer = self.model, self._config.trainer
         step = StepBatches([windows], loss_on_padding)
-        update(model, model, self._optimizer, step, accelerator(), trainer)
+        with self._fastest(windows):
+            update(model, model, self._optimizer, step, accelerator(trainer.device), trainer)
 
     @torch.no_grad()
     def evaluate(self, windows: Windows) -> float:
@@ -72,24 +78,36 @@ class HyloSide:
         size = evaluation_batch_size(self.model, self._config.trainer, windows.ids.shape[1])
         self.model.eval()
         total = 0.0
-        for batch in _batches(windows, size):
-            targets = next_tokens(batch.labels(), CPU)
-            total += float(self.model(**model_inputs(batch.ids, batch.lengths, CPU), targets=targets).double().sum())
+        with self._fastest(windows):
+            for batch in _batches(windows, size):
+                targets = next_tokens(batch.labels(), self._device)
+                inputs = model_inputs(batch.ids, batch.lengths, self._device)
+                total += float(self.model(**inputs, targets=targets).double().sum())
         return total
+
+    @contextmanager
+    def _fastest(self, windows: Windows) -> Iterator[None]:
+        """The kernels that a run would choose on this machine."""
+        with measuring(self._device) as choices:
+            if not self._chosen:
+                with torch.enable_grad():
+                    self.model.choose_kernels(choices, torch.from_numpy(windows.ids).long().to(self._device))
+                self._chosen = True
+            yield
 
 
 class PeftSide:
     """The same with peft, and the loss of transformers."""
 
     def __init__(self, config: Config, base: PreTrainedModel) -> None:
-        self._config = config
+        self._config, self._device = config, base.device
         self.model = with_peft(config, base).train()
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(self._trained, lr=config.trainer.learning_rate, weight_decay=0.0)
 
     def step(self, windows: Windows, *, loss_on_padding: bool = False) -> None:
-        labels = torch.from_numpy(windows.labels(on_padding=loss_on_padding))
-        self.model(**model_inputs(windows.ids, windows.lengths, CPU), labels=labels).loss.backward()
+        labels = torch.from_numpy(windows.labels(on_padding=loss_on_padding)).to(self._device)
+        self.model(**model_inputs(windows.ids, windows.lengths, self._device), labels=labels).loss.backward()
         nn.utils.clip_grad_norm_(self._trained, self._config.trainer.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -101,9 +119,9 @@ class PeftSide:
         self.model.eval()
         total = 0.0
         for batch in _batches(windows, size):
-            logits = self.model(**model_inputs(batch.ids, batch.lengths, CPU), use_cache=False).logits
-            targets = next_tokens(batch.labels(), CPU)
-            total += float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
+            logits = self.model(**model_inputs(batch.ids, batch.lengths, self._device), use_cache=False).logits
+            targets = next_tokens(batch.labels(), self._device)
+            total += float(F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum"))
         return total
 
 
@@ -131,16 +149,20 @@ def with_peft(config: Config, base: PreTrainedModel) -> nn.Module:
         return get_peft_model(base, settings)
 
 
-def base_model(config: Config) -> PreTrainedModel:
-    """The model of a configuration, loaded once per process. Attach only to a `shared_copy` of it."""
-    return SESSION.base(config.model, CPU)
+@cache
+def base_model(subject: Subject) -> PreTrainedModel:
+    """The subject's model, loaded once per process. Attach only to a `shared_copy` of it."""
+    device = torch.device(subject.device)
+    if subject.model in RANDOM:
+        return random_model(subject.model, device, getattr(torch, subject.weights))
+    return SESSION.base(composed(subject, "none").model, device)
 
 
-def text_windows(config: Config, count: int) -> Windows:
+def text_windows(subject: Subject, config: Config, count: int) -> Windows:
     """Windows of the configuration's test text; random tokens for a model with random weights."""
     if type(config.model).pretrained:
         return sample(SESSION.windows(config.data, config.model, Split.test), count)
-    length, vocabulary = config.data.context_length, base_model(config).config.get_text_config().vocab_size
+    length, vocabulary = config.data.context_length, base_model(subject).config.get_text_config().vocab_size
     ids = np.random.default_rng(0).integers(0, vocabulary, (count, length), dtype=np.int32)
     names = np.full(count, "random", dtype=object)
     return Windows(ids, np.ones((count, length - 1), int), names, np.arange(count), np.full(count, length))

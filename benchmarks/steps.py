@@ -7,7 +7,7 @@ from functools import partial
 from benchmarks.alone import alone
 from benchmarks.floor import Floor
 from benchmarks.results import Row, measured
-from benchmarks.settings import METHODS, RANK, Settings, Shape, adapted_everywhere
+from benchmarks.settings import METHODS, RANK, Settings, Shape, Subject, adapted_everywhere
 from benchmarks.sides import SIDES, HyloSide, base_model, text_windows
 from benchmarks.timing import Measurement, alternate, timed
 from hylo.models.sharding import shared_copy
@@ -20,7 +20,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     """Three methods for each shape."""
     for shape in settings.shapes:
         for method in METHODS:
-            seconds, rates = alone(step_seconds, settings.model, method, shape, settings.rounds)
+            seconds, rates = alone(step_seconds, settings.subject, method, shape, settings.rounds)
             work, sides = f"{method} {shape}", (seconds["hylo"], seconds["peft"], seconds["floor"])
             yield measured(PART, work, "seconds_per_step", *sides)
             speeds = ([shape.tokens / each for each in side] for side in sides)
@@ -33,16 +33,18 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def step_seconds(
-    model: str, method: str, shape: Shape, rounds: int, *, rank: int = RANK
+    subject: Subject, method: str, shape: Shape, rounds: int, *, rank: int = RANK
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Seconds by round of `hylo`, `peft`, `floor` and, beside other methods, hylo's `lora`; operations per second."""
-    configs = {name: adapted_everywhere(model, name, shape.length, rank=rank) for name in {method, LORA}}
-    windows, base = text_windows(configs[method], shape.batch), base_model(configs[method])
+    configs = {name: adapted_everywhere(subject, name, shape.length, rank=rank) for name in {method, LORA}}
+    windows, base = text_windows(subject, configs[method], shape.batch), base_model(subject)
     floor = Floor(base, shape)
     trained = {side: make(configs[method], shared_copy(base)) for side, make in SIDES.items()}
     if method in OTHERS:
         trained[LORA] = HyloSide(configs[LORA], shared_copy(base))
-    acts: dict[str, Measurement] = {name: timed(partial(side.step, windows)) for name, side in trained.items()}
+    acts: dict[str, Measurement] = {
+        name: timed(partial(side.step, windows), base.device) for name, side in trained.items()
+    }
     acts["floor"] = floor.step
     seconds = alternate(acts, rounds, f"step of {method}, rank {rank}, {shape}")
     return seconds, floor.rates[1:]

@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from launch import ROOT
 
+from benchmarks.random_models import RANDOM
 from benchmarks.results import Results, Row, measured, spread
+from benchmarks.scripts import prepared
+from benchmarks.settings import Subject
 from hylo.core.errors import ConfigError
 
 PARTS = {
@@ -20,9 +24,22 @@ PARTS = {
 } | {("memory", f"{method} 1x16", "peak_bytes_above_weights") for method in ("lora", "dora", "hylorada")}
 
 
+CUDA = pytest.param(
+    "random_tiny",
+    "cuda",
+    "bfloat16",
+    marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
+)
+
+
 @pytest.mark.slow  # steps and memory are measured in separate processes
-def test_benchmarks_of_a_tiny_model(tmp_path: Path) -> None:
-    options = ["--model", "tiny_llama", "--shapes", "1x16", "--steps", "1", "--only", "step,evaluation,memory"]
+@pytest.mark.parametrize(
+    ("model", "device", "weights"),
+    [("tiny_llama", "cpu", "float32"), ("random_tiny", "cpu", "bfloat16"), CUDA],
+)
+def test_benchmarks_of_a_tiny_model(tmp_path: Path, model: str, device: str, weights: str) -> None:
+    options = ["--model", model, "--device", device, "--weights", weights]
+    options += ["--shapes", "1x16", "--steps", "1", "--only", "step,evaluation,memory"]
     command = [sys.executable, "-m", "benchmarks", *options, "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -32,7 +49,7 @@ def test_benchmarks_of_a_tiny_model(tmp_path: Path) -> None:
     assert {part for part, _, _ in rows} == {"step", "evaluation", "memory"}
     assert all(math.isfinite(value) for row in kept["rows"] for value in row.values() if isinstance(value, float))
     assert all(rows[key]["hylo"] is not None and rows[key]["peft"] is not None for key in PARTS)
-    assert kept["machine"].keys() == {"cpu", "cores", "threads", "versions"}
+    assert kept["machine"].keys() == {"cpu", "cores", "threads", "gpu", "versions"}
     page = (tmp_path / "results.md").read_text()
     assert all(f"| {work} |" in page for _, work, _ in rows)
     for kind in ("png", "svg"):
@@ -40,7 +57,7 @@ def test_benchmarks_of_a_tiny_model(tmp_path: Path) -> None:
 
 
 def test_a_row_replaces_its_own_alone_and_stands_beside_its_work(tmp_path: Path) -> None:
-    results = Results.of("tiny_llama", tmp_path)
+    results = Results.of(Subject("tiny_llama"), tmp_path)
     for value in (1.0, 2.0):
         results.add(Row(part="step", work="lora 1x16", metric="seconds_per_step", hylo=value))
         results.add(Row(part="step", work=f"dora {value}", metric="seconds_per_step", hylo=value))
@@ -54,8 +71,26 @@ def test_a_row_replaces_its_own_alone_and_stands_beside_its_work(tmp_path: Path)
         ("dora 1.0", 1.0),
         ("dora 2.0", 2.0),
     ]
-    with pytest.raises(ConfigError, match="another --out"):
-        Results.of("gpt2", tmp_path)
+    for other in (Subject("gpt2"), Subject("tiny_llama", device="cuda"), Subject("tiny_llama", weights="bfloat16")):
+        with pytest.raises(ConfigError, match="another --out"):
+            Results.of(other, tmp_path)
+
+
+def test_whole_programs_need_a_pretrained_model_in_float32() -> None:
+    """Refused before anything is measured, with what to do instead."""
+    assert Subject("smollm2_135m", device="cuda").whole_programs
+    for subject in (*map(Subject, RANDOM), Subject("smollm2_135m", weights="bfloat16")):
+        with pytest.raises(ConfigError, match="step,memory,evaluation"), prepared(subject):
+            pass
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--device", "cuda", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "a device of this machine" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_ratios_are_those_of_the_rounds() -> None:

@@ -78,6 +78,18 @@ def test_a_damaged_file_is_measured_again(choices: Choices, text: str):
     assert json.loads(choices.file.read_text())["w"]["chosen"] == "only"
 
 
+def test_what_is_measured_may_ask_for_its_parts(choices: Choices):
+    """A layer asks which product is fastest; both are remembered."""
+
+    def whole() -> None:
+        assert choices.fastest("part", {"only": burn(0.0)}) == "only"
+
+    assert choices.fastest("whole", {"way": whole}) == "way"
+    assert json.loads(choices.file.read_text()).keys() == {"part", "whole"}
+    assert choices.fastest("after", {"way": burn(0.0)}) == "way", "the lock is free again"
+    assert json.loads(choices.file.read_text()).keys() == {"part", "whole", "after"}
+
+
 def test_long_work_is_measured_once(choices: Choices, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(measured, "ENOUGH_SECONDS", 0.0)
     calls: list[str] = []

@@ -43,6 +43,7 @@ class Choices:
         self.file = folder / "choices.json"
         self._device = device
         self._kept: dict[str, dict[str, Any]] = {}
+        self._measuring = False
         self.used: dict[str, str] = {}
         """The way chosen for each piece of work that was asked about since `measuring` began."""
 
@@ -62,16 +63,32 @@ class Choices:
             before: called with the name of a way before each call, outside the time that counts.
             rounds: measurements of each way.
         """
-        if work not in self._kept or self._kept[work]["chosen"] not in ways:
-            with exclusive(self.file.parent):
+        if not self._known(work, ways):
+            with self._alone():
                 self._kept = self._read()
-                if work not in self._kept or self._kept[work]["chosen"] not in ways:
+                if not self._known(work, ways):
                     seconds = measured(ways, self._device, before=before, rounds=rounds)
                     milliseconds = {name: round(1e3 * each, 4) for name, each in seconds.items()}
                     self._kept[work] = {"chosen": chosen(seconds), "milliseconds": milliseconds}
                     write_json(self.file, self._kept)
         self.used[work] = self._kept[work]["chosen"]
         return self.used[work]
+
+    def _known(self, work: str, ways: Mapping[str, object]) -> bool:
+        return work in self._kept and self._kept[work]["chosen"] in ways
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process measures or writes meanwhile. A layer that is measured may ask about its products."""
+        if self._measuring:
+            yield
+            return
+        with exclusive(self.file.parent):
+            self._measuring = True
+            try:
+                yield
+            finally:
+                self._measuring = False
 
     def _read(self) -> dict[str, dict[str, Any]]:
         """What the file holds; nothing if it is missing or damaged, because it can be measured again."""
