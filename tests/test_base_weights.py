@@ -21,7 +21,7 @@ from hylo.models.targets import linear_layers
 from hylo.models.tiny import TinyArchitecture, TinyModelConfig
 from hylo.models.weights import Dtype, Quantization, dequantized, scalars, uses_dequantized
 from hylo.runs.shared import Session, weights_checksum
-from hylo.training.memory import dequantized_bytes, kept_bytes_per_token
+from hylo.training.memory import dequantized_bytes, kept_bytes
 
 ARCHITECTURES = ["llama", "qwen2", "gpt2"]
 """Tied weights; an untied head, and biases; Conv1D."""
@@ -194,7 +194,7 @@ def test_the_memory_estimate_counts_a_dequantized_weight_and_keeps_none(tmp_path
     """What a pass keeps for its backward pass is the same as without quantization: no dense weight is part of it."""
     base = tiny("llama")
     models = [adapt(each, method("dora")) for each in (base, loaded(base, tmp_path, Quantization.nf4))]
-    plain, quantized = (kept_bytes_per_token(model, tokens(1, 8)) for model in models)
+    plain, quantized = (kept_bytes(model, tokens(1, 8)) for model in models)
     assert quantized == plain
     assert [dequantized_bytes(model) for model in models] == [0, 4 * 48 * 112]
 

@@ -16,7 +16,7 @@ from hylo.data.base import Document, Split
 from hylo.data.overlap import Overlap, overlap
 from hylo.data.sources.plays_wheel import PlaysWheelConfig
 from hylo.data.sources.text_files import TextFilesConfig
-from hylo.runs.cell import Cell, check
+from hylo.runs.cell import Cell, check, check_documents
 from hylo.runs.shared import Session
 
 
@@ -216,9 +216,36 @@ BODY = _words(400, 0)
 def test_copies_are_found_by_their_passages(train: str, test: str):
     others = [Document(f"other-{seed}", _words(500, seed)) for seed in (7, 8)]
     trained = [others[0], Document("train", train)]
-    assert overlap(trained, [others[1], Document("test", test)], shortest=16).copy == ("test", "train")
+    found = overlap(trained, [others[1], Document("test", test)], shortest=16)
+    assert (found.copy, found.copied) == (("test", "train"), (1,))
     assert overlap(trained, [others[1]], shortest=16) == Overlap()
     assert overlap(trained, [Document("test", test)], shortest=100_000) == Overlap()
+
+
+def test_all_copies_are_found_at_their_places():
+    """Documents too short to look at keep their places; two documents may copy one."""
+    trained = [Document("short", "w1"), *(Document(str(n), _words(300, n)) for n in (1, 2, 3, 2))]
+    evaluated = [Document("a", _words(300, 2)), Document("b", _words(300, 3) + " and more")]
+    found = overlap(trained, evaluated, shortest=16)
+    assert (found.copy, found.copied) == (("a", "2"), (2, 3, 4))
+
+
+def test_copies_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """They are counted and said, not trained on, and the run is another one; without the option they are refused."""
+    texts = {"copy": _words(300, 1), "own": _words(300, 2), "test": _words(300, 1) + " end"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    files = [f"data.train_files=[{tmp_path}/copy.txt,{tmp_path}/own.txt]", f"data.test_files=[{tmp_path}/test.txt]"]
+    cell = ["data=text", "model=tiny_llama", "method=lora", "data.context_length=32", "data.eval_windows=2", *files]
+    with pytest.raises(ConfigError, match=r"data\.drop_copies=true"):
+        check_documents(composed(*cell), Session())
+    session, config = Session(), composed(*cell, "data.drop_copies=true")
+    check_documents(config, session)
+    assert "training documents left out, copies of evaluated ones: 1" in capsys.readouterr().out
+    assert [document.text for document in session.documents(config.data, Split.train)] == [texts["own"]]
+    clean = composed(*cell[:-2], f"data.train_files=[{tmp_path}/own.txt]", files[1])
+    identities = {Session().documents_identity(each.data, Split.train) for each in (config, clean)}
+    assert len(identities) == 1
 
 
 def test_a_quotation_is_no_copy():

@@ -111,6 +111,13 @@ def test_lines_begin_with_the_beginning_of_text_token():
     assert windows.first_token.tolist() == [0, 1, 7]
 
 
+def test_lines_that_are_cut_off_are_counted_and_said(capsys: pytest.CaptureFixture[str]):
+    cut_lines([Document("a", "long line\nlonger still\nfits")], byte_tokenizer(), lines_config(8))
+    assert capsys.readouterr().out == "data=text: 2 of 3 lines are cut off at 8 tokens\n"
+    cut_lines([Document("a", "12345678")], byte_tokenizer(), lines_config(8))
+    assert not capsys.readouterr().out
+
+
 def test_a_tokenizer_without_an_end_of_text_token():
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = None

@@ -167,7 +167,7 @@ class AdaptedModel(nn.Module):
     @property
     def losses_without_logits(self) -> bool:
         """Whether target losses are computed without materializing logits over the whole vocabulary."""
-        return self._head is not None and self._head.declined is None
+        return self._head is not None and not self._head.needs_logits
 
     @property
     def declined(self) -> str | None:

@@ -71,7 +71,7 @@ class DataConfig(ABC):
     """The text and how it is cut into windows. Subclasses add their own fields."""
 
     TRAINING_ALONE: ClassVar[frozenset[str]] = frozenset(
-        {"loss_on_padding", "keep_blank_lines", "loss_on_prompt", "pack_samples"}
+        {"loss_on_padding", "keep_blank_lines", "loss_on_prompt", "pack_samples", "drop_copies"}
     )
     """Fields that cannot change the numbers of the base model."""
 
@@ -104,6 +104,9 @@ class DataConfig(ABC):
     pack_samples: bool = False
     """Training windows hold as many samples as fit, one after the other; positions and attention start again at each.
     With packed, also the ends of documents that fill no window. Evaluation always reads one sample per window."""
+
+    drop_copies: bool = False
+    """Leave out training documents that are copies of evaluated ones, or hold them; false: such data is refused."""
 
     @property
     def template(self) -> Template | None:

@@ -10,6 +10,7 @@ from itertools import chain
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from hylo.core.devices import say_once
 from hylo.core.errors import ConfigError, problem
 from hylo.data.base import DataConfig, Document
 from hylo.data.tokens import TokenizedDocument, bos_token, tokenize
@@ -25,9 +26,9 @@ def split_lines(text: str) -> list[str]:
 def cut_lines(documents: list[Document], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> Windows:
     """Returns one window per line, each tokenised on its own and padded on the right with the end-of-text token.
 
-    A window's first_token counts the tokens of its document's earlier lines. Tokens beyond the context are dropped.
-    Lines of fewer than two tokens, a beginning-of-text token included, predict nothing and are kept only with
-    `config.keep_blank_lines`.
+    A window's first_token counts the tokens of its document's earlier lines. Tokens beyond the context are dropped,
+    which is said. Lines of fewer than two tokens, a beginning-of-text token included, predict nothing and are kept only
+    with `config.keep_blank_lines`.
 
     Raises:
         ConfigError: no line has at least two tokens, or the tokenizer has no end-of-text token.
@@ -60,6 +61,8 @@ def cut_lines(documents: list[Document], tokenizer: PreTrainedTokenizerBase, con
             predicted[row, : len(gained)] = gained
     names = np.array([document.name for document in documents], dtype=object)
     lengths = np.minimum(sizes, length)
+    if cut := int((sizes[chosen] > length).sum()):
+        say_once(f"data={config.name}: {cut:,} of {len(chosen):,} lines are cut off at {length} tokens")
     places = names[owner[chosen]], first_token[chosen], lengths[chosen]
     return Windows(ids, predicted_bytes, *places, words=predicted_words)
 

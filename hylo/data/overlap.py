@@ -31,6 +31,8 @@ class Overlap:
     """Number of training documents that repeat the text of another one."""
     evaluated_twice: int = 0
     """Number of evaluated documents that do. They make intervals narrower than the text deserves."""
+    copied: tuple[int, ...] = ()
+    """Places of all training documents that are one side of a pair as `copy`, in order."""
 
     def said(self, name: str) -> list[str]:
         """What a person should know before training on the data set of that name; one sentence each."""
@@ -57,26 +59,29 @@ def overlap(trained: Sequence[Document], evaluated: Sequence[Document], *, short
         evaluated: the documents for evaluation.
         shortest: bytes of text below which a document is not looked at.
     """
-    trained = [document for document in trained if len(document.text.encode()) >= shortest]
+    places = [place for place, document in enumerate(trained) if len(document.text.encode()) >= shortest]
+    trained = [trained[place] for place in places]
     evaluated = [document for document in evaluated if len(document.text.encode()) >= shortest]
     words: dict[str, int] = {}
     ours = [_passages(document.text, words) for document in trained]
     theirs = [_passages(document.text, words) for document in evaluated]
     twice = [len(each) - len({passages.tobytes() for passages in each}) for each in (ours, theirs)]
     if not ours or not theirs:
-        return Overlap(None, 0.0, *twice)
+        return Overlap(None, 0.0, twice[0], twice[1])
     sizes = np.array([len(passages) for passages in ours])
     known, owners = np.concatenate(ours), np.repeat(np.arange(len(ours)), sizes)
     everything = np.concatenate(theirs)
     in_both = np.isin(known, everything)  # mostly none, so what follows costs nothing
     known, owners = known[in_both], owners[in_both]
     shared = float(np.isin(everything, known).mean()) if len(known) else 0.0
-    for document, passages in zip(evaluated, theirs, strict=True):
+    pair, copied = None, set[int]()
+    for document, passages in zip(evaluated, theirs, strict=True) if len(known) else ():
         common = np.bincount(owners[np.isin(known, passages)], minlength=len(ours))
         copies = np.flatnonzero(common > SHARE * np.minimum(sizes, len(passages)))
-        if len(copies):
-            return Overlap((document.name, trained[copies[0]].name), shared, *twice)
-    return Overlap(None, shared, *twice)
+        if len(copies) and pair is None:
+            pair = (document.name, trained[copies[0]].name)
+        copied.update(places[copy] for copy in copies)
+    return Overlap(pair, shared, twice[0], twice[1], tuple(sorted(copied)))
 
 
 def _passages(text: str, words: dict[str, int]) -> np.ndarray:

@@ -76,7 +76,7 @@ def fastest_layers(
 
 def fastest_loss(base: PreTrainedModel, head: OutputHead, ids: Tensor, choices: Choices) -> str:
     """The fastest way to compute the loss of a model: without logits (fused) or from them (reference)."""
-    if head.declined or head.trained or ids.numel() * hidden_size(base) * head.words < ENOUGH:
+    if head.needs_logits or ids.numel() * hidden_size(base) * head.words < ENOUGH:
         return FUSED
     tokens = min(ids.numel(), tile_tokens(ids.device))
     work = f"loss {tokens}x{hidden_size(base)} by {head.words}, {_arithmetic(ids.device)}"

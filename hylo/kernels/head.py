@@ -49,8 +49,7 @@ class OutputHead:
             targets: the token to predict at each position.
             args, inputs: the model's inputs.
         """
-        head = self._head
-        if self.declined or self.trained or head._forward_hooks or head._forward_pre_hooks:
+        if self.needs_logits:
             return token_losses(self._model(*args, **inputs).logits, targets)
         return self.losses_of(self._input(*args, **inputs), targets)
 
@@ -64,9 +63,10 @@ class OutputHead:
         return token_losses(_softcapped(logits, self._softcap), targets)
 
     @property
-    def trained(self) -> bool:
-        """Whether the head's weight is trained."""
-        return self._head.weight.requires_grad
+    def needs_logits(self) -> bool:
+        """Whether losses are computed from logits: the model was declined, or the head is trained or has hooks."""
+        head = self._head
+        return bool(self.declined or head.weight.requires_grad or head._forward_hooks or head._forward_pre_hooks)
 
     @property
     def words(self) -> int:

@@ -144,7 +144,8 @@ def check_documents(config: Config, session: Session) -> None:
         split = config.data.eval_split.name
         raise ConfigError(
             f"data={config.data.name}: the {split} document {pair[0]!r} is also trained on, in {pair[1]!r}\n"
-            f"    allowed: no text in two splits\n    fix:     leave it out of one of them"
+            f"    allowed: no text in two splits\n"
+            f"    fix:     leave it out of one of them, or data.drop_copies=true, which does not train on it"
         )
 
 

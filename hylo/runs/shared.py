@@ -77,8 +77,18 @@ class Session:
         return self.once("audit contribution", data, model, device, make=make)
 
     def documents(self, data: DataConfig, split: Split) -> list[Document]:
-        """The documents of a split."""
-        return self.once("documents", data, split, make=lambda: data.documents(split))
+        """The documents of a split; of those to train on, without copies of evaluated ones if `drop_copies`."""
+
+        def make() -> list[Document]:
+            found = data.documents(split)
+            if split is not Split.train or not data.drop_copies:
+                return found
+            copied = self._overlap(data, found).copied
+            if copied:
+                say_once(f"data={data.name}: training documents left out, copies of evaluated ones: {len(copied)}")
+            return [document for place, document in enumerate(found) if place not in copied]
+
+        return self.once("documents", data, split, make=make)
 
     def documents_identity(self, data: DataConfig, split: Split) -> str:
         """Hash of the documents of a split."""
@@ -88,13 +98,16 @@ class Session:
         """Text that is trained on twice, or trained on and evaluated on. Says so, once for a sweep."""
 
         def make() -> Overlap:
-            trained, evaluated = self.documents(data, Split.train), self.documents(data, data.eval_split)
-            whole = data.protocol is Protocol.samples  # of which the shortest are evaluated too
-            found = overlap(trained, evaluated, shortest=1 if whole else data.context_length)
+            found = self._overlap(data, self.documents(data, Split.train))
             say_once(*found.said(data.name))
             return found
 
         return self.once("overlap", data, make=make)
+
+    def _overlap(self, data: DataConfig, trained: list[Document]) -> Overlap:
+        whole = data.protocol is Protocol.samples  # of which the shortest are evaluated too
+        evaluated = self.documents(data, data.eval_split)
+        return overlap(trained, evaluated, shortest=1 if whole else data.context_length)
 
     def windows(self, data: DataConfig, model: ModelConfig, split: Split) -> Windows:
         """All windows of a split, in the model's tokens, including blank lines if `keep_blank_lines`. Those trained on

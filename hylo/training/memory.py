@@ -69,12 +69,13 @@ def estimate(
     if not trained:
         return MemoryEstimate(resident=resident_bytes(), activations=0, workspace=evaluated + dense, trained=0)
     tokens = -(-config.batch_size // processes) * length
-    kept, layers = kept_bytes_per_token(model, probe[:1]), layer_count(model.base)
+    always, kept = kept_bytes(model, probe[:1])
     if config.gradient_checkpointing:
+        layers = layer_count(model.base)
         kept = kept / layers + (layers + 1) * hidden_size(model.base) * FLOAT
     return MemoryEstimate(
         resident=resident_bytes(),
-        activations=round(kept * tokens),
+        activations=round(always + kept * tokens),
         workspace=max(tokens * evaluation_bytes_per_token(model), evaluated) + dense,
         trained=round(trained * (FLOAT + config.optimizer.state_bytes)),
     )
@@ -98,8 +99,18 @@ def dequantized_bytes(model: AdaptedModel) -> int:
     return FLOAT * max((math.prod(layer_shape(layer)) for layer in layers), default=0)
 
 
-def kept_bytes_per_token(model: AdaptedModel, ids: Tensor) -> float:
-    """Bytes per token that a training pass over ids [B, T] saves for its backward pass. Leaves no gradients behind."""
+def kept_bytes(model: AdaptedModel, ids: Tensor) -> tuple[float, float]:
+    """Bytes that a training pass saves for its backward pass: those of any pass (changed weights), and those per token.
+
+    Measured on ids [B, T] and on their first half. Leaves no gradients behind.
+    """
+    short = ids[:, : ids.shape[1] // 2]
+    few, many = _saved(model, short), _saved(model, ids)
+    each = (many - few) / (ids.numel() - short.numel())
+    return max(0.0, many - each * ids.numel()), each
+
+
+def _saved(model: AdaptedModel, ids: Tensor) -> int:
     known = {held(tensor).untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}
 
@@ -117,7 +128,7 @@ def kept_bytes_per_token(model: AdaptedModel, ids: Tensor) -> float:
     finally:
         for module, training in modes.items():
             module.training = training
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / ids.numel()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def available_bytes(device: torch.device) -> int | None:
