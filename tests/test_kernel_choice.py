@@ -90,6 +90,20 @@ def test_what_is_measured_may_ask_for_its_parts(choices: Choices):
     assert json.loads(choices.file.read_text()).keys() == {"part", "whole", "after"}
 
 
+def test_a_way_that_fails_is_never_chosen(choices: Choices, capsys: pytest.CaptureFixture[str]):
+    """Another way may need a compiler or more memory; an error of the first one is the run's own."""
+
+    def fails() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    assert choices.fastest("w", {"first": burn(0.002), "other": fails}) == "first"
+    said = capsys.readouterr().out
+    assert said == "kernels: other cannot be used here: OutOfMemoryError: CUDA out of memory.\n"
+    assert json.loads(choices.file.read_text())["w"]["milliseconds"]["other"] is None
+    with pytest.raises(torch.OutOfMemoryError):
+        choices.fastest("v", {"first": fails, "other": burn(0.0)})
+
+
 def test_long_work_is_measured_once(choices: Choices, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(measured, "ENOUGH_SECONDS", 0.0)
     calls: list[str] = []

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from hylo.core.cache import cache_folder, text_hash
-from hylo.core.files import exclusive, write_json
+from hylo.core.devices import say
+from hylo.core.errors import first_line
+from hylo.core.files import exclusive, finite_or_none, write_json
 
 ROUNDS = 5
 """Measurements of each way; the fastest counts."""
@@ -68,7 +70,7 @@ class Choices:
                 self._kept = self._read()
                 if not self._known(work, ways):
                     seconds = measured(ways, self._device, before=before, rounds=rounds)
-                    milliseconds = {name: round(1e3 * each, 4) for name, each in seconds.items()}
+                    milliseconds = {name: finite_or_none(round(1e3 * each, 4)) for name, each in seconds.items()}
                     self._kept[work] = {"chosen": chosen(seconds), "milliseconds": milliseconds}
                     write_json(self.file, self._kept)
         self.used[work] = self._kept[work]["chosen"]
@@ -109,21 +111,36 @@ def measured(
     """Seconds of the fastest call of each way, measured in alternation after a round that is not counted.
 
     On a CPU these are seconds of processor time on one thread: wall-clock time would also measure whatever else runs.
+    A way that fails (out of memory, no compiler) takes forever, unless it is the first one.
     """
     fastest, began = dict.fromkeys(ways, float("inf")), time.perf_counter()
+    first, failed = next(iter(ways)), set[str]()
     with _one_thread(device):
         for number in range(rounds + 1):
             if number > 1 and time.perf_counter() - began > ENOUGH_SECONDS:
                 break
-            for name, way in ways.items():
-                if before is not None:
-                    before(name)
-                start = _clock(device)
-                way()
-                took = _clock(device) - start
+            for name in [name for name in ways if name not in failed]:
+                try:
+                    took = _seconds(name, ways[name], device, before)
+                except Exception as error:
+                    if name == first:
+                        raise
+                    failed.add(name)
+                    fastest[name] = float("inf")
+                    say(f"kernels: {name} cannot be used here: {type(error).__name__}: {first_line(error)}")
+                    continue
                 if number:
                     fastest[name] = min(fastest[name], took)
     return fastest
+
+
+def _seconds(name: str, way: Callable[[], object], device: torch.device, before: Callable[[str], None] | None) -> float:
+    """Seconds of one call of a way."""
+    if before is not None:
+        before(name)
+    start = _clock(device)
+    way()
+    return _clock(device) - start
 
 
 def chosen(seconds: Mapping[str, float]) -> str:
