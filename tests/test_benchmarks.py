@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,36 +25,48 @@ PARTS = {
 } | {("memory", f"{method} 1x16", "peak_bytes_above_weights") for method in ("lora", "dora", "hylorada")}
 
 
-CUDA = pytest.param(
-    "random_tiny",
-    "cuda",
-    "bfloat16",
-    marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
-)
+def benchmarked(folder: Path, *options: str) -> tuple[dict[tuple[str, str, str], dict[str, Any]], dict[str, Any]]:
+    """The rows and the machine of one call of the benchmarks, for one shape and one round."""
+    command = [sys.executable, "-m", "benchmarks", "--shapes", "1x16", "--steps", "1", *options, "--out", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((folder / "results.json").read_text())
+    rows = {(row["part"], row["work"], row["metric"]): row for row in kept["rows"]}
+    assert all(math.isfinite(value) for row in kept["rows"] for value in row.values() if isinstance(value, float))
+    page = (folder / "results.md").read_text()
+    assert all(f"| {work} |" in page for _, work, _ in rows)
+    return rows, kept["machine"]
 
 
 @pytest.mark.slow  # steps and memory are measured in separate processes
-@pytest.mark.parametrize(
-    ("model", "device", "weights"),
-    [("tiny_llama", "cpu", "float32"), ("random_tiny", "cpu", "bfloat16"), CUDA],
-)
-def test_benchmarks_of_a_tiny_model(tmp_path: Path, model: str, device: str, weights: str) -> None:
-    options = ["--model", model, "--device", device, "--weights", weights]
-    options += ["--shapes", "1x16", "--steps", "1", "--only", "step,evaluation,memory"]
-    command = [sys.executable, "-m", "benchmarks", *options, "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    kept = json.loads((tmp_path / "results.json").read_text())
-    rows = {(row["part"], row["work"], row["metric"]): row for row in kept["rows"]}
+def test_benchmarks_of_a_tiny_model(tmp_path: Path) -> None:
+    rows, machine = benchmarked(tmp_path, "--model", "tiny_llama", "--only", "step,evaluation,memory")
     assert rows.keys() >= PARTS | {("step", f"{method} 1x16", "ratio_to_own_lora") for method in ("dora", "hylorada")}
     assert {part for part, _, _ in rows} == {"step", "evaluation", "memory"}
-    assert all(math.isfinite(value) for row in kept["rows"] for value in row.values() if isinstance(value, float))
     assert all(rows[key]["hylo"] is not None and rows[key]["peft"] is not None for key in PARTS)
-    assert kept["machine"].keys() == {"cpu", "cores", "threads", "gpu", "versions"}
-    page = (tmp_path / "results.md").read_text()
-    assert all(f"| {work} |" in page for _, work, _ in rows)
+    assert machine.keys() == {"cpu", "cores", "threads", "gpu", "versions"}
     for kind in ("png", "svg"):
         assert (tmp_path / "figures" / f"ratios.{kind}").stat().st_size > 1_000
+
+
+@pytest.mark.slow  # several processes
+@pytest.mark.parametrize(
+    ("device", "part"),
+    [
+        ("cpu", "evaluation"),
+        pytest.param(
+            "cuda",
+            "step,evaluation,memory",
+            marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
+        ),
+    ],
+)
+def test_benchmarks_of_random_weights_in_bfloat16(tmp_path: Path, device: str, part: str) -> None:
+    where = ("--model", "random_tiny", "--weights", "bfloat16", "--device", device)
+    rows, machine = benchmarked(tmp_path, *where, "--only", part)
+    assert {row[0] for row in rows} == set(part.split(","))
+    assert "`random_tiny`, bfloat16" in (tmp_path / "results.md").read_text()
+    assert (machine["gpu"] is not None) == (device == "cuda")
 
 
 def test_a_row_replaces_its_own_alone_and_stands_beside_its_work(tmp_path: Path) -> None:

@@ -271,6 +271,16 @@ def test_compiled_layers_are_a_candidate_where_they_can_be_built(choices: Choice
     assert all(layer._compiled_call_impl is None for layer in model.base.model.layers)
 
 
+@pytest.mark.parametrize(
+    ("most", "expected"), [(5_000, (4, 256)), (1_024, (4, 256)), (600, (2, 256)), (100, (1, 100)), (3, (1, 16))]
+)
+def test_large_work_is_measured_on_a_part(most: int, expected: tuple[int, int]):
+    ids = torch.arange(1024).reshape(4, 256)
+    part = hylo.kernels.fastest.part_of(ids, most)
+    assert part.shape == expected
+    assert torch.equal(part, ids[: expected[0], : expected[1]])
+
+
 def test_small_work_is_not_measured(choices: Choices):
     model = adapt(tiny_model("llama"), method("lora"))
     model.choose_kernels(choices, tokens(2, 12))

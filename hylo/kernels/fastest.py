@@ -32,6 +32,11 @@ LAYER_WAYS = {
 """Which kinds of modules are fused, by the name of the way."""
 ENOUGH = 2**30
 """Multiplications of a layer, forward, below which nothing is measured: a few hundredths of a second on a CPU."""
+MOST = 2**33
+"""Multiplications of a layer, forward, that are measured on a CPU: about a second on one core. A larger batch is
+measured in part."""
+LEAST = 16
+"""Tokens of a window below which a layer would compute something else than in a run."""
 ROUNDS = 3
 """Measurements of each way: a layer takes long enough for few to do."""
 
@@ -47,8 +52,10 @@ def fastest_layers(
         compilable: whether torch.compile is a candidate.
     """
     layer = decoder_layers(base)[0]
-    if ids.numel() * sum(parameter.numel() for parameter in layer.parameters()) < ENOUGH:
+    weights = sum(parameter.numel() for parameter in layer.parameters())
+    if ids.numel() * weights < ENOUGH:
         return FUSED
+    ids = ids if ids.device.type != "cpu" else part_of(ids, MOST // weights)
     work = f"layer {_described(layer)}, {'x'.join(map(str, ids.shape))}, {_arithmetic(ids.device)}"
     trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
     modes = {module: module.training for module in base.modules()}
@@ -88,6 +95,12 @@ def fastest_loss(base: PreTrainedModel, head: OutputHead, ids: Tensor, choices: 
         REFERENCE: lambda: torch.autograd.grad(head.losses_from_logits(h, targets).sum(), h),
     }
     return choices.fastest(work, ways, rounds=ROUNDS)
+
+
+def part_of(ids: Tensor, most: int) -> Tensor:
+    """The first windows of ids [B, T] that hold at most so many tokens, or the beginning of the first one."""
+    length = max(LEAST, min(ids.shape[1], most))
+    return ids[: max(1, most // ids.shape[1]), :length]
 
 
 def _fuse(fused: FusedForwards, name: str) -> None:

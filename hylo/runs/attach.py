@@ -71,6 +71,8 @@ def prepared(
         if sharded:
             shard(model.base, device, whole=model.adapter_state_dict().values())
             model.to(device)
+        if kernels is Kernels.compiled:
+            model.kernels["layers"] = COMPILED
         yield model
 
 
