@@ -281,6 +281,31 @@ def test_large_work_is_measured_on_a_part(most: int, expected: tuple[int, int]):
     assert torch.equal(part, ids[: expected[0], : expected[1]])
 
 
+@pytest.mark.usefixtures("everything_counts")
+def test_a_model_whose_layers_cannot_be_called_alone_is_fused(
+    choices: Choices, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Nothing of the attempt stays: modes, hooks, gradients and fused forwards are as before."""
+    model, ids = adapt(tiny_model("llama"), method("lora")), tokens(2, 12)
+    expected = model(input_ids=ids, targets=ids)
+    forward = type(model.base.model.layers[0]).forward
+
+    def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if broken_now:
+            raise RuntimeError("not without my neighbours")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.base.model.layers[0]), "forward", broken)
+    broken_now = True
+    model.choose_kernels(choices, ids)
+    broken_now = False
+    assert model.kernels["layers"] == "fused"
+    assert "not measured: not without my neighbours" in capsys.readouterr().out
+    assert not model.base.training
+    assert not model.base.model.layers[0]._forward_pre_hooks
+    torch.testing.assert_close(model(input_ids=ids, targets=ids), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_small_work_is_not_measured(choices: Choices):
     model = adapt(tiny_model("llama"), method("lora"))
     model.choose_kernels(choices, tokens(2, 12))

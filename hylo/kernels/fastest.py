@@ -7,7 +7,7 @@ Shapes: B batch, T tokens, D hidden size.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hylo.core.cache import text_hash
+from hylo.core.devices import say
+from hylo.core.errors import first_line
 from hylo.kernels.compiled import compiled_layers
 from hylo.kernels.forwards import FusedForwards
 from hylo.kernels.head import OutputHead
@@ -46,39 +48,46 @@ def fastest_layers(
 ) -> str:
     """The fastest way to compute the layers of a model with its components attached. Leaves the model as it was.
 
+    Fused, without a measurement, for a model whose layers cannot be called one by one.
+
     Args:
         fused: the model's fused forwards, attached.
         ids: [B, T], a batch of the run's shape.
         compilable: whether torch.compile is a candidate.
     """
-    layer = decoder_layers(base)[0]
-    weights = sum(parameter.numel() for parameter in layer.parameters())
-    if ids.numel() * weights < ENOUGH:
-        return FUSED
-    ids = ids if ids.device.type != "cpu" else part_of(ids, MOST // weights)
-    work = f"layer {_described(layer)}, {'x'.join(map(str, ids.shape))}, {_arithmetic(ids.device)}"
-    trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
     modes = {module: module.training for module in base.modules()}
-    base.train()
     try:
-        with torch.random.fork_rng():
-            args, kwargs = _inputs(base, layer, ids)
-            passes = dict.fromkeys(LAYER_WAYS, lambda: _pass(layer, args, kwargs, trained))
-            if not compilable:
-                return choices.fastest(work, passes, before=lambda name: _fuse(fused, name), rounds=ROUNDS)
-            with compiled_layers(base):
-                call = layer._compiled_call_impl
-                passes[COMPILED] = passes[REFERENCE]
-
-                def before(name: str) -> None:
-                    _fuse(fused, REFERENCE if name == COMPILED else name)
-                    layer._compiled_call_impl = call if name == COMPILED else None
-
-                return choices.fastest(work, passes, before=before, rounds=ROUNDS)
+        layer = decoder_layers(base)[0]
+        weights = sum(parameter.numel() for parameter in layer.parameters())
+        if ids.numel() * weights < ENOUGH:
+            return FUSED
+        ids = ids if ids.device.type != "cpu" else part_of(ids, MOST // weights)
+        base.train()
+        with torch.random.fork_rng(), compiled_layers(base) if compilable else nullcontext():
+            return _fastest(base, layer, fused, ids, choices)
+    except Exception as error:  # noqa: BLE001  an odd model runs as it would without this
+        say(f"kernels: the layers are fused, their alternatives were not measured: {first_line(error)}")
+        return FUSED
     finally:
         _fuse(fused, FUSED)
         for module, training in modes.items():
             module.training = training
+
+
+def _fastest(base: PreTrainedModel, layer: Any, fused: FusedForwards, ids: Tensor, choices: Choices) -> str:
+    """The fastest way for one layer, which is compiled where that is a candidate."""
+    work = f"layer {_described(layer)}, {'x'.join(map(str, ids.shape))}, {_arithmetic(ids.device)}"
+    trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
+    compiled, layer._compiled_call_impl = layer._compiled_call_impl, None
+    args, kwargs = _inputs(base, layer, ids)
+    names = [*LAYER_WAYS, *([COMPILED] if compiled else [])]
+
+    def before(name: str) -> None:
+        _fuse(fused, REFERENCE if name == COMPILED else name)
+        layer._compiled_call_impl = compiled if name == COMPILED else None
+
+    passes = dict.fromkeys(names, lambda: _pass(layer, args, kwargs, trained))
+    return choices.fastest(work, passes, before=before, rounds=ROUNDS)
 
 
 def fastest_loss(base: PreTrainedModel, head: OutputHead, ids: Tensor, choices: Choices) -> str:
@@ -127,7 +136,9 @@ def _inputs(base: PreTrainedModel, layer: nn.Module, ids: Tensor) -> tuple[tuple
     caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     with _stopping_at(layer, caught):
         base(input_ids=ids, use_cache=False)
-    ((args, kwargs),) = caught
+    if not caught:
+        raise ValueError(f"{type(base).__name__} does not call its first layer")
+    args, kwargs = caught[0]
     if not args:
         kwargs = dict(kwargs)
         args = (kwargs.pop("hidden_states"),)
