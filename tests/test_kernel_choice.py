@@ -1,7 +1,7 @@
 """Kernels chosen by measurement: what is chosen, that it is remembered, and that no choice changes a number."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def test_all_ways_compute_the_same_product(dtype: torch.dtype, transposed: bool)
     x, W, bias, total = (each.to(dtype) for each in (x, W, bias, total))
     assert W.is_contiguous() is not transposed
     wanted = x.double() @ W.double().T
-    tolerance = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
+    tolerance: dict[str, Any] = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
     ways = hylo.kernels.product._candidates(dtype, transposed=transposed, enabled=True)
     assert len(ways) == 2
     for way in ways:
@@ -198,10 +198,9 @@ def test_a_cpu_without_the_instructions_computes_narrow_products_in_float32(monk
 
 
 @pytest.fixture
-def everything_counts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def everything_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even a tiny model is measured."""
     monkeypatch.setattr(hylo.kernels.fastest, "ENOUGH", 0)
-    return
 
 
 @pytest.mark.usefixtures("everything_counts")
