@@ -20,8 +20,9 @@ TOKENS = 4096
 def rows(settings: Settings) -> Iterator[Row]:
     """One pair of rows for each context length among the shapes."""
     for length in dict.fromkeys(shape.length for shape in settings.shapes):
-        config, base = adapted_everywhere(settings.subject, "lora", length), base_model(settings.subject)
-        windows = text_windows(settings.subject, config, max(1, TOKENS // length))
+        wanted = Shape(max(1, TOKENS // length), length)
+        config, base = adapted_everywhere(settings.subject, "lora", wanted), base_model(settings.subject)
+        windows = text_windows(settings.subject, config, wanted.batch)
         shape = Shape(len(windows), length)
         sides: dict[str, Side] = {name: make(config, shared_copy(base)) for name, make in SIDES.items()}
         nats: dict[str, float] = {}

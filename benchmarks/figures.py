@@ -31,7 +31,7 @@ def ratios_figure(results: Results) -> Figure | None:
     lines = sum(len(rows) + 1.35 for rows in groups.values())
     rounds = max(row.rounds for rows in groups.values() for row in rows)
     caption = [
-        f"{results.subject.model}, {results.machine['cpu']}, threads: {results.machine['threads']}, float32",
+        f"{results.subject}, {results.machine['cpu']}, threads: {results.machine['threads']}",
         f"medians over alternating rounds (rounds: {rounds}); memory and study: one measurement",
         "whiskers: plus and minus the ratio times its spread (benchmarks/results.md)",
         "the floor is the matrix products alone; the number at the end of a row is hylo / peft",

@@ -30,7 +30,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     """LoRA on full windows, and on lines with both libraries; nothing for a model without a tokenizer."""
     if settings.subject.model in RANDOM:
         return
-    config = adapted_everywhere(settings.subject, "lora", SHAPE.length)
+    config = adapted_everywhere(settings.subject, "lora", SHAPE)
     base = base_model(settings.subject)
     assert (model_context_length(base) or SHAPE.length) >= SHAPE.length
     padded = dataclasses.replace(

@@ -31,17 +31,17 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def peak_above_weights(subject: Subject, side: str, method: str, shape: Shape) -> int:
-    """Peak bytes of the steps, minus those in use once weights, text and libraries are loaded."""
+    """Peak bytes of the steps, minus those in use once weights, adapters, text and libraries are loaded."""
     import peft  # noqa: F401  # so that its code does not count as memory of the steps
 
-    config, base = adapted_everywhere(subject, method, shape.length), base_model(subject)
+    config, base = adapted_everywhere(subject, method, shape), base_model(subject)
     windows = text_windows(subject, config, shape.batch)
     accelerator(config.trainer.device)
     weights_checksum(base)  # reads every weight, so that all are in memory before counting starts
+    trained = SIDES[side](config, base)
     gc.collect()
     reset_peak_memory()
     loaded = resident_bytes()
-    trained = SIDES[side](config, base)
     for _ in range(STEPS):
         trained.step(windows)
     return peak_memory_bytes() - loaded

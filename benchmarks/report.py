@@ -22,8 +22,8 @@ TITLES = {
     ),
     "memory": (
         "Peak memory",
-        "Peak resident memory of two training steps, minus that with weights, text and libraries loaded; each in a "
-        "separate process, one measurement.",
+        "Peak resident memory of two training steps, minus that with weights, adapters, text and libraries loaded; "
+        "each in a separate process, one measurement.",
     ),
     "evaluation": (
         "Evaluation",

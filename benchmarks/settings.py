@@ -79,7 +79,8 @@ def composed(subject: Subject, method: str, *overrides: str) -> Config:
         return compose([*where, f"method={method}", *overrides])[0]
 
 
-def adapted_everywhere(subject: Subject, method: str, length: int, *, rank: int = RANK) -> Config:
+def adapted_everywhere(subject: Subject, method: str, shape: Shape, *, rank: int = RANK) -> Config:
     """As `composed`, with a low-rank update of all linear layers but the output head and windows of `length` tokens."""
     low_rank = ("method.low_rank.target_modules=[all-linear]", f"method.low_rank.rank={rank}")
-    return composed(subject, method, *low_rank, f"data.context_length={length}")
+    batch = (f"data.context_length={shape.length}", f"trainer.batch_size={shape.batch}")
+    return composed(subject, method, *low_rank, *batch)

@@ -5,8 +5,6 @@ no counterpart of hylorada: its side is rsLoRA there, which is hylorada's low-ra
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
 
@@ -26,6 +24,7 @@ from hylo.data.base import Split
 from hylo.data.windows import Windows, model_inputs, next_tokens, sample
 from hylo.kernels.measured import measuring
 from hylo.models.targets import ALL_LINEAR, default_targets
+from hylo.runs.attach import fastest
 from hylo.runs.config import Config
 from hylo.runs.shared import Session
 from hylo.training.loop import prepare_for_training
@@ -61,7 +60,8 @@ class HyloSide:
     def __init__(self, config: Config, base: PreTrainedModel) -> None:
         self._config, self._device = config, base.device
         self.model = AdaptedModel(base, config.components, context_length=config.data.context_length, seed=0)
-        self._chosen = False
+        with fastest(self.model, config):
+            pass  # measured here, if it is not remembered, and not within a step
         self._optimizer = make_optimizer(self.model, config.trainer)
         prepare_for_training(self.model, config.trainer)
         self.model.on_step_start(0, config.trainer.steps)
@@ -69,7 +69,7 @@ class HyloSide:
     def step(self, windows: Windows, *, loss_on_padding: bool = False) -> None:
         model, trainer = self.model, self._config.trainer
         step = StepBatches([windows], loss_on_padding)
-        with self._fastest(windows):
+        with measuring(self._device):
             update(model, model, self._optimizer, step, accelerator(trainer.device), trainer)
 
     @torch.no_grad()
@@ -78,22 +78,12 @@ class HyloSide:
         size = evaluation_batch_size(self.model, self._config.trainer, windows.ids.shape[1])
         self.model.eval()
         total = 0.0
-        with self._fastest(windows):
+        with measuring(self._device):
             for batch in _batches(windows, size):
                 targets = next_tokens(batch.labels(), self._device)
                 inputs = model_inputs(batch.ids, batch.lengths, self._device)
                 total += float(self.model(**inputs, targets=targets).double().sum())
         return total
-
-    @contextmanager
-    def _fastest(self, windows: Windows) -> Iterator[None]:
-        """The kernels that a run would choose on this machine."""
-        with measuring(self._device) as choices:
-            if not self._chosen:
-                with torch.enable_grad():
-                    self.model.choose_kernels(choices, torch.from_numpy(windows.ids).long().to(self._device))
-                self._chosen = True
-            yield
 
 
 class PeftSide:

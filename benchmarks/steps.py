@@ -36,7 +36,7 @@ def step_seconds(
     subject: Subject, method: str, shape: Shape, rounds: int, *, rank: int = RANK
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Seconds by round of `hylo`, `peft`, `floor` and, beside other methods, hylo's `lora`; operations per second."""
-    configs = {name: adapted_everywhere(subject, name, shape.length, rank=rank) for name in {method, LORA}}
+    configs = {name: adapted_everywhere(subject, name, shape, rank=rank) for name in {method, LORA}}
     windows, base = text_windows(subject, configs[method], shape.batch), base_model(subject)
     floor = Floor(base, shape)
     trained = {side: make(configs[method], shared_copy(base)) for side, make in SIDES.items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 import hylo.kernels.fastest
 import hylo.kernels.product
 from hylo.kernels import measured
-from hylo.kernels.fastest import LAYER_WAYS
+from hylo.kernels.fastest import COMPILED, LAYER_WAYS
 from hylo.kernels.measured import Choices, chosen, machine, measuring
 from hylo.kernels.product import product, product_added
 from hylo.runs.store import RunRecord, read_study
@@ -203,6 +203,13 @@ def everything_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hylo.kernels.fastest, "ENOUGH", 0)
 
 
+def fused_kinds(base: Any) -> set[str]:
+    """The kinds of modules whose forward is a fused one."""
+    kinds = {"_fused_norm": "norm", "_fused_shifted_norm": "norm", "_fused_ffn": "ffn", "_fused_linear": "linear"}
+    forwards = [vars(module)["forward"] for module in base.modules() if "forward" in vars(module)]
+    return {kinds[forward.__func__.__name__] for forward in forwards if forward.__func__.__name__ in kinds}
+
+
 @pytest.mark.usefixtures("everything_counts")
 @matrix(*ON_EVERY_ARCHITECTURE, "rslora", "landmark_pa", "hylorada")
 def test_no_choice_changes_a_number(choices: Choices, monkeypatch: pytest.MonkeyPatch, architecture: str, name: str):
@@ -215,7 +222,7 @@ def test_no_choice_changes_a_number(choices: Choices, monkeypatch: pytest.Monkey
         losses.sum().backward()
         return losses.detach(), {key: each.grad for key, each in trained(model).items() if each.grad is not None}
 
-    for way in LAYER_WAYS:
+    for way in [name for name in LAYER_WAYS if name != COMPILED]:
         wanted = way
         monkeypatch.setattr(
             measured, "chosen", lambda seconds, wanted=wanted: wanted if wanted in seconds else min(seconds)
@@ -227,6 +234,10 @@ def test_no_choice_changes_a_number(choices: Choices, monkeypatch: pytest.Monkey
         state, modes = torch.get_rng_state(), [module.training for module in base.modules()]
         model.choose_kernels(choices, ids)
         assert model.kernels["layers"] == way
+        has = fused_kinds(base)
+        assert has <= set(LAYER_WAYS[way])
+        if architecture == "llama":
+            assert has == set(LAYER_WAYS[way])
         assert torch.equal(torch.get_rng_state(), state)
         assert [module.training for module in base.modules()] == modes
         assert all(each.grad is None for each in trained(model).values())
@@ -326,7 +337,7 @@ def test_a_record_says_which_kernels_ran(
 ):
     """And a second run on the same machine measures nothing and gives the same bits."""
     assert train("method=rslora", *tiny, f"outputs={tmp_path / 'a'}") == 0
-    assert "the fastest on this machine: layers " in capsys.readouterr().out
+    assert "kernels: layers " in capsys.readouterr().out
     before = choices.file.read_bytes()
     assert train("method=rslora", *tiny, f"outputs={tmp_path / 'b'}") == 0
     assert choices.file.read_bytes() == before

@@ -15,9 +15,8 @@ from recorded import CELLS, PARAMS, SIZE, printed, row_of, write_recorded_study
 from hylo.analysis.cost import cost_of
 from hylo.core.errors import RecordError
 from hylo.core.files import write_json
-from hylo.report import COLUMNS, loss_figure, summarize, write_report
+from hylo.report import COLUMNS, loss_figure, summarize, summary_tables, write_report
 from hylo.report.__main__ import main
-from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import DIGITS, written
 from hylo.runs.store import EVAL, RESULT, STUDY, THIRDS, WINDOWS, StudyRecord, read_study
 
@@ -334,9 +333,15 @@ def test_command_line(study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "outputs/demo/summary.md" in capsys.readouterr().out
 
 
+def cost_lines(study: Path) -> list[str]:
+    found = read_study(study)
+    notes = [line for table in summary_tables(found, summarize(found)) for line in table.notes]
+    return [line for line in notes if line.startswith("training: ")]
+
+
 def test_the_cost_of_a_study(study: Path):
     """Three cells of three seeds, of which the base model's run trains nothing; older records do not say how busy."""
-    assert "training: " not in "\n".join(caption(read_study(study), summarize(read_study(study))))
+    assert not cost_lines(study)
     steps = [run.result["training"]["steps"] for runs in read_study(study).cells.values() for run in runs]
     seconds = sum(2.0 * each + seed for each in set(steps) - {0} for seed in range(3)) * 3
     for number, path in enumerate(sorted(study.glob(f"*/{RESULT}"))):
@@ -350,7 +355,6 @@ def test_the_cost_of_a_study(study: Path):
     assert cost.peak_memory_bytes == 2**30 + 2
     assert cost.utilization is not None
     assert 0.5 < cost.utilization < 0.75
-    (line,) = [line for line in caption(found, summarize(found)) if line.startswith("training: ")]
-    assert line == str(cost)
-    assert "9 runs, " in line
+    assert cost_lines(study) == [str(cost)], "once, not below every table"
+    assert "9 runs, " in str(cost)
     assert cost_of(StudyRecord(found.folder, found.manifest, {"untuned": found.cells["untuned"]})) is None

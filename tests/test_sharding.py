@@ -57,6 +57,7 @@ def test_a_run_on_two_processes_with_a_divided_base_is_that_of_one(tiny: tuple[s
     cell.append("trainer.gradient_checkpointing=true")
     done = train_process(*cell, "trainer.sharded=true", "outputs=two", cwd=tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("18 tensors of the base model are divided among 2 processes") == 2, "of both cells"
     assert train_process(*cell, "outputs=one", cwd=tmp_path).returncode == 0
     for name in ("both", "none,trainer.device=cpu"):
         one, two = (read_study(tmp_path / folder / "runs").cells[name][0] for folder in ("one", "two"))
@@ -65,6 +66,14 @@ def test_a_run_on_two_processes_with_a_divided_base_is_that_of_one(tiny: tuple[s
         assert two.result["audit"] == one.result["audit"] == {"failed": []}
         assert two.result["params"] == one.result["params"]
         assert two.result["metrics"]["ppl"] == pytest.approx(one.result["metrics"]["ppl"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_method_that_trains_everything_leaves_nothing_to_divide(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    cell = [*tiny, "method=full", "trainer.device=cpu", "trainer.sharded=true"]
+    done = train_process(*cell, cwd=tmp_path, processes=2)
+    assert done.returncode != 0
+    assert "false with a method that trains all weights of the layers" in done.stderr
 
 
 def test_what_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -16,7 +16,7 @@ from hylo.adapters.saved import WEIGHTS, base_identity, read_settings, read_tens
 from hylo.core.errors import ConfigError, MergeRefused, RecordError, problem
 from hylo.core.registry import import_all
 from hylo.core.schema import bound_problems
-from hylo.kernels.fastest import COMPILED, FUSED, LAYER_WAYS, REFERENCE, fastest_layers, fastest_loss
+from hylo.kernels.fastest import FUSED, REFERENCE, fastest_layers, fastest_loss, fuse
 from hylo.kernels.forwards import FusedForwards
 from hylo.kernels.frozen_states import FrozenStates
 from hylo.kernels.head import OutputHead, token_losses
@@ -157,8 +157,7 @@ class AdaptedModel(nn.Module):
         assert self._fused, "there is nothing to choose among reference kernels"
         assert self._head, "kernels are chosen once"
         layers = fastest_layers(self.base, self._fused, ids, choices, compilable=compilable)
-        self._fused.detach()
-        self._fused.attach(LAYER_WAYS[REFERENCE if layers == COMPILED else layers])
+        fuse(self._fused, layers)
         loss = fastest_loss(self.base, self._head, ids, choices)
         if loss == REFERENCE:
             self._head = None

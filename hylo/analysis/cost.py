@@ -1,9 +1,8 @@
 """What the runs of a study cost together: time, tokens, speed, memory, and how busy the devices were."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from hylo.analysis.pairs import complete_runs
+from hylo.analysis.pairs import complete_runs, value_of
 from hylo.runs.store import StudyRecord
 
 
@@ -29,27 +28,28 @@ class Cost:
             f"{self.tokens_per_second:,.0f} tokens/s a run{busy}"
         )
 
-    def record(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
-
 
 def cost_of(study: StudyRecord) -> Cost | None:
-    """The cost of a study; None if nothing was trained."""
-    trained = [run.result["training"] for cell in study.cells for run in complete_runs(study, cell)]
-    trained = [each for each in trained if each["seconds"]]
-    if not trained:
+    """The cost of a study; None if nothing was trained.
+
+    Raises:
+        RecordError: a record does not say how long it trained.
+    """
+    runs = [run for cell in study.cells for run in complete_runs(study, cell)]
+    runs = [run for run in runs if value_of(run, "training", "seconds")]
+    if not runs:
         return None
-    seconds, tokens = sum(each["seconds"] for each in trained), sum(each["tokens"] for each in trained)
-    shares = [each.get("utilization") for each in trained]
-    known = [share * each["seconds"] for share, each in zip(shares, trained, strict=True) if share is not None]
+    times = [value_of(run, "training", "seconds") for run in runs]
+    seconds, tokens = sum(times), sum(value_of(run, "training", "tokens") for run in runs)
+    shares = [run.result["training"].get("utilization") for run in runs]  # records before this column have none
+    busy = [time * share for time, share in zip(times, shares, strict=True) if share is not None]
     return Cost(
-        runs=len(trained),
+        runs=len(runs),
         seconds=round(seconds, 1),
         tokens=tokens,
         tokens_per_second=round(tokens / seconds, 1),
-        peak_memory_bytes=max(each["peak_memory_bytes"] or 0 for each in trained),
-        utilization=round(sum(known) / seconds, 3) if len(known) == len(shares) else None,
+        peak_memory_bytes=max(value_of(run, "training", "peak_memory_bytes") or 0 for run in runs),
+        utilization=round(sum(busy) / seconds, 3) if len(busy) == len(runs) else None,
     )
 
 

@@ -30,8 +30,9 @@ LAYER_WAYS = {
     "fused but norms": ("ffn", "linear"),
     "fused but FFN": ("norm", "linear"),
     REFERENCE: (),
+    COMPILED: (),
 }
-"""Which kinds of modules are fused, by the name of the way."""
+"""Which kinds of modules are fused, by the name of the way. The caller compiles the layers."""
 ENOUGH = 2**30
 """Multiplications of a layer, forward, below which nothing is measured: a few hundredths of a second on a CPU."""
 MOST = 2**33
@@ -46,9 +47,10 @@ ROUNDS = 3
 def fastest_layers(
     base: PreTrainedModel, fused: FusedForwards, ids: Tensor, choices: Choices, *, compilable: bool
 ) -> str:
-    """The fastest way to compute the layers of a model with its components attached. Leaves the model as it was.
+    """The fastest way to compute the layers of a model with its components attached.
 
-    Fused, without a measurement, for a model whose layers cannot be called one by one.
+    Fused, without a measurement, for a model whose layers cannot be called one by one. Leaves the model as it was, but
+    for its fused forwards, which the caller then installs for the way that it found.
 
     Args:
         fused: the model's fused forwards, attached.
@@ -69,7 +71,6 @@ def fastest_layers(
         say(f"kernels: the layers are fused, their alternatives were not measured: {first_line(error)}")
         return FUSED
     finally:
-        _fuse(fused, FUSED)
         for module, training in modes.items():
             module.training = training
 
@@ -80,10 +81,10 @@ def _fastest(base: PreTrainedModel, layer: Any, fused: FusedForwards, ids: Tenso
     trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
     compiled, layer._compiled_call_impl = layer._compiled_call_impl, None
     args, kwargs = _inputs(base, layer, ids)
-    names = [*LAYER_WAYS, *([COMPILED] if compiled else [])]
+    names = [name for name in LAYER_WAYS if name != COMPILED or compiled]
 
     def before(name: str) -> None:
-        _fuse(fused, REFERENCE if name == COMPILED else name)
+        fuse(fused, name)
         layer._compiled_call_impl = compiled if name == COMPILED else None
 
     passes = dict.fromkeys(names, lambda: _pass(layer, args, kwargs, trained))
@@ -112,16 +113,16 @@ def part_of(ids: Tensor, most: int) -> Tensor:
     return ids[: max(1, most // ids.shape[1]), :length]
 
 
-def _fuse(fused: FusedForwards, name: str) -> None:
+def fuse(fused: FusedForwards, name: str) -> None:
+    """Install the fused forwards of a way in place of those that are there."""
     fused.detach()
     fused.attach(LAYER_WAYS[name])
 
 
 def _pass(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], trained: list[nn.Parameter]) -> None:
     """Forward and backward through a layer, without a trace in any tensor's gradient."""
-    (h, *others), output = args, None
-    h = h.detach().requires_grad_()
-    output = layer(h, *others, **kwargs)
+    h = args[0].detach().requires_grad_()
+    output = layer(h, *args[1:], **kwargs)
     y = output if isinstance(output, Tensor) else output[0]
     # What the layers of a pass share, such as bucket weights, has a graph that is needed again.
     torch.autograd.grad(y.sum(), [h, *trained], allow_unused=True, retain_graph=True)

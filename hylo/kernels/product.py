@@ -97,14 +97,18 @@ def _way(ways: Ways, x_NI: Tensor, weight_OI: Tensor) -> Callable[[Tensor, Tenso
     choices = current()
     if choices is None or len(names) == 1 or x_NI.numel() * len(weight_OI) < ENOUGH:
         return ways[names[0]]
-    # The number of rows varies with the batch; its power of two is enough to know.
-    rows, (out, inner) = 1 << (len(x_NI) - 1).bit_length(), weight_OI.shape
-    kind = "product" if ways is _PRODUCTS else "sum"
-    work = f"{kind} {x_NI.dtype} {rows}x{inner} by {inner}x{out}{' transposed' if transposed else ''}"
+    work = _work("product" if ways is _PRODUCTS else "sum", x_NI.dtype, len(x_NI), weight_OI.shape, transposed)
     if work not in choices.used:
-        third = None if ways is _PRODUCTS else x_NI.new_zeros(len(x_NI), out)
+        third = None if ways is _PRODUCTS else x_NI.new_zeros(len(x_NI), len(weight_OI))
         choices.fastest(work, {name: partial(ways[name], x_NI, weight_OI, third) for name in names})
     return ways[choices.used[work]]
+
+
+@cache
+def _work(kind: str, dtype: torch.dtype, rows: int, shape: torch.Size, transposed: bool) -> str:
+    """The name of a product. The number of rows varies with the batch; its power of two is enough to know."""
+    rows, (out, inner) = 1 << (rows - 1).bit_length(), shape
+    return f"{kind} {dtype} {rows}x{inner} by {inner}x{out}{' transposed' if transposed else ''}"
 
 
 @cache
@@ -118,7 +122,7 @@ def _candidates(dtype: torch.dtype, *, transposed: bool, enabled: bool) -> tuple
     if dtype == torch.float32:
         if _ONEDNN is None or not enabled:
             return ("torch",)
-        # Without AVX-512, oneDNN takes up to 1.6 times as long for transposed weights.
+        # Without AVX-512, oneDNN takes up to twice as long for transposed weights.
         slow = transposed and "AVX512" not in torch.backends.cpu.get_cpu_capability()
         return ("torch", "onednn") if slow else ("onednn", "torch")
     if dtype in (torch.bfloat16, torch.float16):

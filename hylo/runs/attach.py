@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hylo.adapters.model import AdaptedModel, adapted
 from hylo.adapters.start import load_start, save_start
-from hylo.core.devices import Precision, process_count
+from hylo.core.devices import Precision, process_count, say
 from hylo.core.errors import ConfigError, problem
 from hylo.data.base import Split
 from hylo.kernels.compiled import can_compile, compiled_layers
@@ -21,7 +21,7 @@ from hylo.kernels.frozen_states import FrozenStates
 from hylo.kernels.measured import measuring
 from hylo.models.architecture import hidden_size
 from hylo.models.causality import mixes_samples
-from hylo.models.sharding import shard, shared_copy
+from hylo.models.sharding import shard, sharded_names, shared_copy
 from hylo.runs.cell import Cell
 from hylo.runs.config import Config
 from hylo.runs.fingerprint import fingerprint
@@ -49,7 +49,8 @@ def prepared(
         device: where it computes: the base model's device, or the one of this process's share of it.
 
     Raises:
-        ConfigError: the cell trains on windows of several samples, which the base model would mix.
+        ConfigError: the cell trains on windows of several samples, which the base model would mix; or a base model is
+            to be divided of which the method trains everything.
     """
     if config.components and config.data.pack_samples and mixes_samples(base):
         allowed = f"false with {type(base).__name__}, whose attention does not start again with the positions"
@@ -69,11 +70,24 @@ def prepared(
         fastest(model, config) if kernels is Kernels.auto and not sharded else nullcontext(),
     ):
         if sharded:
-            shard(model.base, device, whole=model.adapter_state_dict().values())
-            model.to(device)
+            divide(model, device)
         if kernels is Kernels.compiled:
             model.kernels["layers"] = COMPILED
         yield model
+
+
+def divide(model: AdaptedModel, device: torch.device) -> None:
+    """Divides the base model's layers among the processes, and moves the rest to this one's device.
+
+    Raises:
+        ConfigError: the method trains all weights of the layers, which are then whole in every process.
+    """
+    shard(model.base, device, whole=model.adapter_state_dict().values())
+    if not (names := sharded_names(model)):
+        allowed = "false with a method that trains all weights of the layers"
+        raise ConfigError(problem("trainer.sharded", True, allowed, "trainer.sharded=false, or another method"))
+    model.to(device)
+    say(f"{len(names)} tensors of the base model are divided among {process_count()} processes")
 
 
 @contextmanager

@@ -106,25 +106,21 @@ def execute(cell: Cell, folder: Path, result: dict[str, Any], session: Session, 
     base = session.base(config.model, whole)
     eval_windows = session.eval_windows(config.data, config.model)
     untouched = weights_checksum(base)
-    probe, base_logits = session.audit_sample(config.data, config.model, whole)
+    probe, base_logits = (
+        each.to(accelerator.device) for each in session.audit_sample(config.data, config.model, whole)
+    )
     read = session.contribution(config.data, config.model, whole) if config.components else None
     states = frozen_states(base, cell, session, accelerator)
     with tracked(cell) as tracker:
         with prepared(base, config, lambda: first_batches(config, session, whole), device=accelerator.device) as model:
             begin(model, folder, accelerator)
-            audit = Audit(
-                model,
-                probe.to(accelerator.device),
-                base_logits.to(accelerator.device),
-                seed=config.seed,
-                packed=config.data.pack_samples,
-            )
+            audit = Audit(model, probe, base_logits, seed=config.seed, packed=config.data.pack_samples)
             findings = audit.before_training()
             contributions = Contributions(model, read[0], read[1].to(accelerator.device)) if read else None
             reset_peak_memory()
             memory = estimate(
                 model,
-                probe.to(accelerator.device),
+                probe,
                 config.trainer,
                 length=config.data.context_length,
                 eval_windows=len(eval_windows),
@@ -220,8 +216,7 @@ def announce(label: str, model: AdaptedModel, findings: list[Finding], memory: M
         if model.declined:
             print(f"{label}: the loss is computed from full logits, which takes more memory: {model.declined}")
         if current() is not None and model.method:
-            chosen = ", ".join(f"{part} {way}" for part, way in model.kernels.items())
-            print(f"{label}: kernels, the fastest on this machine: {chosen}")
+            print(f"{label}: kernels: {', '.join(f'{part} {way}' for part, way in model.kernels.items())}")
         print(f"{label}: memory: {memory}", flush=True)
 
 

@@ -39,7 +39,7 @@ def report_plan(plan: "Plan", session: Session) -> bool:
             f"    fix:     make room, then run this again; all records are kept"
         ) from error
     if cost := cost_of(report.study):
-        write_json(plan.folder / STUDY, content | {"cost": cost.record()})
+        write_json(plan.folder / STUDY, content | {"cost": asdict(cost)})
     if summary.read_bytes() != before:
         track_report(plan, content, report)
     print_report(report)

@@ -2,7 +2,6 @@
 
 import pandas as pd
 
-from hylo.analysis.cost import cost_of
 from hylo.analysis.pairs import complete_runs, value_of
 from hylo.analysis.rates import rates_in_words
 from hylo.analysis.summary import PASSED
@@ -35,8 +34,6 @@ def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
         lines += [said] if (said := rates_in_words(study)) else []
         if cells := list(dict.fromkeys(run.cell for run in runs if run.result["training"].get("steps_from_states"))):
             lines.append(f"training times without passes whose states were stored: {', '.join(cells)}")
-        if (cost := cost_of(study)) and cost.utilization is not None:
-            lines.append(str(cost))
         lines.append(ONE_SEED if max(summary["seeds"], default=1) <= 1 else SEVERAL_SEEDS)
     if study.manifest.get("drawn"):
         lines.append(study.manifest["drawn"])

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from hylo.analysis.cost import cost_of
 from hylo.analysis.pairs import complete_runs
 from hylo.analysis.summary import named_contrasts
 from hylo.analysis.task_scores import task_scores
@@ -25,17 +26,25 @@ def split_by_reference(summary: pd.DataFrame, study: StudyRecord) -> dict[str, p
 def summary_tables(study: StudyRecord, summary: pd.DataFrame) -> list[Table]:
     """The non-empty tables, with cells marked whose audit failed.
 
-    Scores of tasks stand beside PPL where records hold them. Named contrasts have a table of their own
-    (`hylo.report.tables.decisions`).
+    What the study cost stands once, below the first table. Scores of tasks stand beside PPL where records hold them.
+    Named contrasts have a table of their own (`hylo.report.tables.decisions`).
     """
     lines = caption(study, summary)
+    cost = cost_of(study)
+    paid = [str(cost)] if cost and cost.utilization is not None else []
     runs = [run for cell in study.cells for run in complete_runs(study, cell)]
     base_brief = [each for each in show.BASE_IN_BRIEF if by_lines(runs) or each is not show.MEAN_WINDOW_PPL]
     shown = {BASE: (show.BASE, base_brief), PREVIOUS: (show.CONTRASTS, show.CONTRASTS_IN_BRIEF)}
     scored, scores = with_scores(summary, task_scores(study))
     shown[BASE] = _after(shown[BASE][0], show.PPL, scores), _after(shown[BASE][1], show.PPL, scores)
     return [
-        Table(title=title, frame=marked(part, summary), columns=shown[title][0], brief=shown[title][1], notes=lines)
+        Table(
+            title=title,
+            frame=marked(part, summary),
+            columns=shown[title][0],
+            brief=shown[title][1],
+            notes=lines + paid * (title == BASE),
+        )
         for title, part in split_by_reference(scored, study).items()
         if len(part) and title in shown
     ]
