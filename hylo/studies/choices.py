@@ -23,7 +23,7 @@ from hylo.training.config import TrainerConfig
 ADAMW = {"beta1": "adam_beta1", "beta2": "adam_beta2", "eps": "adam_epsilon", "weight_decay": "weight_decay"}
 """Names of AdamW's settings in a condition: those in use when the first choices were published."""
 
-NEWER = {"bos": None, "stride": None, "loss_on_prompt": False, "pack_samples": False}
+NEWER = {"bos": None, "stride": None, "loss_on_prompt": False, "pack_samples": False, "drop_copies": False}
 """Keys of `data` that the first published choices did not know, each with the value that does what they did. With it a
 key is no part of a condition, so those choices still hold."""
 
