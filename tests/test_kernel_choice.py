@@ -254,6 +254,26 @@ def test_no_choice_changes_a_number(choices: Choices, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("everything_counts")
+def test_backward_passes_are_measured_as_training_runs_them(choices: Choices, monkeypatch: pytest.MonkeyPatch):
+    """Outside of autocast, which would turn products that were widened on purpose back into narrow ones."""
+    widened: list[bool] = []
+    ways: Any = hylo.kernels.product._PRODUCTS
+    in_float32 = ways["float32"]
+
+    def noted(*args: Any) -> Tensor:
+        widened.append(torch.is_autocast_enabled("cpu"))
+        return in_float32(*args)
+
+    monkeypatch.setitem(ways, "float32", noted)
+    monkeypatch.setattr(hylo.kernels.product, "_candidates", lambda *args, **kwargs: ("float32",))
+    model = adapt(tiny_model("llama"), method("lora"))
+    with torch.autocast("cpu", torch.bfloat16), measuring(CPU):
+        model.choose_kernels(choices, tokens(2, 12))
+    assert len(widened) > len(LAYER_WAYS)
+    assert not any(widened)
+
+
+@pytest.mark.usefixtures("everything_counts")
 def test_the_loss_may_come_from_logits(choices: Choices, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(measured, "chosen", lambda seconds: "reference")
     model, ids = adapt(tiny_model("gemma"), method("lora")), tokens(2, 12)

@@ -101,8 +101,8 @@ def fastest_loss(base: PreTrainedModel, head: OutputHead, ids: Tensor, choices: 
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(1, tokens, hidden_size(base), generator=generator).to(ids.device, base.dtype).requires_grad_()
     ways: dict[str, Callable[[], object]] = {
-        FUSED: lambda: torch.autograd.grad(head.losses_of(h, targets).sum(), h),
-        REFERENCE: lambda: torch.autograd.grad(head.losses_from_logits(h, targets).sum(), h),
+        FUSED: lambda: _backward(head.losses_of(h, targets), [h]),
+        REFERENCE: lambda: _backward(head.losses_from_logits(h, targets), [h]),
     }
     return choices.fastest(work, ways, rounds=ROUNDS)
 
@@ -123,9 +123,14 @@ def _pass(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], train
     """Forward and backward through a layer, without a trace in any tensor's gradient."""
     h = args[0].detach().requires_grad_()
     output = layer(h, *args[1:], **kwargs)
-    y = output if isinstance(output, Tensor) else output[0]
-    # What the layers of a pass share, such as bucket weights, has a graph that is needed again.
-    torch.autograd.grad(y.sum(), [h, *trained], allow_unused=True, retain_graph=True)
+    _backward(output if isinstance(output, Tensor) else output[0], [h, *trained])
+
+
+def _backward(y: Tensor, of: list[Tensor]) -> None:
+    """Gradients of the sum of y, which are dropped; outside of autocast, as in a training step."""
+    with torch.autocast(y.device.type, enabled=False):
+        # What the layers of a pass share, such as bucket weights, has a graph that is needed again.
+        torch.autograd.grad(y.sum(), of, allow_unused=True, retain_graph=True)
 
 
 class _Reached(Exception):
