@@ -16,7 +16,7 @@ from hylo.adapters.saved import WEIGHTS, base_identity, read_settings, read_tens
 from hylo.core.errors import ConfigError, MergeRefused, RecordError, problem
 from hylo.core.registry import import_all
 from hylo.core.schema import bound_problems
-from hylo.kernels.fastest import FUSED, REFERENCE, fastest_layers, fastest_loss, fuse
+from hylo.kernels.fastest import FUSED, LOSSES, REFERENCE, fastest_layers, fastest_loss, fuse
 from hylo.kernels.forwards import FusedForwards
 from hylo.kernels.frozen_states import FrozenStates
 from hylo.kernels.head import OutputHead, token_losses
@@ -159,6 +159,7 @@ class AdaptedModel(nn.Module):
         layers = fastest_layers(self.base, self._fused, ids, choices, compilable=compilable)
         fuse(self._fused, layers)
         loss = fastest_loss(self.base, self._head, ids, choices)
+        self._head.function = LOSSES[loss]
         if loss == REFERENCE:
             self._head = None
         self.kernels = {"layers": layers, "loss": loss}

@@ -1,4 +1,5 @@
-"""Chooses the kernels of a model's layers and of its loss by measurement: fused, partly fused, compiled or reference.
+"""Chooses the kernels of a model's layers and of its loss by measurement: fused, partly fused, compiled, Liger's or
+reference.
 
 One decoder layer with the adapters in place, forward and backward on a batch of the run's shape, stands for all; the
 loss is measured on as many tokens as one tile of the fused kernel holds. See hylo/kernels/measured.py. Own design.
@@ -6,8 +7,9 @@ loss is measured on as many tokens as one tile of the fused kernel holds. See hy
 Shapes: B batch, T tokens, D hidden size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,22 +19,30 @@ from transformers import PreTrainedModel
 from hylo.core.cache import text_hash
 from hylo.core.devices import say
 from hylo.core.errors import first_line
+from hylo.kernels import liger
 from hylo.kernels.compiled import compiled_layers
-from hylo.kernels.forwards import FusedForwards
-from hylo.kernels.head import OutputHead
-from hylo.kernels.linear_cross_entropy import tile_tokens
+from hylo.kernels.forwards import KINDS, LIGER_KINDS, FusedForwards
+from hylo.kernels.head import LossFunction, OutputHead, losses_from_logits
+from hylo.kernels.linear_cross_entropy import linear_cross_entropy, tile_tokens
 from hylo.kernels.measured import Choices
 from hylo.models.architecture import decoder_layers, hidden_size
 
-FUSED, REFERENCE, COMPILED = "fused", "reference", "compiled"
+FUSED, LIGER, REFERENCE, COMPILED = "fused", "Liger's", "reference", "compiled"
 LAYER_WAYS = {
-    FUSED: ("norm", "ffn", "linear"),
+    FUSED: KINDS,
     "fused but norms": ("ffn", "linear"),
     "fused but FFN": ("norm", "linear"),
+    LIGER: LIGER_KINDS,
     REFERENCE: (),
     COMPILED: (),
 }
 """Which kinds of modules are fused, by the name of the way. The caller compiles the layers."""
+LOSSES: dict[str, LossFunction] = {
+    FUSED: linear_cross_entropy,
+    REFERENCE: losses_from_logits,
+    LIGER: liger.linear_cross_entropy,
+}
+"""What computes the losses, by the name of the way."""
 ENOUGH = 2**30
 """Multiplications of a layer, forward, below which nothing is measured: a few hundredths of a second on a CPU."""
 MOST = 2**33
@@ -81,7 +91,8 @@ def _fastest(base: PreTrainedModel, layer: Any, fused: FusedForwards, ids: Tenso
     trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
     compiled, layer._compiled_call_impl = layer._compiled_call_impl, None
     args, kwargs = _inputs(base, layer, ids)
-    names = [name for name in LAYER_WAYS if name != COMPILED or compiled]
+    possible = {COMPILED: bool(compiled), LIGER: bool(fused.kinds & set(LIGER_KINDS))}
+    names = [name for name in LAYER_WAYS if possible.get(name, True)]
 
     def before(name: str) -> None:
         fuse(fused, name)
@@ -92,7 +103,7 @@ def _fastest(base: PreTrainedModel, layer: Any, fused: FusedForwards, ids: Tenso
 
 
 def fastest_loss(base: PreTrainedModel, head: OutputHead, ids: Tensor, choices: Choices) -> str:
-    """The fastest way to compute the loss of a model: without logits (fused) or from them (reference)."""
+    """The fastest way to compute the loss of a model: without logits (fused, Liger's) or from them (reference)."""
     if head.needs_logits or ids.numel() * hidden_size(base) * head.words < ENOUGH:
         return FUSED
     tokens = min(ids.numel(), tile_tokens(ids.device))
@@ -100,11 +111,12 @@ def fastest_loss(base: PreTrainedModel, head: OutputHead, ids: Tensor, choices: 
     targets = ids.reshape(1, -1)[:, :tokens]
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(1, tokens, hidden_size(base), generator=generator).to(ids.device, base.dtype).requires_grad_()
-    ways: dict[str, Callable[[], object]] = {
-        FUSED: lambda: _backward(head.losses_of(h, targets), [h]),
-        REFERENCE: lambda: _backward(head.losses_from_logits(h, targets), [h]),
-    }
-    return choices.fastest(work, ways, rounds=ROUNDS)
+    names = [name for name in LOSSES if name != LIGER or liger.usable(ids.device)]
+
+    def one_pass(name: str) -> None:
+        _backward(head.losses_of(h, targets, LOSSES[name]), [h])
+
+    return choices.fastest(work, {name: partial(one_pass, name) for name in names}, rounds=ROUNDS)
 
 
 def part_of(ids: Tensor, most: int) -> Tensor:

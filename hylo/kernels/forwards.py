@@ -9,31 +9,32 @@ and plain frozen layers. For any other layer, a layer with hooks, or a trained w
 - FFNs with gate_proj, up_proj and down_proj: hylo/kernels/gated_ffn.py.
 - q_proj, k_proj and v_proj of one module: the first call computes all three, the others take their results.
 - All other linear layers of the decoder: individually, by hylo/kernels/projection.py.
+- On a GPU, norms and FFNs also by hylo/kernels/liger.py, if a measurement prefers it.
 
 The output head: hylo/kernels/head.py.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from types import MethodType
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hylo.kernels import liger
 from hylo.kernels.gated_ffn import gated_ffn
 from hylo.kernels.projection import Projection, project
+from hylo.kernels.recognized import epsilon, ffn_like, norm_like, own, same
 from hylo.kernels.rms_norm import rms_norm
 from hylo.models.architecture import decoder, frozen_weight
 from hylo.models.weights import uses_dequantized
 
 KINDS = ("norm", "ffn", "linear")
 """Kinds of modules that get a fused forward."""
+LIGER_KINDS = ("norm by Liger", "ffn by Liger", "linear")
+"""The same with the kernels of another library where it has some, on a GPU."""
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"),)
-_FFN = ("gate_proj", "up_proj", "down_proj", "act_fn")
-_EPSILONS = ("variance_epsilon", "eps", "norm_eps")
 _GROUP = "_hylo_siblings"
 """Attribute of layers that share their input with others."""
 
@@ -76,15 +77,11 @@ class FusedForwards:
         self._model = model
         # On the meta device there are no values to try a class on.
         modules = [] if model.device.type == "meta" else list(decoder(model).modules())
-        tried = (
-            ("norm", _norm_like, _fused_norm),
-            ("norm", _norm_like, _fused_shifted_norm),
-            ("ffn", _ffn_like, _fused_ffn),
-        )
-        self._forwards = [
-            (kind, module, fused) for kind, like, fused in tried for module in _same(modules, like, fused)
-        ]
+        tried = _FUSED + (_BY_LIGER if liger.usable(model.device) else ())
+        self._forwards = [(kind, module, fused) for kind, like, fused in tried for module in same(modules, like, fused)]
         self._changed: dict[nn.Module, None] = {}
+        self.kinds = {kind for kind, _, _ in self._forwards}
+        """Kinds of modules that the model has, without the linear layers."""
 
     def attach(self, kinds: Collection[str] = KINDS) -> None:
         """Install the fused forwards of modules of these kinds."""
@@ -138,18 +135,13 @@ class SharedInput:
         return output
 
 
-def _own(module: nn.Module, *args: Any) -> Any:
-    """What the module's class computes."""
-    return type(module).forward(module, *args)
-
-
 def _fused_norm(self: Any, x: Tensor, *gates: Tensor | None) -> Tensor:
-    return _own(self, x, *gates) if _needs_own(self, gates) else rms_norm(x, self.weight, _epsilon(self))
+    return own(self, x, *gates) if _needs_own(self, gates) else rms_norm(x, self.weight, epsilon(self))
 
 
 def _fused_shifted_norm(self: Any, x: Tensor, *gates: Tensor | None) -> Tensor:
     """For norms that store the scale as its difference from 1 (Gemma)."""
-    return _own(self, x, *gates) if _needs_own(self, gates) else rms_norm(x, 1 + self.weight, _epsilon(self))
+    return own(self, x, *gates) if _needs_own(self, gates) else rms_norm(x, 1 + self.weight, epsilon(self))
 
 
 def _needs_own(norm: Any, gates: Sequence[Tensor | None]) -> bool:
@@ -160,8 +152,38 @@ def _needs_own(norm: Any, gates: Sequence[Tensor | None]) -> bool:
 def _fused_ffn(self: Any, x: Tensor) -> Tensor:
     gate, up, down = (projection_of(layer, x) for layer in (self.gate_proj, self.up_proj, self.down_proj))
     if gate is None or up is None or down is None:
-        return _own(self, x)
+        return own(self, x)
     return gated_ffn(gate, up, down, self.act_fn, x)
+
+
+def _liger_norm(self: Any, x: Tensor, *gates: Tensor | None) -> Tensor:
+    return _norm_by_liger(self, x, gates, shift=0.0)
+
+
+def _liger_shifted_norm(self: Any, x: Tensor, *gates: Tensor | None) -> Tensor:
+    return _norm_by_liger(self, x, gates, shift=1.0)
+
+
+def _norm_by_liger(norm: Any, x: Tensor, gates: Sequence[Tensor | None], *, shift: float) -> Tensor:
+    if _needs_own(norm, gates) or x.dtype != norm.weight.dtype:
+        return own(norm, x, *gates)
+    return liger.rms_norm(x, norm.weight, epsilon(norm), shift=shift)
+
+
+def _liger_ffn(self: Any, x: Tensor) -> Tensor:
+    return self.down_proj(liger.gated(self.gate_proj(x), self.up_proj(x), self.act_fn))
+
+
+_FUSED = (
+    ("norm", norm_like, _fused_norm),
+    ("norm", norm_like, _fused_shifted_norm),
+    ("ffn", ffn_like, _fused_ffn),
+)
+_BY_LIGER = (
+    (LIGER_KINDS[0], norm_like, _liger_norm),
+    (LIGER_KINDS[0], norm_like, _liger_shifted_norm),
+    (LIGER_KINDS[1], ffn_like, _liger_ffn),
+)
 
 
 def _fused_linear(self: nn.Module, x: Tensor) -> Tensor:
@@ -169,7 +191,7 @@ def _fused_linear(self: nn.Module, x: Tensor) -> Tensor:
     if group is not None and (output := group.output(self, x)) is not None:
         return output
     projection = projection_of(self, x)
-    return _own(self, x) if projection is None else project([projection], x)[0]
+    return own(self, x) if projection is None else project([projection], x)[0]
 
 
 def _linear_layers(module: nn.Module) -> Iterator[nn.Module]:
@@ -179,60 +201,3 @@ def _linear_layers(module: nn.Module) -> Iterator[nn.Module]:
             yield child
         else:
             yield from _linear_layers(child)
-
-
-def _same(
-    modules: Sequence[nn.Module], like: Callable[[Any], int | None], fused: Callable[..., Tensor]
-) -> Iterator[nn.Module]:
-    """The modules whose class computes what the fused forward does.
-
-    Args:
-        modules: the candidates.
-        like: returns the input width of a module with the right structure, else None.
-        fused: the fused forward.
-    """
-    same: dict[type, bool] = {}
-    for module in modules:
-        width = like(module)
-        if width is None:
-            continue
-        if type(module) not in same:
-            same[type(module)] = _agree(module, fused, width)
-        if same[type(module)]:
-            yield module
-
-
-@torch.no_grad()
-def _agree(module: nn.Module, fused: Callable[..., Tensor], width: int) -> bool:
-    weight = next(module.parameters())
-    assert not weight.requires_grad, "a trained module keeps its own forward, so there is nothing to try"
-    x = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(0)).to(weight.device)
-    x = x.to(weight.dtype) if weight.is_floating_point() else x  # packed weights take any
-    with suppress(Exception):
-        own, other = _own(module, x), fused(module, x)
-        return own.dtype == other.dtype and torch.allclose(own, other, rtol=1e-3, atol=1e-4 * float(own.abs().max()))
-    return False
-
-
-def _norm_like(module: Any) -> int | None:
-    weight = getattr(module, "weight", None)
-    is_norm = "norm" in type(module).__name__.lower() and not isinstance(module, nn.LayerNorm)
-    if (
-        not is_norm
-        or not isinstance(weight, nn.Parameter)
-        or weight.dim() != 1
-        or getattr(module, "bias", None) is not None
-    ):
-        return None
-    return len(weight) if _epsilon(module) is not None else None
-
-
-def _epsilon(norm: Any) -> Any:
-    return next((value for name in _EPSILONS if (value := getattr(norm, name, None)) is not None), None)
-
-
-def _ffn_like(module: Any) -> int | None:
-    parts = [getattr(module, name, None) for name in _FFN]
-    if not all(isinstance(part, nn.Module) for part in parts) or len(list(module.children())) != len(_FFN):
-        return None
-    return parts[0].in_features if isinstance(parts[0], nn.Linear) else None

@@ -5,6 +5,7 @@ config. A model that does anything else (a scale, for example), or whose head is
 with the reason, and its losses are computed from its logits.
 """
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,6 +18,8 @@ from transformers import PreTrainedModel
 from hylo.core.devices import is_out_of_memory
 from hylo.kernels.linear_cross_entropy import linear_cross_entropy
 
+LossFunction = Callable[..., Tensor]
+"""Gives losses [B, T] in nats for hidden states [B, T, D], weight [V, D], targets [B, T], and `bias` and `softcap`."""
 _CAUGHT = "_hylo_caught"
 """Attribute in which a head stores its input instead of computing logits."""
 
@@ -36,6 +39,8 @@ class OutputHead:
         self._model = model
         self._head: Any = model.get_output_embeddings()
         self._softcap: float | None = None
+        self.function: LossFunction = linear_cross_entropy
+        """What computes losses from the head's input, without logits."""
         if model not in _TRIED:
             _TRIED[model] = self._refusal(), self._softcap
         self.declined, self._softcap = _TRIED[model]
@@ -53,14 +58,10 @@ class OutputHead:
             return token_losses(self._model(*args, **inputs).logits, targets)
         return self.losses_of(self._input(*args, **inputs), targets)
 
-    def losses_of(self, h: Tensor, targets: Tensor) -> Tensor:
-        """The losses [B, T] for hidden states h [B, T, D], the head's input, without logits."""
-        return linear_cross_entropy(h, self._head.weight, targets, bias=self._head.bias, softcap=self._softcap)
-
-    def losses_from_logits(self, h: Tensor, targets: Tensor) -> Tensor:
-        """The same from all logits."""
-        logits = F.linear(h, self._head.weight, self._head.bias).float()
-        return token_losses(_softcapped(logits, self._softcap), targets)
+    def losses_of(self, h: Tensor, targets: Tensor, function: LossFunction | None = None) -> Tensor:
+        """The losses [B, T] for hidden states h [B, T, D], the head's input, by the head's function or another one."""
+        function = function or self.function
+        return function(h, self._head.weight, targets, bias=self._head.bias, softcap=self._softcap)
 
     @property
     def needs_logits(self) -> bool:
@@ -110,6 +111,13 @@ class OutputHead:
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """The same losses from logits [B, T, V]: the reference kernel."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def losses_from_logits(
+    h: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None, softcap: float | None
+) -> Tensor:
+    """A LossFunction that forms all logits."""
+    return token_losses(_softcapped(F.linear(h, weight, bias).float(), softcap), targets)
 
 
 def _softcapped(logits: Tensor, softcap: float | None) -> Tensor:
