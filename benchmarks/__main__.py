@@ -3,6 +3,7 @@
     make bench                                        everything, on the default model
     make bench ARGS='--only step,memory'              some parts; the rows of the others stay
     make bench DEVICE=cuda MODEL=random_7b WEIGHTS=bfloat16 OUT=h100 ARGS='--only step,memory,evaluation'
+    make bench DEVICE=cuda WEIGHTS=bfloat16 OUT=h100_liger ARGS='--peft liger --only step,memory,evaluation'
     python -m benchmarks --model tiny_llama --shapes 1x16 --steps 1 --out somewhere      a quick check
 
 MODEL is a choice of conf/model/, or random_1b or random_7b: usual sizes with random weights, made on the device.
@@ -15,14 +16,17 @@ import argparse
 import time
 from pathlib import Path
 
+import torch
+
 from benchmarks import ablation, evaluation, lines, memory, scaling, sharing, steps
 from benchmarks.random_models import RANDOM
 from benchmarks.report import write_report
 from benchmarks.results import Results
-from benchmarks.settings import DEVICES, ROOT, WEIGHTS, Settings, Shape, Subject
+from benchmarks.settings import DEVICES, PEFT, ROOT, WEIGHTS, Settings, Shape, Subject
 from hylo.cli.main import readable_errors
 from hylo.core.devices import Device, device_problems
-from hylo.core.errors import ConfigError
+from hylo.core.errors import ConfigError, problem
+from hylo.kernels import liger
 
 PARTS = {part.PART: part.rows for part in (steps, memory, evaluation, scaling, ablation, lines, sharing)}
 
@@ -34,8 +38,8 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"--only {','.join(unknown)}: the parts are {', '.join(PARTS)}")
     with readable_errors():
-        subject = Subject(options.model, options.device, options.weights)
-        if problems := device_problems(Device[subject.device]):
+        subject = Subject(options.model, options.device, options.weights, options.peft)
+        if problems := [*device_problems(Device[subject.device]), *peft_problems(subject)]:
             raise ConfigError(*problems)
         settings = Settings(subject, tuple(options.shapes), options.steps)
         results, began, written = Results.of(subject, options.out), time.monotonic(), []
@@ -48,6 +52,13 @@ def main() -> None:
         print("\n".join(map(str, written)))
 
 
+def peft_problems(subject: Subject) -> list[str]:
+    """What is wrong with the choice of peft's side."""
+    if subject.peft == "liger" and not liger.usable(torch.device(subject.device)):
+        return [problem("--peft", "liger", "plain, compiled; liger with --device cuda", "pip install 'hylo[liger]'")]
+    return []
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -55,7 +66,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--model", default="smollm2_135m", help=f"a choice of conf/model/, or {', '.join(RANDOM)}")
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where both sides compute")
-    parser.add_argument("--weights", choices=WEIGHTS, default="float32", help="dtype of the base model")
+    parser.add_argument("--weights", choices=WEIGHTS, default="float32", help="dtype of the base model; nf4: 4 bits")
+    parser.add_argument("--peft", choices=PEFT, default=PEFT[0], help="how transformers computes on peft's side")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS), help=",".join(PARTS))
     parser.add_argument("--shapes", type=_shapes, default=_shapes("4x256,2x1024,1x2048"), help="windows x tokens")
     parser.add_argument("--steps", type=int, default=3, help="measured rounds, after a warm-up round")

@@ -7,7 +7,7 @@ from functools import partial
 from benchmarks.floor import Floor
 from benchmarks.results import Row, measured
 from benchmarks.settings import Settings, Shape, adapted_everywhere
-from benchmarks.sides import SIDES, Side, base_model, text_windows
+from benchmarks.sides import SIDES, Side, base_model, make_side, text_windows
 from benchmarks.timing import alternate, timed
 from hylo.data.windows import Windows
 from hylo.models.sharding import shared_copy
@@ -24,7 +24,7 @@ def rows(settings: Settings) -> Iterator[Row]:
         config, base = adapted_everywhere(settings.subject, "lora", wanted), base_model(settings.subject)
         windows = text_windows(settings.subject, config, wanted.batch)
         shape = Shape(len(windows), length)
-        sides: dict[str, Side] = {name: make(config, shared_copy(base)) for name, make in SIDES.items()}
+        sides: dict[str, Side] = {name: make_side(name, settings.subject, config, shared_copy(base)) for name in SIDES}
         nats: dict[str, float] = {}
         acts = {name: timed(partial(note_loss, side, windows, nats, name), base.device) for name, side in sides.items()}
         acts["floor"] = Floor(base, shape).forward

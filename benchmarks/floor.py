@@ -38,7 +38,7 @@ class Floor:
     def __init__(self, base: PreTrainedModel, shape: Shape) -> None:
         layers = [*linear_layers(base).values(), base.get_output_embeddings()]
         self._counts = Counter(layer_shape(layer) for layer in layers)
-        self._weights = {layer_shape(layer): weight_OI(layer).detach() for layer in layers}
+        self._weights = {layer_shape(layer): weight_OI(layer).detach().to(base.dtype) for layer in layers}
         text = base.config.get_text_config()
         width = text.num_attention_heads * (
             getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.random_models import RANDOM
 from benchmarks.results import Row, measured
 from benchmarks.settings import Settings, Shape, adapted_everywhere
-from benchmarks.sides import SESSION, SIDES, Side, base_model
+from benchmarks.sides import SESSION, SIDES, Side, base_model, make_side
 from benchmarks.timing import alternate, timed
 from hylo.data.base import Protocol, Split
 from hylo.data.windows import Windows
@@ -38,7 +38,7 @@ def rows(settings: Settings) -> Iterator[Row]:
         data=dataclasses.replace(config.data, protocol=Protocol.lines, loss_on_padding=True, keep_blank_lines=True),
     )
     packed, lines = batch(config), batch(padded)
-    sides: dict[str, Side] = {name: make(config, shared_copy(base)) for name, make in SIDES.items()}
+    sides: dict[str, Side] = {name: make_side(name, settings.subject, config, shared_copy(base)) for name in SIDES}
     acts = {
         "packed": timed(partial(sides["hylo"].step, packed), base.device),
         "hylo": timed(partial(sides["hylo"].step, lines, loss_on_padding=True), base.device),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from benchmarks.alone import alone
 from benchmarks.results import Row, measured
 from benchmarks.settings import METHODS, Settings, Shape, Subject, adapted_everywhere
-from benchmarks.sides import SIDES, accelerator, base_model, text_windows
+from benchmarks.sides import SIDES, accelerator, base_model, make_side, text_windows
 from hylo.core.devices import peak_memory_bytes, reset_peak_memory, resident_bytes
 from hylo.core.progress import Progress
 from hylo.runs.shared import weights_checksum
@@ -38,7 +38,7 @@ def peak_above_weights(subject: Subject, side: str, method: str, shape: Shape) -
     windows = text_windows(subject, config, shape.batch)
     accelerator(config.trainer.device)
     weights_checksum(base)  # reads every weight, so that all are in memory before counting starts
-    trained = SIDES[side](config, base)
+    trained = make_side(side, subject, config, base)
     gc.collect()
     reset_peak_memory()
     loaded = resident_bytes()

@@ -1,7 +1,12 @@
 """Models of usual sizes with random weights, made on the device: speed and memory do not depend on the values."""
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+
+from hylo.models.architecture import weight_OI
+from hylo.models.targets import linear_layers
+from hylo.models.weights import use_dequantized
 
 STAND_IN = "tiny_llama"
 """The choice of conf/model/ in a configuration of a random model: an untrained Llama as well."""
@@ -40,8 +45,23 @@ RANDOM: dict[str, PretrainedConfig] = {
 }
 
 
-def random_model(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of RANDOM, in evaluation mode."""
+def random_model(name: str, device: torch.device, dtype: torch.dtype, *, quantized: bool = False) -> PreTrainedModel:
+    """A model of RANDOM, in evaluation mode, with the linear layers of its decoder in nf4 if `quantized`."""
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(RANDOM[name], dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_config(RANDOM[name], dtype=dtype).eval()
+        if quantized:
+            for path, layer in linear_layers(model).items():
+                model.set_submodule(path, in_nf4(layer))
+            use_dequantized(model)
+    return model
+
+
+def in_nf4(layer: nn.Module) -> nn.Module:
+    """The same layer, without a bias, with quantized weights, on its device."""
+    from bitsandbytes.nn.modules import LinearNF4
+
+    weight = weight_OI(layer).detach()
+    made = LinearNF4(weight.shape[1], weight.shape[0], bias=False, compute_dtype=weight.dtype, device="cpu")
+    made.weight.data = weight.cpu()
+    return made.requires_grad_(False).to(weight.device)

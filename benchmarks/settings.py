@@ -11,7 +11,9 @@ from hylo.runs.config import Config
 
 ROOT = Path(__file__).parent.parent
 METHODS = ("lora", "dora", "hylorada")
-DEVICES, WEIGHTS = ("cpu", "cuda"), ("float32", "bfloat16")
+DEVICES, WEIGHTS = ("cpu", "cuda"), ("float32", "bfloat16", "nf4")
+PEFT = ("plain", "liger", "compiled")
+"""How transformers' model computes on peft's side: as it is, with Liger's kernels, or by torch.compile."""
 RANK = 8
 
 
@@ -46,15 +48,28 @@ class Subject:
     device: str = "cpu"
     """One of DEVICES."""
     weights: str = "float32"
-    """One of WEIGHTS: the dtype of the base model and its arithmetic."""
+    """One of WEIGHTS: the dtype of the base model and its arithmetic, which is bfloat16 for linear layers in nf4."""
+    peft: str = "plain"
+    """One of PEFT."""
 
     def __str__(self) -> str:
-        return f"`{self.model}`, {self.weights}, on {'the CPU' if self.device == 'cpu' else self.device}"
+        beside = "" if self.peft == "plain" else f", peft's side {self.peft}"
+        return f"`{self.model}`, {self.weights}, on {'the CPU' if self.device == 'cpu' else self.device}{beside}"
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the weights that are not quantized."""
+        return "bfloat16" if self.weights == "nf4" else self.weights
+
+    @property
+    def quantization(self) -> str:
+        """As `model.quantization`."""
+        return "nf4" if self.weights == "nf4" else "none"
 
     @property
     def whole_programs(self) -> bool:
-        """Whether whole programs can be compared: a peft script reads a pretrained model in float32."""
-        return self.model not in RANDOM and self.weights == "float32"
+        """Whether whole programs can be compared: a peft script reads a pretrained model in float32, as it is."""
+        return self.model not in RANDOM and (self.weights, self.peft) == ("float32", "plain")
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,8 @@ def composed(subject: Subject, method: str, *overrides: str) -> Config:
     That of a random model names a tiny one in its place: `benchmarks.sides.base_model` makes the weights.
     """
     model = STAND_IN if subject.model in RANDOM else subject.model
-    where = (f"model={model}", f"model.dtype={subject.weights}", f"trainer.device={subject.device}")
+    where = [f"model={model}", f"model.dtype={subject.dtype}", f"trainer.device={subject.device}"]
+    where += [f"model.quantization={subject.quantization}"] * (model != STAND_IN)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose([*where, f"method={method}", *overrides])[0]
 

@@ -6,6 +6,7 @@ no counterpart of hylorada: its side is rsLoRA there, which is hylorada's low-ra
 
 import warnings
 from functools import cache
+from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ from hylo.data.base import Split
 from hylo.data.windows import Windows, model_inputs, next_tokens, sample
 from hylo.kernels.measured import measuring
 from hylo.models.targets import ALL_LINEAR, default_targets
+from hylo.models.weights import uses_dequantized
 from hylo.runs.attach import fastest
 from hylo.runs.config import Config
 from hylo.runs.shared import Session
@@ -44,6 +46,11 @@ def accelerator(device: Device) -> Accelerator:
 
 class Side(Protocol):
     """One library with a method attached to a model."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model with the method in place."""
+        ...
 
     def step(self, windows: Windows, *, loss_on_padding: bool = False) -> None:
         """One optimizer step on a batch."""
@@ -89,9 +96,14 @@ class HyloSide:
 class PeftSide:
     """The same with peft, and the loss of transformers."""
 
-    def __init__(self, config: Config, base: PreTrainedModel) -> None:
+    def __init__(self, config: Config, base: PreTrainedModel, *, kernels: str = "plain") -> None:
         self._config, self._device = config, base.device
+        use_own_products(base)
+        if kernels == "liger":
+            import_module("liger_kernel.transformers")._apply_liger_kernel_to_instance(base)
         self.model = with_peft(config, base).train()
+        if kernels == "compiled":
+            self.model.compile()
         self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(self._trained, lr=config.trainer.learning_rate, weight_decay=0.0)
 
@@ -115,7 +127,19 @@ class PeftSide:
         return total
 
 
-SIDES = {"hylo": HyloSide, "peft": PeftSide}
+SIDES = ("hylo", "peft")
+
+
+def make_side(name: str, subject: Subject, config: Config, base: PreTrainedModel) -> Side:
+    """One of SIDES for a method, on a shared copy of the subject's model."""
+    return HyloSide(config, base) if name == "hylo" else PeftSide(config, base, kernels=subject.peft)
+
+
+def use_own_products(base: PreTrainedModel) -> None:
+    """Let quantized layers compute as the library that quantized them does, and not as in a run of hylo."""
+    for module in base.modules():
+        if uses_dequantized(module):
+            module.__class__ = type(module).__bases__[0]
 
 
 def with_peft(config: Config, base: PreTrainedModel) -> nn.Module:
@@ -144,7 +168,7 @@ def base_model(subject: Subject) -> PreTrainedModel:
     """The subject's model, loaded once per process. Attach only to a `shared_copy` of it."""
     device = torch.device(subject.device)
     if subject.model in RANDOM:
-        return random_model(subject.model, device, getattr(torch, subject.weights))
+        return random_model(subject.model, device, getattr(torch, subject.dtype), quantized=subject.weights == "nf4")
     return SESSION.base(composed(subject, "none").model, device)
 
 

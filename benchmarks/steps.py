@@ -8,7 +8,7 @@ from benchmarks.alone import alone
 from benchmarks.floor import Floor
 from benchmarks.results import Row, measured
 from benchmarks.settings import METHODS, RANK, Settings, Shape, Subject, adapted_everywhere
-from benchmarks.sides import SIDES, HyloSide, base_model, text_windows
+from benchmarks.sides import SIDES, HyloSide, base_model, make_side, text_windows
 from benchmarks.timing import Measurement, alternate, timed
 from hylo.models.sharding import shared_copy
 
@@ -39,7 +39,7 @@ def step_seconds(
     configs = {name: adapted_everywhere(subject, name, shape, rank=rank) for name in {method, LORA}}
     windows, base = text_windows(subject, configs[method], shape.batch), base_model(subject)
     floor = Floor(base, shape)
-    trained = {side: make(configs[method], shared_copy(base)) for side, make in SIDES.items()}
+    trained = {side: make_side(side, subject, configs[method], shared_copy(base)) for side in SIDES}
     if method in OTHERS:
         trained[LORA] = HyloSide(configs[LORA], shared_copy(base))
     acts: dict[str, Measurement] = {

@@ -12,11 +12,17 @@ import pytest
 import torch
 from launch import ROOT
 
+from benchmarks.__main__ import peft_problems
 from benchmarks.random_models import RANDOM
 from benchmarks.results import Results, Row, measured, spread
 from benchmarks.scripts import prepared
-from benchmarks.settings import Subject
+from benchmarks.settings import Shape, Subject, adapted_everywhere
+from benchmarks.sides import SIDES, base_model, make_side
 from hylo.core.errors import ConfigError
+from hylo.models.sharding import shared_copy
+from hylo.models.weights import is_quantized, uses_dequantized
+
+ON_CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 
 PARTS = {
     ("step", f"{method} 1x16", metric)
@@ -49,23 +55,42 @@ def test_benchmarks_of_a_tiny_model(tmp_path: Path) -> None:
         assert (tmp_path / "figures" / f"ratios.{kind}").stat().st_size > 1_000
 
 
+def test_each_side_multiplies_quantized_weights_in_its_own_way() -> None:
+    """The library's layers on peft's side, those of a run on hylo's; both on the same weights."""
+    pytest.importorskip("bitsandbytes")
+    subject = Subject("random_tiny", weights="nf4")
+    config, base = adapted_everywhere(subject, "lora", Shape(1, 16)), base_model(subject)
+    weights = {id(each) for each in base.parameters()}
+    products = {}
+    for name in SIDES:
+        model = make_side(name, subject, config, shared_copy(base)).model
+        quantized = [module for module in model.modules() if is_quantized(module)]
+        assert len(quantized) == 14
+        assert {id(module.weight) for module in quantized} <= weights
+        products[name] = {uses_dequantized(module) for module in quantized}
+    assert products == {"hylo": {True}, "peft": {False}}
+
+
+def test_a_side_of_peft_that_cannot_run_is_refused() -> None:
+    assert not peft_problems(Subject("random_tiny", peft="compiled"))
+    (message,) = peft_problems(Subject("random_tiny", peft="liger"))
+    assert "hylo[liger]" in message
+
+
 @pytest.mark.slow  # several processes
 @pytest.mark.parametrize(
-    ("device", "part"),
+    ("device", "weights", "part"),
     [
-        ("cpu", "evaluation"),
-        pytest.param(
-            "cuda",
-            "step,evaluation,memory",
-            marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
-        ),
+        ("cpu", "nf4", "evaluation"),  # and bfloat16 in all other arithmetic
+        pytest.param("cuda", "bfloat16", "step,evaluation,memory", marks=ON_CUDA),
+        pytest.param("cuda", "nf4", "step,evaluation,memory", marks=ON_CUDA),
     ],
 )
-def test_benchmarks_of_random_weights_in_bfloat16(tmp_path: Path, device: str, part: str) -> None:
-    where = ("--model", "random_tiny", "--weights", "bfloat16", "--device", device)
+def test_benchmarks_of_random_weights(tmp_path: Path, device: str, weights: str, part: str) -> None:
+    where = ("--model", "random_tiny", "--weights", weights, "--device", device)
     rows, machine = benchmarked(tmp_path, *where, "--only", part)
     assert {row[0] for row in rows} == set(part.split(","))
-    assert "`random_tiny`, bfloat16" in (tmp_path / "results.md").read_text()
+    assert f"`random_tiny`, {weights}" in (tmp_path / "results.md").read_text()
     assert (machine["gpu"] is not None) == (device == "cuda")
 
 

@@ -189,7 +189,7 @@ def test_a_cpu_without_the_instructions_computes_narrow_products_in_float32(monk
     candidates: Any = hylo.kernels.product._candidates
     for has, first in ((True, "torch"), (False, "float32")):
         candidates.cache_clear()
-        monkeypatch.setattr(hylo.kernels.product, "_has_instructions", lambda dtype, has=has: has)
+        monkeypatch.setattr(hylo.kernels.product, "has_instructions", lambda dtype, device, has=has: has)
         assert candidates(torch.bfloat16, transposed=False, enabled=True)[0] == first
     candidates.cache_clear()
 

@@ -25,6 +25,7 @@ from hylo.kernels.forwards import KINDS, LIGER_KINDS, FusedForwards
 from hylo.kernels.head import LossFunction, OutputHead, losses_from_logits
 from hylo.kernels.linear_cross_entropy import linear_cross_entropy, tile_tokens
 from hylo.kernels.measured import Choices
+from hylo.kernels.product import has_instructions
 from hylo.models.architecture import decoder_layers, hidden_size
 
 FUSED, LIGER, REFERENCE, COMPILED = "fused", "Liger's", "reference", "compiled"
@@ -87,11 +88,15 @@ def fastest_layers(
 
 def _fastest(base: PreTrainedModel, layer: Any, fused: FusedForwards, ids: Tensor, choices: Choices) -> str:
     """The fastest way for one layer, which is compiled where that is a candidate."""
-    work = f"layer {_described(layer)}, {'x'.join(map(str, ids.shape))}, {_arithmetic(ids.device)}"
+    work = f"layer {_described(layer)}, {'x'.join(map(str, ids.shape))}, {_arithmetic(base)}"
     trained = [parameter for parameter in base.parameters() if parameter.requires_grad]
     compiled, layer._compiled_call_impl = layer._compiled_call_impl, None
     args, kwargs = _inputs(base, layer, ids)
-    possible = {COMPILED: bool(compiled), LIGER: bool(fused.kinds & set(LIGER_KINDS))}
+    possible = {
+        COMPILED: bool(compiled),
+        LIGER: bool(fused.kinds & set(LIGER_KINDS)),
+        REFERENCE: has_instructions(_arithmetic(base), ids.device),
+    }
     names = [name for name in LAYER_WAYS if possible.get(name, True)]
 
     def before(name: str) -> None:
@@ -107,11 +112,12 @@ def fastest_loss(base: PreTrainedModel, head: OutputHead, ids: Tensor, choices: 
     if head.needs_logits or ids.numel() * hidden_size(base) * head.words < ENOUGH:
         return FUSED
     tokens = min(ids.numel(), tile_tokens(ids.device))
-    work = f"loss {tokens}x{hidden_size(base)} by {head.words}, {_arithmetic(ids.device)}"
+    work = f"loss {tokens}x{hidden_size(base)} by {head.words}, {_arithmetic(base)}"
     targets = ids.reshape(1, -1)[:, :tokens]
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(1, tokens, hidden_size(base), generator=generator).to(ids.device, base.dtype).requires_grad_()
-    names = [name for name in LOSSES if name != LIGER or liger.usable(ids.device)]
+    possible = {LIGER: liger.usable(ids.device), REFERENCE: has_instructions(_arithmetic(base), ids.device)}
+    names = [name for name in LOSSES if possible.get(name, True)]
 
     def one_pass(name: str) -> None:
         _backward(head.losses_of(h, targets, LOSSES[name]), [h])
@@ -185,7 +191,7 @@ def _described(layer: nn.Module) -> str:
     return f"{type(layer).__name__} {text_hash(*parts)[:8]}"
 
 
-def _arithmetic(device: torch.device) -> str:
-    """The dtype of products."""
-    narrow = torch.is_autocast_enabled(device.type)
-    return str(torch.get_autocast_dtype(device.type) if narrow else torch.float32)
+def _arithmetic(base: PreTrainedModel) -> torch.dtype:
+    """The dtype of a model's products."""
+    device = base.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else base.dtype

@@ -126,13 +126,15 @@ def _candidates(dtype: torch.dtype, *, transposed: bool, enabled: bool) -> tuple
         slow = transposed and "AVX512" not in torch.backends.cpu.get_cpu_capability()
         return ("torch", "onednn") if slow else ("onednn", "torch")
     if dtype in (torch.bfloat16, torch.float16):
-        return ("torch", "float32") if _has_instructions(dtype) else ("float32", "torch")
+        return ("torch", "float32") if has_instructions(dtype, torch.device("cpu")) else ("float32", "torch")
     return ("torch",)
 
 
 @cache
-def _has_instructions(dtype: torch.dtype) -> bool:
-    """Whether oneDNN, which computes torch.mm in narrow dtypes, has more than a slow reference for one here."""
+def has_instructions(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch.mm has more than a slow reference for a dtype here. On a CPU oneDNN computes it for narrow ones."""
+    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+        return True
     name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
     supported = getattr(torch.ops.mkldnn, name, None)
     return supported is None or bool(supported())
