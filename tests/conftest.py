@@ -16,11 +16,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on two threads, and test processes run in parallel
-# Leaves the user's cache alone, and an older entry cannot hide a broken conversion.
-os.environ["HYLO_CACHE"] = tempfile.mkdtemp(prefix="hylo-tests-")
+# Leaves the user's cache alone, and an older entry cannot hide a broken conversion. Test processes share theirs.
+if not {"PYTEST_XDIST_WORKER", "HYLO_CACHE"} <= os.environ.keys():
+    os.environ["HYLO_CACHE"] = tempfile.mkdtemp(prefix="hylo-tests-")
+    atexit.register(shutil.rmtree, os.environ["HYLO_CACHE"], ignore_errors=True)
 # The libraries make so many lasting objects that looking for garbage among them takes a tenth of a test's time.
 gc.set_threshold(50_000, 20, 50)
-atexit.register(shutil.rmtree, os.environ["HYLO_CACHE"], ignore_errors=True)
 
 import socket
 from collections.abc import Iterator

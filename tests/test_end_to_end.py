@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hylo.runs.store import read_study
 
-CELL = ("method=hylorada_dora", "trainer.steps=4", "trainer.warmup_steps=1", "data.eval_windows=6")
+CELL = ("method=hylorada_dora", "trainer.steps=2", "trainer.warmup_steps=1", "data.eval_windows=6")
 
 
 def wheel_file(package: str, ending: str) -> Path:
