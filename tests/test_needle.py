@@ -107,6 +107,18 @@ def test_longer_than_the_model(tiny: tuple[str, ...], capsys: pytest.CaptureFixt
     assert "fewer tokens" in said
 
 
+@pytest.mark.parametrize(("content", "said"), [(b"caf\xe9", "readable UTF-8 text"), (b" \n", "this one is blank")])
+def test_files_that_hold_no_text_are_refused(
+    content: bytes, said: str, tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "text.txt").write_bytes(content)
+    files = f"probe.files=[{tmp_path / 'text.txt'}]"
+    assert train(*tiny, "method=lora", "probe=needle", "probe.tokens=[400]", "probe.depths=3", files) == 2
+    message = capsys.readouterr().err
+    assert "probe.files = " in message
+    assert said in message
+
+
 def test_a_run_is_asked_and_its_report_shows_the_grid(
     tiny: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

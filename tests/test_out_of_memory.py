@@ -10,7 +10,7 @@ import torch
 from launch import composed, train
 
 import hylo.training.loop
-from hylo.core.devices import Device, bfloat16_problems, device_problems
+from hylo.core.devices import Device, bfloat16_problems, device_problems, trial
 from hylo.core.errors import ConfigError, MissingDependency
 from hylo.models.base import ModelConfig, load_folder
 from hylo.models.tiny import TinyModelConfig
@@ -167,3 +167,11 @@ def test_settings_of_a_model():
     for wrong in ("model.dtype=float64", "model.quantization=fp4"):
         with pytest.raises(ConfigError, match=wrong.partition("=")[2]):
             composed("model=tiny_llama", wrong)
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_a_model_that_is_only_tried_is_not_to_blame_for_missing_memory(kind: str):
+    with trial():
+        raise ValueError("an odd model")
+    with pytest.raises(type(ERRORS[kind]())), trial():
+        raise ERRORS[kind]()

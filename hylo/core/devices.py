@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from functools import cache
 from importlib.metadata import version
@@ -173,6 +175,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     said = ("out of memory", "can't allocate memory", "not enough memory")
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or (isinstance(error, RuntimeError) and any(text in str(error).lower() for text in said))
+
+
+@contextmanager
+def trial() -> Iterator[None]:
+    """Suppresses whatever a model raises that is only tried; not missing memory, which is no property of the model."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
 
 
 def reset_peak_memory() -> None:

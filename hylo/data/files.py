@@ -48,3 +48,20 @@ def matching_files(pattern: str, key: str) -> list[Path]:
         fix = f"check the path from here: {Path.cwd()}"
         raise ConfigError(problem(key, pattern, "a text file, or a pattern that matches some", fix))
     return matches
+
+
+def read_text(path: Path, key: str) -> str:
+    """The text of a file; `key` is the setting that names it.
+
+    Raises:
+        ConfigError: it cannot be read, is not UTF-8, or is blank.
+    """
+    try:
+        # Without a byte-order mark, which is no text. Path.read_text would change line endings.
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        fix = f"convert it to UTF-8, or leave it out ({error})"
+        raise ConfigError(problem(key, str(path), "readable UTF-8 text", fix)) from error
+    if not text.strip():
+        raise ConfigError(problem(key, str(path), "a file with text; this one is blank", "leave it out"))
+    return text

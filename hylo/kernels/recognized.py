@@ -1,11 +1,12 @@
 """Which modules of a model a fused forward may replace: by their structure, and by a trial on random input."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from hylo.core.devices import trial
 
 _FFN = ("gate_proj", "up_proj", "down_proj", "act_fn")
 _EPSILONS = ("variance_epsilon", "eps", "norm_eps")
@@ -43,7 +44,7 @@ def _agree(module: nn.Module, fused: Callable[..., Tensor], width: int) -> bool:
     assert not weight.requires_grad, "a trained module keeps its own forward, so there is nothing to try"
     x = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(0)).to(weight.device)
     x = x.to(weight.dtype) if weight.is_floating_point() else x  # packed weights take any
-    with suppress(Exception):
+    with trial():
         y, other = own(module, x), fused(module, x)
         return y.dtype == other.dtype and torch.allclose(y, other, rtol=1e-3, atol=1e-4 * float(y.abs().max()))
     return False

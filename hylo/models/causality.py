@@ -2,12 +2,14 @@
 samples of a window."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from hylo.core.devices import trial
 
 TOKENS = 4
 """Tokens of the text that is tried."""
@@ -37,7 +39,7 @@ def mixes_samples(model: PreTrainedModel) -> bool:
     """
     if model.device.type == "meta":
         return False
-    with _evaluating(model), suppress(Exception):
+    with _evaluating(model), trial():
         ids = _text(model)
         positions = torch.arange(TOKENS, device=model.device).unsqueeze(0)
         twice = {"input_ids": torch.cat([ids.flip(1), ids], 1), "position_ids": torch.cat([positions, positions], 1)}
@@ -48,7 +50,7 @@ def mixes_samples(model: PreTrainedModel) -> bool:
 
 
 def _tried(model: PreTrainedModel) -> bool:
-    with _evaluating(model), suppress(Exception):
+    with _evaluating(model), trial():
         ids = _text(model)
         changed = ids.clone()
         changed[:, -1] = ids[:, 0]
