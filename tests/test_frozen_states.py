@@ -1,5 +1,6 @@
 """Cells that act after the final norm begin at stored states: the same bits, and nothing that should not be stored."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,19 @@ def test_methods_that_act_before_the_final_norm(
     assert not cache.exists()
 
 
-def test_batches_that_do_not_fit_the_space_are_not_stored(tiny: tuple[str, ...], tmp_path: Path, cache: Path):
-    assert "states_read" not in run(tmp_path, *tiny, *ALONE, "trainer.states_gib=1e-6").result["training"]
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("trainer.states_gib=1e-6", "are needed, trainer.states_gib allows 0.0 GiB"),
+        ("model.architecture=gpt2", "GPT2LMHeadModel draws random numbers in training"),
+    ],
+)
+def test_states_that_cannot_be_kept_are_said(
+    override: str, reason: str, tiny: tuple[str, ...], tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert "states_read" not in run(tmp_path, *tiny, *ALONE, override).result["training"]
     assert not cache.exists()
+    assert f"hidden states are not kept: {reason}" in re.sub(r"[\d.]+ GiB are", "are", capsys.readouterr().out)
 
 
 def losses(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

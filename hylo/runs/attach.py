@@ -29,6 +29,7 @@ from hylo.runs.shared import Session
 from hylo.runs.store import ADAPTER
 from hylo.training.config import Kernels
 from hylo.training.loop import training_batches
+from hylo.training.memory import gib
 
 FIRST_BATCHES = 16
 """Number of training batches that a component may be initialized from."""
@@ -120,9 +121,14 @@ def frozen_states(base: PreTrainedModel, cell: Cell, session: Session, accelerat
     size = windows * data.context_length * hidden_size(base) * base.dtype.itemsize
     budget = trainer.states_gib * 2**30
     if size > budget:
+        if budget:
+            say(f"hidden states are not kept: {gib(size)} are needed, trainer.states_gib allows {gib(budget)}")
         return None
     states = FrozenStates(base, fingerprint(cell.base_cell().config, session), budget)
-    return None if states.declined else states
+    if states.declined:
+        say(f"hidden states are not kept: {states.declined}")
+        return None
+    return states
 
 
 def first_batches(config: Config, session: Session, device: torch.device) -> list[dict[str, Tensor]]:
