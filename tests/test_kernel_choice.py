@@ -104,6 +104,16 @@ def test_a_way_that_fails_is_never_chosen(choices: Choices, capsys: pytest.Captu
         choices.fastest("v", {"first": fails, "other": burn(0.0)})
 
 
+def test_a_hopeless_way_is_measured_once(choices: Choices):
+    calls: list[str] = []
+
+    def noted(name: str, seconds: float) -> Callable[[], object]:
+        return lambda: (calls.append(name), burn(seconds)())
+
+    assert choices.fastest("w", {"slow": noted("slow", 0.02), "fast": noted("fast", 0.002)}, rounds=3) == "fast"
+    assert (calls.count("slow"), calls.count("fast")) == (2, 4), "each with a round that is not counted"
+
+
 def test_long_work_is_measured_once(choices: Choices, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(measured, "ENOUGH_SECONDS", 0.0)
     calls: list[str] = []
@@ -183,6 +193,13 @@ def test_products_follow_what_was_measured(choices: Choices, monkeypatch: pytest
         assert len(choices.used) == 2
     compute(64)
     assert len(choices.used) == 2  # outside the block nothing is measured
+
+
+def test_a_new_way_is_measured_beside_the_others(choices: Choices):
+    assert choices.fastest("w", {"a": burn(0.002), "b": burn(0.008)}) == "a"
+    assert choices.fastest("w", {"a": burn(0.002), "b": burn(0.008), "new": burn(0.0005)}) == "new"
+    assert choices.fastest("w", {"a": burn(0.002), "b": burn(0.008)}) == "a", "the new one is gone again"
+    assert choices.fastest("w", {"a": never}) == "a"
 
 
 def test_a_cpu_without_the_instructions_computes_narrow_products_in_float32(monkeypatch: pytest.MonkeyPatch):

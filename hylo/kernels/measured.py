@@ -25,6 +25,8 @@ ROUNDS = 5
 """Measurements of each way; the fastest counts."""
 ENOUGH_SECONDS = 20.0
 """Once a measurement took this long, it ends with the round; there is always one that counts."""
+HOPELESS = 4.0
+"""A way that takes so many times as long as another is not measured again."""
 MARGIN = 0.95
 """A way replaces the first one if it takes less than this share of its time."""
 _DISPATCH = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
@@ -77,7 +79,9 @@ class Choices:
         return self.used[work]
 
     def _known(self, work: str, ways: Mapping[str, object]) -> bool:
-        return work in self._kept and self._kept[work]["chosen"] in ways
+        """Whether all of these ways were measured, and one of them chosen: an extra may have been installed since."""
+        entry = self._kept.get(work, {})
+        return entry.get("chosen") in ways and ways.keys() <= entry.get("milliseconds", {}).keys()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -111,26 +115,30 @@ def measured(
     """Seconds of the fastest call of each way, measured in alternation after a round that is not counted.
 
     On a CPU these are seconds of processor time on one thread: wall-clock time would also measure whatever else runs.
-    A way that fails (out of memory, no compiler) takes forever, unless it is the first one.
+    A way that is many times slower than another is not measured again. One that fails (out of memory, no compiler)
+    takes forever, unless it is the first one.
     """
     fastest, began = dict.fromkeys(ways, float("inf")), time.perf_counter()
-    first, failed = next(iter(ways)), set[str]()
+    first, left = next(iter(ways)), dict.fromkeys(ways)
     with _one_thread(device):
         for number in range(rounds + 1):
             if number > 1 and time.perf_counter() - began > ENOUGH_SECONDS:
                 break
-            for name in [name for name in ways if name not in failed]:
+            for name in list(left):
                 try:
                     took = _seconds(name, ways[name], device, before)
                 except Exception as error:  # whatever another way raises, the first one computes
                     if name == first:
                         raise
-                    failed.add(name)
+                    del left[name]
                     fastest[name] = float("inf")
                     say(f"kernels: {name} cannot be used here: {type(error).__name__}: {first_line(error)}")
                     continue
                 if number:
                     fastest[name] = min(fastest[name], took)
+            if number:
+                limit = HOPELESS * min(fastest.values())
+                left = {name: None for name in left if fastest[name] <= limit}
     return fastest
 
 

@@ -24,6 +24,9 @@ _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.bac
 ENOUGH = 2**22
 """Multiplications below which nothing is measured: a tenth of a millisecond, which other work drowns."""
 
+MOST_ROWS = 1024
+"""Rows that are measured. With 8,192 the times of two libraries had the same ratio, within 7 %."""
+
 
 def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W^T + bias, [N, O]."""
@@ -97,10 +100,11 @@ def _way(ways: Ways, x_NI: Tensor, weight_OI: Tensor) -> Callable[[Tensor, Tenso
     choices = current()
     if choices is None or len(names) == 1 or x_NI.numel() * len(weight_OI) < ENOUGH:
         return ways[names[0]]
-    work = _work("product" if ways is _PRODUCTS else "sum", x_NI.dtype, len(x_NI), weight_OI.shape, transposed)
+    rows = min(len(x_NI), MOST_ROWS)
+    work = _work("product" if ways is _PRODUCTS else "sum", x_NI.dtype, rows, weight_OI.shape, transposed)
     if work not in choices.used:
-        third = None if ways is _PRODUCTS else x_NI.new_zeros(len(x_NI), len(weight_OI))
-        choices.fastest(work, {name: partial(ways[name], x_NI, weight_OI, third) for name in names})
+        third = None if ways is _PRODUCTS else x_NI.new_zeros(rows, len(weight_OI))
+        choices.fastest(work, {name: partial(ways[name], x_NI[:rows], weight_OI, third) for name in names})
     return ways[choices.used[work]]
 
 
