@@ -59,12 +59,12 @@ class Subject:
     @property
     def dtype(self) -> str:
         """The dtype of the weights that are not quantized."""
-        return "bfloat16" if self.weights == "nf4" else self.weights
+        return "bfloat16" if self.quantized else self.weights
 
     @property
-    def quantization(self) -> str:
-        """As `model.quantization`."""
-        return "nf4" if self.weights == "nf4" else "none"
+    def quantized(self) -> bool:
+        """Whether the linear layers are quantized."""
+        return self.weights == "nf4"
 
     @property
     def whole_programs(self) -> bool:
@@ -90,13 +90,14 @@ def composed(subject: Subject, method: str, *overrides: str) -> Config:
     """
     model = STAND_IN if subject.model in RANDOM else subject.model
     where = [f"model={model}", f"model.dtype={subject.dtype}", f"trainer.device={subject.device}"]
-    where += [f"model.quantization={subject.quantization}"] * (model != STAND_IN)
+    if subject.quantized and subject.model not in RANDOM:
+        where.append(f"model.quantization={subject.weights}")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose([*where, f"method={method}", *overrides])[0]
 
 
 def adapted_everywhere(subject: Subject, method: str, shape: Shape, *, rank: int = RANK) -> Config:
-    """As `composed`, with a low-rank update of all linear layers but the output head and windows of `length` tokens."""
+    """As `composed`, with a low-rank update of all linear layers but the output head and batches of a shape."""
     low_rank = ("method.low_rank.target_modules=[all-linear]", f"method.low_rank.rank={rank}")
     batch = (f"data.context_length={shape.length}", f"trainer.batch_size={shape.batch}")
     return composed(subject, method, *low_rank, *batch)

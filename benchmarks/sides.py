@@ -168,7 +168,7 @@ def base_model(subject: Subject) -> PreTrainedModel:
     """The subject's model, loaded once per process. Attach only to a `shared_copy` of it."""
     device = torch.device(subject.device)
     if subject.model in RANDOM:
-        return random_model(subject.model, device, getattr(torch, subject.dtype), quantized=subject.weights == "nf4")
+        return random_model(subject.model, device, getattr(torch, subject.dtype), quantized=subject.quantized)
     return SESSION.base(composed(subject, "none").model, device)
 
 

@@ -17,9 +17,10 @@ from adapters import adapt, method, perturb, tiny, tokens, trained
 import hylo.kernels.fastest
 from hylo.kernels import liger, measured
 from hylo.kernels.fastest import LIGER
-from hylo.kernels.forwards import LIGER_KINDS
+from hylo.kernels.forwards import LIGER_KINDS, _liger_ffn
 from hylo.kernels.linear_cross_entropy import linear_cross_entropy
 from hylo.kernels.measured import Choices
+from hylo.kernels.recognized import ffn_like, same
 
 
 def interpret() -> None:
@@ -101,6 +102,11 @@ folder, report = Path(sys.argv[1]), {}
 for architecture in ("llama", "qwen2", "gemma", "gpt2"):
     for name in ("lora", "hylorada_dora"):
         report[f"{architecture} {name}"] = differences(architecture, name, folder)
+exact: Any = tiny("llama")
+exact.requires_grad_(False).to(device)
+for layer in exact.model.layers:
+    layer.mlp.act_fn = torch.nn.GELU()
+report["FFNs with another activation"] = len([*same([layer.mlp for layer in exact.model.layers], ffn_like, _liger_ffn)])
 for softcap in (None, 5.0):
     for biased in (False, True):
         report[f"loss {softcap} {biased}"] = loss_difference(softcap, biased=biased)

@@ -55,19 +55,20 @@ def test_benchmarks_of_a_tiny_model(tmp_path: Path) -> None:
         assert (tmp_path / "figures" / f"ratios.{kind}").stat().st_size > 1_000
 
 
-def test_each_side_multiplies_quantized_weights_in_its_own_way() -> None:
+@pytest.mark.parametrize("name", ["random_tiny", "tiny_llama"])
+def test_each_side_multiplies_quantized_weights_in_its_own_way(name: str) -> None:
     """The library's layers on peft's side, those of a run on hylo's; both on the same weights."""
     pytest.importorskip("bitsandbytes")
-    subject = Subject("random_tiny", weights="nf4")
+    subject = Subject(name, weights="nf4")
     config, base = adapted_everywhere(subject, "lora", Shape(1, 16)), base_model(subject)
     weights = {id(each) for each in base.parameters()}
     products = {}
-    for name in SIDES:
-        model = make_side(name, subject, config, shared_copy(base)).model
+    for side in SIDES:
+        model = make_side(side, subject, config, shared_copy(base)).model
         quantized = [module for module in model.modules() if is_quantized(module)]
         assert len(quantized) == 14
         assert {id(module.weight) for module in quantized} <= weights
-        products[name] = {uses_dequantized(module) for module in quantized}
+        products[side] = {uses_dequantized(module) for module in quantized}
     assert products == {"hylo": {True}, "peft": {False}}
 
 

@@ -211,6 +211,16 @@ def test_a_cpu_without_the_instructions_computes_narrow_products_in_float32(monk
     candidates.cache_clear()
 
 
+def test_large_products_are_measured_in_part(choices: Choices):
+    """And follow the same choice as those with as many rows as are measured."""
+    W = torch.randn(256, 512)
+    with measuring(CPU):
+        for rows in (1024, 5000):
+            x = torch.randn(rows, 512)
+            torch.testing.assert_close(product(x, W), x @ W.T, rtol=1e-4, atol=1e-4)
+    assert len(choices.used) == 1
+
+
 # --- layers and loss ---
 
 
@@ -288,6 +298,17 @@ def test_backward_passes_are_measured_as_training_runs_them(choices: Choices, mo
         model.choose_kernels(choices, tokens(2, 12))
     assert len(widened) > len(LAYER_WAYS)
     assert not any(widened)
+
+
+@pytest.mark.usefixtures("everything_counts")
+def test_reference_kernels_are_not_tried_without_the_instructions(choices: Choices, monkeypatch: pytest.MonkeyPatch):
+    """Their products would take many times as long. The loss has no other candidate on a CPU, and is not measured."""
+    monkeypatch.setattr(hylo.kernels.fastest, "has_instructions", lambda dtype, device: False)
+    model = adapt(tiny_model("llama"), method("lora"))
+    model.choose_kernels(choices, tokens(2, 12))
+    (entry,) = json.loads(choices.file.read_text()).values()
+    assert entry["milliseconds"].keys() == {"fused", "fused but norms", "fused but FFN"}
+    assert model.kernels["loss"] == "fused"
 
 
 @pytest.mark.usefixtures("everything_counts")

@@ -111,13 +111,15 @@ def fastest_loss(base: PreTrainedModel, head: OutputHead, ids: Tensor, choices: 
     """The fastest way to compute the loss of a model: without logits (fused, Liger's) or from them (reference)."""
     if head.needs_logits or ids.numel() * hidden_size(base) * head.words < ENOUGH:
         return FUSED
+    possible = {LIGER: liger.usable(ids.device), REFERENCE: has_instructions(_arithmetic(base), ids.device)}
+    names = [name for name in LOSSES if possible.get(name, True)]
+    if len(names) == 1:
+        return FUSED
     tokens = min(ids.numel(), tile_tokens(ids.device))
     work = f"loss {tokens}x{hidden_size(base)} by {head.words}, {_arithmetic(base)}"
     targets = ids.reshape(1, -1)[:, :tokens]
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(1, tokens, hidden_size(base), generator=generator).to(ids.device, base.dtype).requires_grad_()
-    possible = {LIGER: liger.usable(ids.device), REFERENCE: has_instructions(_arithmetic(base), ids.device)}
-    names = [name for name in LOSSES if possible.get(name, True)]
 
     def one_pass(name: str) -> None:
         _backward(head.losses_of(h, targets, LOSSES[name]), [h])

@@ -6,6 +6,7 @@ Candidates beside our own, chosen where a measurement prefers them (hylo/kernels
 Shapes: D hidden size, F inner width, V words of the vocabulary.
 """
 
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from hylo.core.devices import compute_dtype
+
+_GATED = {
+    "SiLU": "liger_swiglu",
+    "SiLUActivation": "liger_swiglu",
+    "GELUTanh": "liger_geglu",
+    "NewGELUActivation": "liger_geglu",
+}
+"""The library's function by the class of the activation. It has GELU by tanh alone."""
 
 
 def usable(device: torch.device) -> bool:
@@ -30,9 +39,12 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float, *, shift: float) -> Tensor
 
 
 def gated(gate: Tensor, up: Tensor, activation: nn.Module) -> Tensor:
-    """act(gate) * up, [..., F], for SiLU, and GELU by tanh for any other activation: see `recognized.same`."""
-    functions = _functions()
-    return (functions.liger_swiglu if "SiLU" in type(activation).__name__ else functions.liger_geglu)(gate, up)
+    """act(gate) * up, [..., F].
+
+    Raises:
+        KeyError: there is no kernel for the activation.
+    """
+    return getattr(_functions(), _GATED[type(activation).__name__])(gate, up)
 
 
 def linear_cross_entropy(
@@ -49,6 +61,7 @@ def linear_cross_entropy(
     return losses.view(targets.shape)
 
 
+@cache
 def _functions() -> Any:
     """The library's functions. Imported late: that takes seconds."""
     return import_module("liger_kernel.transformers.functional")
