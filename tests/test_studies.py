@@ -16,6 +16,7 @@ import hylo.studies.spec
 import hylo.studies.tuning
 from hylo.core.errors import TrainingDiverged
 from hylo.publish import publish
+from hylo.runs.cell import Cell
 from hylo.runs.store import read_run, read_study
 from hylo.studies.spec import EXPERIMENTS
 
@@ -152,6 +153,32 @@ def test_every_arm_gets_the_same_number_of_trials_and_its_own_keys(tiny: tuple[s
         assert choices["pa"]["keys"] == ["trainer.learning_rate", "method.landmark.learning_rate_multiplier"]
         with mock.patch.object(hylo.runs.run, "execute", side_effect=AssertionError("ran again")):
             assert train("study=mine", *tiny, "seeds=[0,1]", "workers=1") == 0
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_lost_is_not_one_that_diverged(
+    tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No setting is chosen without it, and only it runs again."""
+    write_study(CELLS + CONTRASTS + TUNING)
+    execute = hylo.runs.run.execute
+
+    def failing(cell: Cell, *arguments: Any) -> object:
+        if cell.config.seed == 100 and cell.config.trainer.learning_rate == 1e-3:
+            raise OSError("no space left")
+        return execute(cell, *arguments)
+
+    with mock.patch.object(hylo.runs.run, "execute", failing):
+        assert train("study=mine", *tiny, "seeds=[0]", "workers=1") == 2
+    said = capsys.readouterr().err
+    assert "large,trainer.learning_rate=0.001 (seed 100): failed, OSError: no space left" in said
+    assert "(seed 101)" not in said
+    assert not [*Path("outputs").glob("*/tuning.json")]
+    with mock.patch.object(hylo.studies.tuning, "run_pending", wraps=hylo.studies.tuning.run_pending) as pending:
+        assert train("study=mine", *tiny, "seeds=[0]", "workers=1") == 0
+    assert pending.call_count == 2, "the initial grid, then one more setting"
+    (told,) = manifest()["tuning"]
+    assert None not in [ppl for each in told["tried"] for ppl in each["ppl"]]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from hylo.runs.cell import Cell
 from hylo.runs.config import Config, Tune
 from hylo.runs.fingerprint import fingerprint
 from hylo.runs.shared import Session
-from hylo.runs.store import CHOICES, FAILED, RESULT, TRIALS, RunRecord, read_run
+from hylo.runs.status import status_of
+from hylo.runs.store import CHOICES, COMPLETE, FAILED, RESULT, TRIALS, RunRecord, read_run
 from hylo.studies.choices import Choice, condition, no_sums, published_choices, score
 from hylo.studies.grid_search import Setting, next_setting, start_settings
 from hylo.studies.plan import Compose, Plan, check_plan, plan_study, run_pending
@@ -94,7 +95,7 @@ def tune(
 
     Raises:
         ConfigError: a trial cannot work, or has the seed of a reported run; nothing has run by then.
-        HyloError: no setting of a cell finished with a perplexity for every seed.
+        HyloError: a trial was lost, or no setting of a cell finished with a perplexity for every seed.
     """
     tuning = plan.study.tuning if plan.study else None
     if tuning is None or config.tune is Tune.off:
@@ -202,6 +203,10 @@ def search(
         trials: number of settings per arm.
         plan: the plan of the trials; its cells are replaced.
         after: called after every wave of trials.
+
+    Raises:
+        HyloError: a trial ended otherwise than complete or diverged. It says nothing about its setting, so the search
+            cannot go on from it.
     """
     while wave := {arm: settings for arm in arms if (settings := arm.wanted(trials, session))}:
         cells: list[Cell] = []
@@ -217,6 +222,11 @@ def search(
             f"{plan.group}: {done} of {trials * len(arms)} settings tried; now {len(cells)} trials of {len(wave)} cells"
         )
         run_pending(dataclasses.replace(plan, cells=open_), session)
+        if lost := [text for cell in open_ if (text := _lost(cell, session))]:
+            raise HyloError(
+                f"{plan.group}: no setting can be chosen while trials are missing: {'; '.join(lost)}\n"
+                f"    fix:     run the study again; complete trials are kept"
+            )
         after()
 
 
@@ -234,6 +244,14 @@ def _record(cell: Cell, session: Session) -> RunRecord | None:
     """The record of a trial, complete or failed; None if it has not run."""
     folder = cell.folder(fingerprint(cell.config, session))
     return read_run(folder) if (folder / RESULT).exists() else None
+
+
+def _lost(cell: Cell, session: Session) -> str:
+    """Why a trial is neither complete nor diverged; empty if it is one of the two."""
+    status = status_of(cell.folder(fingerprint(cell.config, session)))
+    if status.state == COMPLETE or _diverged(cell, session):
+        return ""
+    return f"{cell.name} (seed {cell.config.seed}): {status.state}{f', {status.note}' * bool(status.note)}"
 
 
 def _diverged(cell: Cell, session: Session) -> bool:
