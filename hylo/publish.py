@@ -1,5 +1,7 @@
 """`python -m hylo.publish outputs/ablation experiments/ablation`: publish a study's records and report.
 
+`--so-far` publishes the cells of an unfinished study whose runs are all complete, and says which ones are missing.
+
     experiments/ablation/records/   the manifest and every run's record, without weights or paths of this machine
     experiments/ablation/results/   the report rebuilt from them: tables, figures, report.html
 
@@ -18,6 +20,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from hylo.analysis.claims import read_claims
+from hylo.analysis.summary import incomplete
 from hylo.core.errors import HyloError
 from hylo.core.files import replacing_folder, write_json
 from hylo.runs.store import (
@@ -25,6 +28,7 @@ from hylo.runs.store import (
     CONFIG,
     EVAL,
     HALF,
+    NOT_RUN,
     PROBE,
     RECORDS,
     RESULT,
@@ -33,6 +37,7 @@ from hylo.runs.store import (
     TRIALS,
     WINDOWS,
     RunRecord,
+    StudyRecord,
     read_study,
 )
 from hylo.training.logs import CURVE, TRAJECTORY
@@ -45,26 +50,31 @@ LOCAL = {"outputs": "outputs", "workers": None, "tracking": None}
 """Config keys that describe the machine, and their published values."""
 
 
-def publish(folder: Path, to: Path) -> Path:
-    """Copy a complete study's records and write its report beside them.
+def publish(folder: Path, to: Path, *, so_far: bool = False) -> Path:
+    """Copy a study's records and write its report beside them.
 
     Args:
         folder: the study's folder, with study.json.
         to: receives `records/` and `results/`, which are replaced; its name is the study's name in tables.
+        so_far: publish the complete cells of a study that is not complete.
 
     Returns:
         The folder of the report.
 
     Raises:
-        HyloError: a run is not complete, or its config contains an absolute path.
+        HyloError: a run is not complete, or its config contains an absolute path; with `so_far`, no cell and its base
+            model are complete.
         RecordError: the manifest or a record is missing or damaged.
     """
     from hylo.report import write_report
 
     study = read_study(folder)
+    if missing := incomplete(study):
+        if not so_far:
+            fix = "    fix:     run the study again, or --so-far for its complete cells"
+            raise HyloError("\n".join([f"{folder} is not complete:", *missing, fix]))
+        study = complete_part(study)
     runs = [run for cell in study.cells.values() for run in cell]
-    if unfinished := [str(run.folder) for run in runs if not run.complete]:
-        raise HyloError(f"{folder} is not complete: {', '.join(unfinished)}\n    fix:     run the study again")
     configs = [_config(run) for run in runs]
     if private := dict.fromkeys(said for config in configs for said in _absolute_paths(config)):
         raise HyloError(
@@ -80,6 +90,37 @@ def publish(folder: Path, to: Path) -> Path:
             _copy(run, config, records / run.folder.name)
         write_report(records, results)
     return to / "results"
+
+
+def complete_part(study: StudyRecord) -> StudyRecord:
+    """A study as if it had only those of its cells whose runs are all complete, with the contrasts and claims between
+    them; `not_run` of its manifest names the others. Settings chosen for those stay: trials are results as well.
+
+    Raises:
+        HyloError: no cell is complete together with its base model.
+    """
+    whole = {
+        entry["cell"]
+        for entry in study.manifest["cells"]
+        if sum(run.complete for run in study.cells[entry["cell"]]) == len(entry["runs"])
+    }
+    done = [cell for cell in study.cells if {cell, study.base_of(cell)} <= whole]
+    if {study.base_of(cell) for cell in done} >= {*done}:
+        raise HyloError(
+            f"{study.folder}: no cell is complete together with its base model\n    fix:     run it further"
+        )
+
+    def between(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [each for each in entries if {each["cell"], each["reference"]} <= {*done, ""}]
+
+    manifest = study.manifest | {
+        "cells": [entry for entry in study.manifest["cells"] if entry["cell"] in done],
+        "contrasts": between(study.manifest.get("contrasts", [])),
+        "claims": between(study.manifest.get("claims", [])),
+        "factorial": [],
+        NOT_RUN: [cell for cell in study.cells if cell not in done],
+    }
+    return StudyRecord(study.folder, manifest, {cell: study.cells[cell] for cell in done})
 
 
 def write_overview(experiments: Path) -> None:
@@ -130,9 +171,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hylo.publish", description=__doc__)
     parser.add_argument("folder", type=Path, help="a study's folder, for example outputs/ablation")
     parser.add_argument("to", type=Path, help="where records/ and results/ go, for example experiments/ablation")
+    parser.add_argument("--so-far", action="store_true", help="publish the complete cells of an unfinished study")
     options = parser.parse_args(arguments)
     try:
-        print(publish(options.folder, options.to))
+        print(publish(options.folder, options.to, so_far=options.so_far))
         write_overview(options.to.parent)
     except HyloError as error:
         print(error, file=sys.stderr)

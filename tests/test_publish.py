@@ -49,9 +49,44 @@ def test_an_unfinished_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     folder = write_recorded_study(
         tmp_path / "demo", {"some": 20.0}, [0, 1], np.random.default_rng(0), failed=[("some", 1)], **SIZE
     )
-    assert main([str(folder), str(tmp_path / "shared")]) == 2
-    assert "some-seed1" in capsys.readouterr().err
-    assert not (tmp_path / "shared").exists()
+    to = tmp_path / "shared"
+    for reason in ("failed: some seed 1", "not run: some"):
+        assert main([str(folder), str(to)]) == 2
+        said = capsys.readouterr().err
+        assert reason in said
+        assert "or --so-far for its complete cells" in said
+        (folder / "some-seed1-00000001" / RESULT).unlink(missing_ok=True)
+    assert main([str(folder), str(to), "--so-far"]) == 2
+    assert "no cell is complete together with its base model" in capsys.readouterr().err
+    assert not to.exists()
+
+
+def test_the_complete_cells_of_an_unfinished_study_are_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the contrasts between them, and with every trial; its report is rebuilt like any other."""
+    contrasts = [
+        {"cell": cell, "reference": reference, "component": f"{cell}'s", "comparison": "added"}
+        for cell, reference in (("more", "some"), ("late", "some"), ("late", "more"))
+    ]
+    folder = write_recorded_study(
+        tmp_path / "demo", {"some": 20.0, "more": 22.0, "late": 25.0}, [0, 1, 2], np.random.default_rng(0),
+        failed=[("late", 2)], tuned=["some", "more", "late"], manifest={"contrasts": contrasts, "claims": []}, **SIZE
+    )  # fmt: skip
+    to = tmp_path / "shared"
+    assert main([str(folder), str(to)]) == 2
+    assert "late seed 2" in capsys.readouterr().err
+    assert main([str(folder), str(to), "--so-far"]) == 0
+    study = read_study(to / "records")
+    assert list(study.cells) == ["untuned", "some", "more"]
+    assert [(each["cell"], each["reference"]) for each in study.manifest["contrasts"]] == [("more", "some")]
+    assert [note["cell"] for note in study.manifest["tuning"]] == ["some", "more", "late"]
+    assert sorted(path.name.partition("-")[0] for path in (to / "records").iterdir() if path.is_dir()) == [
+        "more", "more", "more", "some", "some", "some", "untuned",
+    ]  # fmt: skip
+    said = (to / "results" / "summary.md").read_text()
+    assert "not run yet: late; p-values are corrected over the contrasts so far" in said
+    assert not write_report(to / "records").failed
 
 
 def test_a_folder_of_this_machine_is_not_published(

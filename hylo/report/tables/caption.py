@@ -6,7 +6,7 @@ from hylo.analysis.pairs import complete_runs, value_of
 from hylo.analysis.rates import rates_in_words
 from hylo.analysis.summary import PASSED
 from hylo.report.tables.numbers import MISSING, number
-from hylo.runs.store import RunRecord, StudyRecord
+from hylo.runs.store import NOT_RUN, RunRecord, StudyRecord
 
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: these numbers say nothing about methods"
 ONE_SEED = "95 % intervals cover evaluation noise only (one seed: new windows, not new training runs)"
@@ -35,6 +35,8 @@ def caption(study: StudyRecord, summary: pd.DataFrame) -> list[str]:
         if cells := list(dict.fromkeys(run.cell for run in runs if run.result["training"].get("steps_from_states"))):
             lines.append(f"training times without passes whose states were stored: {', '.join(cells)}")
         lines.append(ONE_SEED if max(summary["seeds"], default=1) <= 1 else SEVERAL_SEEDS)
+    if others := study.manifest.get(NOT_RUN):
+        lines.append(f"not run yet: {', '.join(others)}; p-values are corrected over the contrasts so far")
     if study.manifest.get("drawn"):
         lines.append(study.manifest["drawn"])
     lines += _audit_failures(summary)
