@@ -62,6 +62,16 @@ def test_a_model_without_attention_and_without_targets_is_refused():
         adapt(tiny_model("mamba"), {"low_rank": LowRankConfig(rank=2)})
 
 
+def test_layers_whose_weights_a_model_multiplies_itself_are_found():
+    """Mamba multiplies by the weight of dt_proj: the model runs, and the audit says which updates have no effect."""
+    base = tiny_model("mamba")
+    plain = untouched_logits(base, IDS)
+    model = adapt(base, {"low_rank": LowRankConfig(rank=2, target_modules=[ALL_LINEAR])})
+    (failed,) = (each for each in Audit(model, IDS, plain, seed=0).before_training() if each.status is Status.failed)
+    assert failed.check == "dead_tensors"
+    assert {name.split(".")[-2] for name in failed.names} == {"dt_proj"}
+
+
 def test_all_linear_leaves_out_what_scores_experts():
     """Their few outputs would limit the rank of all."""
     model = tiny_model("qwen2_moe")

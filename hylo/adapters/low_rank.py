@@ -163,6 +163,11 @@ class LowRankLayer(nn.Module):
         the audit finds, because no gradient reaches A and B."""
         return self.base.weight
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's bias, which models ask for that multiply by the weight themselves."""
+        return self.base.bias
+
     def projection(self, x: Tensor) -> Projection | None:
         """The layer and its input for the fused kernels; None if dropout makes the input of A differ from that of W, or
         the base layer computes with something else than its weight (quantized layers outside of `ModelConfig.load`)."""
