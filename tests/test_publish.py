@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from launch import TINY, train, write_text
 from omegaconf import OmegaConf
 from recorded import SIZE, write_recorded_study
 
+import hylo.runs.run
 from hylo.publish import main, overview
 from hylo.report import write_report
 from hylo.report.tables.numbers import written
@@ -43,6 +45,10 @@ def test_a_run_study_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert Path("shared/another_name/results/summary.md").read_text().startswith("# another_name\n")
     rebuilt = write_report(to / "records")
     assert len(rebuilt.summary) == 4
+    shutil.rmtree(secret)
+    shutil.copytree(to / "records", folder)  # as on another machine
+    with mock.patch.object(hylo.runs.run, "execute", side_effect=AssertionError("ran again")):
+        assert train("-m", "method=lora,rslora", *given, figures=True) == 0
 
 
 def test_an_unfinished_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
