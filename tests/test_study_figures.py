@@ -125,10 +125,12 @@ def test_a_figure_that_fails_costs_no_other(whole: StudyRecord, tmp_path: Path, 
     def broken(study: StudyRecord, summary: pd.DataFrame) -> Figure | None:
         raise ValueError("no such <symbol>")
 
+    (tmp_path / "figures").mkdir()
+    for suffix in ("png", "svg"):
+        (tmp_path / "figures" / f"claims.{suffix}").write_text("of an earlier report")
     with mock.patch.object(hylo.report, "all_figures", return_value=FIGURES | {"claims": broken}):
         assert main([str(whole.folder), "--out", str(tmp_path)]) == 1
-    drawn = {path.stem for path in (tmp_path / "figures").glob("*.png")}
-    assert drawn == set(SHIPPED) - {"claims"}
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == set(SHIPPED) - {"claims"}
     said = "figure claims cannot be drawn: ValueError: no such"
     assert said in capsys.readouterr().out
     assert said in (tmp_path / "summary.md").read_text().replace("\\", "")

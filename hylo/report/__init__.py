@@ -24,7 +24,7 @@ from hylo.report.figures import all_figures, study_figures
 from hylo.report.figures.base import drawable
 from hylo.report.figures.loss import loss_figure
 from hylo.report.render.console import markdown_section, print_tables
-from hylo.report.render.files import csv, save, write
+from hylo.report.render.files import csv, remove, save, write
 from hylo.report.render.html import FigureBlock, page
 from hylo.report.render.sections import figure_block, main_figure, sections, summary_markdown, summary_tex, top
 from hylo.report.tables.decisions import Decision, decisions, for_readers
@@ -120,7 +120,8 @@ def _shown(table: Table, missing: list[str]) -> bool:
 def _drawn(
     study: StudyRecord, summary: pd.DataFrame, to: Path, missing: list[str]
 ) -> tuple[list[Path], dict[str, FigureBlock]]:
-    """Save every figure that has data. One that fails costs no other: `missing` takes a line for it.
+    """Save every figure that has data, and delete those of an earlier report that has none now. One that fails costs no
+    other: `missing` takes a line for it.
 
     Returns:
         The PNGs, and the page's blocks by name.
@@ -138,6 +139,8 @@ def _drawn(
             continue
         images.append(image)
         blocks[name] = figure_block(figure, image, drawing)
+    for name in all_figures().keys() - blocks.keys():
+        remove(to / "figures", name)
     return images, blocks
 
 

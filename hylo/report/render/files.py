@@ -27,6 +27,12 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     ]
 
 
+def remove(folder: Path, name: str) -> None:
+    """Delete what `save` wrote for an earlier report."""
+    for suffix in ("png", "svg"):
+        (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+
+
 def csv(frame: pd.DataFrame) -> bytes:
     """The table as CSV with a header; numbers formatted by `written`, empty if missing.
 
