@@ -1,11 +1,13 @@
 """Needles in a haystack: what is asked, from which text, and a run's answers in its record and report."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from launch import train
+from tokenizers.processors import TemplateProcessing
 
 from hylo.analysis.retrieval import retrieval_table
 from hylo.core.errors import ConfigError
@@ -13,7 +15,7 @@ from hylo.data.base import Split
 from hylo.data.shakespeare import SHAKESPEARE
 from hylo.evaluation.probes.depths import DepthProbe, Prompts
 from hylo.evaluation.probes.needle import NeedleProbeConfig
-from hylo.models.tiny import TinyModelConfig
+from hylo.models.tiny import END_OF_TEXT, TinyModelConfig
 from hylo.runs.store import read_study
 
 TOKENIZER = TinyModelConfig(name="tiny").tokenizer()
@@ -52,6 +54,20 @@ def test_haystacks_are_held_out_text_with_a_needle_at_each_depth():
             assert before.startswith(text)
             count = len(TOKENIZER(text[: text.index(needle)], add_special_tokens=False)["input_ids"])
             assert one.places[depth] == count
+
+
+def test_places_count_the_token_that_begins_a_text():
+    """It takes one token of the room, and moves every needle by one."""
+    tokenizer: Any = TinyModelConfig(name="tiny").tokenizer()
+    tokenizer.bos_token = END_OF_TEXT
+    begins = TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = begins
+    needle = TOKENIZER("The code for", add_special_tokens=False)["input_ids"]
+    for one in NeedleProbeConfig(tokens=[700], depths=3, haystacks=2).build(tokenizer).prompts:
+        assert one.prefix[0] == tokenizer.bos_token_id
+        assert one.longest <= one.length
+        whole = np.concatenate([one.prefix, one.tails[0]])
+        assert [whole[place : place + len(needle)].tolist() for place in one.places] == [needle] * 3
 
 
 def test_none_is_longer_than_asked_and_none_much_shorter():

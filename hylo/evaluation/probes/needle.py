@@ -96,7 +96,8 @@ def _haystack(
     words, codes = draw(rng, PROBE_WORDS, PROBE_CODES, depths)
     needles = [f"{fact(word, code)}.\n" for word, code in zip(words, codes, strict=True)]
     questions = [question(word, code) for word, code in zip(words, codes, strict=True)]
-    tokens_of_text = tokens - (bos_token(tokenizer, Bos.auto) is not None)
+    begun = int(bos_token(tokenizer, Bos.auto) is not None)
+    tokens_of_text = tokens - begun
     fixed = count("".join(needles)) + max(map(count, questions))
     lines = _lines(tokens_of_text - fixed, sources, rng)
     while len(lines) >= depths - 1:
@@ -105,7 +106,7 @@ def _haystack(
         pieces = [part + needle for part, needle in zip(parts, needles, strict=False)]
         asked = ["".join(pieces) + parts[-1] + each for each in questions]
         if max(map(count, asked)) <= tokens_of_text:
-            starts = [count("".join(pieces[:depth]) + parts[depth]) for depth in range(depths)]
+            starts = [begun + count("".join(pieces[:depth]) + parts[depth]) for depth in range(depths)]
             return Text(tokens, number, starts, asked, [str(code) for code in codes])
         lines.pop()  # needles change how the text around them is split into tokens, by a few
     allowed = f"more than {fixed + 2 * depths} ({depths} needles, a question and some text), and a text that long"
