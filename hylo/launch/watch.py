@@ -19,6 +19,8 @@ class Watch:
         self._left = [*folders]
         self._total, self._began = len(folders), time.monotonic()
         self._said, self._said_at = "", -SAY_SECONDS
+        self._before: int | None = None
+        """Runs that were complete at the first look: how long they took is not known."""
 
     def say(self, *, jobs: int) -> None:
         """Look at the runs, and print how many are complete, run and failed; so many `jobs` wait or run."""
@@ -32,8 +34,10 @@ class Watch:
         said += f", {failed} failed" * bool(failed)
         if said == self._said and now - self._said_at < SAY_SECONDS:
             return
-        elapsed = now - self._began
-        eta = f", ETA {elapsed / done * len(self._left):.0f} s" if done and jobs else ""
+        if self._before is None:
+            self._before = done
+        elapsed, lately = now - self._began, done - self._before
+        eta = f", ETA {elapsed / lately * len(self._left):.0f} s" if lately and jobs else ""
         note = f" ({running[0].note})" if running else ""
         print(f"{said} in {elapsed:.0f} s{eta}{note}", flush=True)
         self._said, self._said_at = said, now
