@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hylo.kernels import liger
 from hylo.kernels.gated_ffn import gated_ffn
+from hylo.kernels.product import widened
 from hylo.kernels.projection import Projection, project
 from hylo.kernels.recognized import epsilon, ffn_like, norm_like, own, same
 from hylo.kernels.rms_norm import rms_norm
@@ -78,7 +79,11 @@ class FusedForwards:
         # On the meta device there are no values to try a class on.
         modules = [] if model.device.type == "meta" else list(decoder(model).modules())
         tried = _FUSED + (_BY_LIGER if liger.usable(model.device) else ())
-        self._forwards = [(kind, module, fused) for kind, like, fused in tried for module in same(modules, like, fused)]
+        found: dict[tuple[str, nn.Module], Callable[..., Tensor]] = {}
+        for kind, like, fused in tried:
+            left = [module for module in modules if (kind, module) not in found]
+            found |= {(kind, module): fused for module in same(left, like, fused)}
+        self._forwards = [(kind, module, fused) for (kind, module), fused in found.items()]
         self._changed: dict[nn.Module, None] = {}
         self.kinds = {kind for kind, _, _ in self._forwards}
         """Kinds of modules that the model has, without the linear layers."""
@@ -139,9 +144,18 @@ def _fused_norm(self: Any, x: Tensor, *gates: Tensor | None) -> Tensor:
     return own(self, x, *gates) if _needs_own(self, gates) else rms_norm(x, self.weight, epsilon(self))
 
 
+def _fused_late_norm(self: Any, x: Tensor, *gates: Tensor | None) -> Tensor:
+    """For norms that scale before they round."""
+    if _needs_own(self, gates):
+        return own(self, x, *gates)
+    return rms_norm(x, self.weight, epsilon(self), rounds_last=True)
+
+
 def _fused_shifted_norm(self: Any, x: Tensor, *gates: Tensor | None) -> Tensor:
-    """For norms that store the scale as its difference from 1 (Gemma)."""
-    return own(self, x, *gates) if _needs_own(self, gates) else rms_norm(x, 1 + self.weight, epsilon(self))
+    """For norms that store the scale as its difference from 1, and scale before they round (Gemma)."""
+    if _needs_own(self, gates):
+        return own(self, x, *gates)
+    return rms_norm(x, 1 + widened(self.weight), epsilon(self), rounds_last=True)
 
 
 def _needs_own(norm: Any, gates: Sequence[Tensor | None]) -> bool:
@@ -176,6 +190,7 @@ def _liger_ffn(self: Any, x: Tensor) -> Tensor:
 
 _FUSED = (
     ("norm", norm_like, _fused_norm),
+    ("norm", norm_like, _fused_late_norm),
     ("norm", norm_like, _fused_shifted_norm),
     ("ffn", ffn_like, _fused_ffn),
 )
