@@ -47,7 +47,9 @@ def test_the_table_of_the_readme_is_that_of_the_records() -> None:
 
 SECTIONS = {text.splitlines()[0]: text for text in re.split(r"^## ", FINDINGS, flags=re.M)[1:]}
 AS_PRINTED = {
-    name: text for name, text in SECTIONS.items() if re.match("Every arm|Landmarks, each|What each|Is rank|Landmark d", name)
+    name: text
+    for name, text in SECTIONS.items()
+    if re.match("Every arm|Landmarks, each|What each|Is rank|Landmark d", name)
 }
 """Sections of the findings that quote intervals as printed in the studies' tables, each with a link to them."""
 
