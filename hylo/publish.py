@@ -106,14 +106,14 @@ def complete_part(study: StudyRecord) -> StudyRecord:
     }
     done = [cell for cell in study.cells if {cell, study.base_of(cell)} <= whole]
     if {study.base_of(cell) for cell in done} >= {*done}:
-        raise HyloError(
-            f"{study.folder}: no cell is complete together with its base model\n    fix:     run it further"
-        )
+        fix = "run the study again"
+        raise HyloError(f"{study.folder}: no cell is complete together with its base model\n    fix:     {fix}")
 
     def between(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [each for each in entries if {each["cell"], each["reference"]} <= {*done, ""}]
 
     manifest = study.manifest | {
+        "base": study.base_of(done[0]),
         "cells": [entry for entry in study.manifest["cells"] if entry["cell"] in done],
         "contrasts": between(study.manifest.get("contrasts", [])),
         "claims": between(study.manifest.get("claims", [])),

@@ -177,7 +177,7 @@ def test_a_thread_without_an_end_is_refused(identity: str | None, said: str):
     """A message that answers itself, or several without a name of their own."""
     rows = [{"id": "a", "parent": None}, {"id": identity, "parent": "a"}]
     with pytest.raises(ConfigError, match=f"in x:2 it is {said}"):
-        [*threads([(f"x:{number}", row) for number, row in enumerate(rows, 1)], "id", "parent", "rank")]
+        list(threads([(f"x:{number}", row) for number, row in enumerate(rows, 1)], "id", "parent", "rank"))
 
 
 def test_messages_in_sharegpts_words(tmp_path: Path):

@@ -87,6 +87,7 @@ def test_the_complete_cells_of_an_unfinished_study_are_published(
     assert list(study.cells) == ["untuned", "some", "more"]
     assert [(each["cell"], each["reference"]) for each in study.manifest["contrasts"]] == [("more", "some")]
     assert [note["cell"] for note in study.manifest["tuning"]] == ["some", "more", "late"]
+    assert study.base == "untuned"
     assert sorted(path.name.partition("-")[0] for path in (to / "records").iterdir() if path.is_dir()) == [
         "more", "more", "more", "some", "some", "some", "untuned",
     ]  # fmt: skip
