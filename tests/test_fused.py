@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from adapters import TRAINED, adapt, matrix, method, perturb, tiny, tokens, trained
 from torch import Tensor, nn
 
+from benchmarks.families.tiny import tiny_model
 from hylo.kernels.forwards import FusedForwards, SharedInput
 from hylo.kernels.gated_ffn import gated_ffn
 from hylo.kernels.product import add_product, product, product_added, summed_product
@@ -202,19 +203,25 @@ def test_norms_and_ffns_are_recognised(architecture: str, dtype: torch.dtype):
     assert sum("MLP" in name for name in given) == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("architecture", ["gemma", "llama"])
-def test_a_norm_rounds_when_the_model_does(architecture: str, dtype: torch.dtype):
-    """Gemma scales by 1 + w before it rounds, Llama afterwards; in a narrow type these are different functions."""
-    base: Any = tiny(architecture)
+BF16, FP16 = torch.bfloat16, torch.float16
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("gemma", BF16), ("gemma", FP16), ("llama", BF16), ("llama", FP16), ("flex_olmo", BF16)]
+)
+def test_a_norm_rounds_when_the_model_does(family: str, dtype: torch.dtype):
+    """Gemma (which scales by 1 + w) and FlexOlmo scale before they round, Llama afterwards; in a narrow type these are
+    different functions."""
+    base: Any = tiny_model(family)
     base.to(dtype).requires_grad_(False)
     norm = base.model.norm
-    norm.weight.copy_(0.3 * random(48, seed=0))
+    width = len(norm.weight)
+    norm.weight.copy_(norm.weight + 0.3 * random(width, seed=0))
     (fused,) = (fused for _, module, fused in FusedForwards(base)._forwards if module is norm)
-    x = leaf(4, 48, seed=1, dtype=dtype)
+    x = leaf(4, width, seed=1, dtype=dtype)
     own, y = type(norm).forward(norm, x), fused(norm, x)
     assert torch.equal(y, own)
-    dy = random(4, 48, seed=2, dtype=dtype)
+    dy = random(4, width, seed=2, dtype=dtype)
     expected, found = (torch.autograd.grad(each, x, dy)[0].float() for each in (own, y))
     torch.testing.assert_close(found, expected, rtol=0, atol=2 * torch.finfo(dtype).eps * float(expected.abs().max()))
 

@@ -174,9 +174,12 @@ def test_a_trial_that_is_lost_is_not_one_that_diverged(
     assert "large,trainer.learning_rate=0.001 (seed 100): failed, OSError: no space left" in said
     assert "(seed 101)" not in said
     assert not [*Path("outputs").glob("*/tuning.json")]
-    with mock.patch.object(hylo.studies.tuning, "run_pending", wraps=hylo.studies.tuning.run_pending) as pending:
+    with mock.patch.object(hylo.runs.run, "execute", wraps=execute) as executed:
         assert train("study=mine", *tiny, "seeds=[0]", "workers=1") == 0
-    assert pending.call_count == 2, "the initial grid, then one more setting"
+    configs = [call.args[0].config for call in executed.call_args_list if call.args[0].group.startswith("tuning-of")]
+    again = [(config.seed, config.trainer.learning_rate) for config in configs]
+    assert again[0] == (100, 1e-3)
+    assert [seed for seed, _ in again[1:]] == [100, 101], "only one more setting"
     (told,) = manifest()["tuning"]
     assert None not in [ppl for each in told["tried"] for ppl in each["ppl"]]
 

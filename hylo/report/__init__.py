@@ -128,8 +128,9 @@ def _drawn(
     """
     images: list[Path] = []
     blocks: dict[str, FigureBlock] = {}
+    figures = all_figures()
     study, summary = drawable(study, summary)
-    for name, draw in all_figures().items() if len(summary) else ():
+    for name, draw in figures.items() if len(summary) else ():
         try:
             if (figure := draw(study, summary)) is None:
                 continue
@@ -139,7 +140,7 @@ def _drawn(
             continue
         images.append(image)
         blocks[name] = figure_block(figure, image, drawing)
-    for name in all_figures().keys() - blocks.keys():
+    for name in figures.keys() - blocks.keys():
         remove(to / "figures", name)
     return images, blocks
 
