@@ -118,7 +118,7 @@ def complete_part(study: StudyRecord) -> StudyRecord:
         "contrasts": between(study.manifest.get("contrasts", [])),
         "claims": between(study.manifest.get("claims", [])),
         "factorial": [],
-        NOT_RUN: [cell for cell in study.cells if cell not in done],
+        NOT_RUN: [*(cell for cell in study.cells if cell not in done), *study.manifest.get(NOT_RUN, [])],
     }
     return StudyRecord(study.folder, manifest, {cell: study.cells[cell] for cell in done})
 

@@ -18,7 +18,8 @@ from hylo.core.errors import TrainingDiverged
 from hylo.publish import publish
 from hylo.runs.cell import Cell
 from hylo.runs.store import read_run, read_study
-from hylo.studies.spec import EXPERIMENTS
+from hylo.studies.part import part_of
+from hylo.studies.spec import EXPERIMENTS, read_study_file
 
 HEAD = "question: Does it help?\nprotocol: The same for all.\n"
 CELLS = "cells:\n  base: [method=none]\n  small: [method=lora]\n  large: [method=lora, method.low_rank.rank=16]\n"
@@ -307,3 +308,80 @@ def test_nothing_to_decide_is_refused(tiny: tuple[str, ...], capsys: pytest.Capt
     assert train("study=mine", *tiny, "seeds=until_decided") == 2
     assert "no contrast or claim to decide" in capsys.readouterr().err
     assert not Path("outputs").exists()
+
+
+@pytest.mark.slow
+def test_some_cells_are_run_before_the_others(tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """With the base model's row and trials of their own; what is left is named, and what is done is not done again."""
+    write_study(
+        CELLS + CONTRASTS + TUNING.replace("[large]", "all") + "  own: {small: {method.low_rank.alpha: [8, 16]}}\n"
+    )
+    assert train("study=mine", *tiny, "seeds=[0]", "cells=[large]") == 0
+    part = manifest()
+    assert [entry["cell"] for entry in part["cells"]] == ["base", "large"]
+    assert (part["not_run"], part["contrasts"]) == (["small"], [])
+    assert [note["cell"] for note in part["tuning"]] == ["large"]
+    assert "not run yet: small" in capsys.readouterr().out
+    (folder,) = (path.parent for path in Path("outputs").glob("mine*/study.json"))
+    before = {run.name for run in folder.iterdir() if run.is_dir()}
+    trials = {run.name for run in next(Path("outputs").glob("tuning-of-*")).iterdir() if run.is_dir()}
+    assert {name.partition(",")[0] for name in trials} == {"large"}
+    with mock.patch("hylo.publish._absolute_paths", return_value=[]):  # those of the test's own text files
+        publish(folder, Path("published"))
+    assert read_study(Path("published/records")).manifest["not_run"] == ["small"]
+
+    assert train("study=mine", *tiny, "seeds=[0]") == 0
+    whole = manifest()
+    assert [entry["cell"] for entry in whole["cells"]] == ["base", "small", "large"]
+    assert "not_run" not in whole
+    assert [note["cell"] for note in whole["tuning"]] == ["small", "large"]
+    assert whole["tuning"][1] == part["tuning"][0]
+    assert {run for entry in whole["cells"] for run in entry["runs"] if entry["cell"] != "small"} <= before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["study=mine", "cells=[larg]"], ["cells = ['larg']", "cells of the study: base, small, large"]),
+        (["study=mine", "cells=[]"], ["cells = []", "null for all"]),
+        (["cells=[large]"], ["cells = ['large']", "null without a study"]),
+        (["add=[dora]"], ["add = ['dora']", "null without a study"]),
+    ],
+)
+def test_cells_that_are_none_are_refused(
+    tiny: tuple[str, ...], arguments: list[str], said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(CELLS)
+    assert train(*tiny, *arguments) == 2
+    message = capsys.readouterr().err
+    assert all(text in message for text in said), message
+    assert not Path("outputs").exists()
+
+
+def test_a_part_has_the_base_model_of_its_own_context(tiny: tuple[str, ...]) -> None:
+    longer = [text for text in tiny if not text.startswith("data.context_length")]
+    write_study(
+        "cells:\n"
+        "  base_32: [method=none, data.context_length=32]\n  lora_32: [method=lora, data.context_length=32]\n"
+        "  base_64: [method=none, data.context_length=64]\n  lora_64: [method=lora, data.context_length=64]\n"
+    )
+    assert train("study=mine", *longer, "cells=[lora_64]") == 0
+    assert [(entry["cell"], entry["base"]) for entry in manifest()["cells"]] == [
+        ("base_64", "base_64"),
+        ("lora_64", "base_64"),
+    ]
+    assert manifest()["not_run"] == ["base_32", "lora_32"]
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in EXPERIMENTS.glob("*/study.yaml")))
+def test_any_part_of_a_shipped_study_is_a_study(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its contrasts, claims and tuning speak of its own cells alone; all cells are the study itself."""
+    monkeypatch.setattr(hylo.studies.spec, "EXPERIMENTS", EXPERIMENTS)
+    study = read_study_file(name)
+    names = [*study.all_cells()]
+    assert part_of(study, names) == study
+    for place in range(len(names)):
+        part = part_of(study, names[place : place + 2])
+        assert [*part.all_cells()] == names[place : place + 2]
+        assert not [*hylo.studies.spec._problems(part)]
+        assert {each.cell for each in part.contrasts} <= {*names[place : place + 2]}

@@ -79,6 +79,8 @@ class Config:
     """Maximum number of seeds with seeds=until_decided, decided or not."""
     tune: Tune = Tune.recorded
     """recorded, again or off: source of the settings that a study tunes per cell."""
+    cells: list[str] | None = None
+    """The study's cells to run now, with the base model's; None: all."""
     add: list[str] | None = None
     """Additional methods for the study to run, each in its own row; None: only the study's cells."""
     workers: int | None = bounded(None, ge=1)
@@ -126,7 +128,7 @@ def resolve(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
     assert isinstance(config, Config)
-    problems = [*bound_problems(config), *_name_problems(config), *_seed_problems(config)]
+    problems = [*bound_problems(config), *_name_problems(config), *_study_problems(config), *_seed_problems(config)]
     if problems:
         raise ConfigError(*problems)
     return config
@@ -137,6 +139,14 @@ def _name_problems(config: Config) -> Iterator[str]:
     for key, name in names.items():
         if name is not None:
             yield from name_problems(key, name)
+
+
+def _study_problems(config: Config) -> Iterator[str]:
+    for key, names in {"cells": config.cells, "add": config.add}.items():
+        if names is not None and config.study is None:
+            yield problem(key, names, "null without a study", f"study=..., or without {key}")
+    if config.cells == []:
+        yield problem("cells", [], "names of the study's cells, or null for all", "without cells")
 
 
 def _seed_problems(config: Config) -> Iterator[str]:

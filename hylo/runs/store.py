@@ -59,7 +59,8 @@ RECORDS = "records"
 """Folder of a published study's records (`hylo.publish`)."""
 TRIALS, CHOICES = "trials.parquet", "tuning.json"
 NOT_RUN = "not_run"
-"""Key of a manifest: the cells of the study that are not part of it, because it was published before they were run."""
+"""Key of a manifest: the cells of the study that are not part of it, because it was run (`cells=`) or published
+(`--so-far`) without them."""
 
 _SECTIONS = (
     "schema_version", "status", "fingerprint", "study", "cell", "seed", "params", "metrics", "training", "audit",

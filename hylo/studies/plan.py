@@ -25,15 +25,17 @@ from hylo.runs.fingerprint import fingerprint
 from hylo.runs.launcher import LeftRunning
 from hylo.runs.reuse import Listing, reuse_finished
 from hylo.runs.shared import Session
+from hylo.runs.store import NOT_RUN
 from hylo.runs.writer import MAKES_THE_RUN
 from hylo.studies.manifest import report_plan, write_manifest
+from hylo.studies.part import part_of
 from hylo.studies.spec import StudyConfig, key_of, read_study_file
 from hylo.studies.states import PLAN, print_states
 
 Compose = Callable[[Sequence[str]], tuple[Config, str]]
 """Composes a typed configuration from overrides, and returns it with the name of its method."""
 
-NO_PART_OF_A_CELL = {"study", "seeds", "most_seeds", "seed", "add", "tune"}
+NO_PART_OF_A_CELL = {"study", "seeds", "most_seeds", "seed", "add", "cells", "tune"}
 NO_PART_OF_A_NAME = {"tracking", "launcher", "outputs", "workers", "probe"}
 """Sections and keys of a command line that are not part of a study's folder name: they change no number of its runs."""
 
@@ -49,7 +51,8 @@ class Plan:
     overrides: Sequence[str] = ()
     """Command-line overrides by which the study differs from its file."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """Further manifest entries: the choice of settings, and the rule that determined the number of seeds."""
+    """Further manifest entries: the cells left out, the choice of settings, and the rule that determined the number of
+    seeds."""
     trials: pd.DataFrame | None = None
     """NLL sums of the trials behind the choice of settings; None if nothing was tuned."""
 
@@ -75,7 +78,7 @@ def plan_study(
         compose: composes the configuration of a cell.
         seeds: seeds of each cell that trains; None: those of the command line, or else of the study's file.
         chosen: further overrides by cell name, chosen on the validation split.
-        only: names of the cells to compose; None: all.
+        only: names of the cells to compose; None: all. The plan's study is then that part (hylo/studies/part.py).
 
     Raises:
         ConfigError: the study's file is invalid, or a cell cannot be composed; the message names the cell.
@@ -103,7 +106,11 @@ def plan_study(
         for seed in every_seed if own_config.components else every_seed[:1]:  # without training, all seeds are the same
             cells.append(Cell("", name, dataclasses.replace(own_config, seed=seed), (*texts, f"seed={seed}")))
     group = file_name(",".join([config.study, *named, *(f"+{method}" for method in config.add or [])]))
-    return Plan(group, Path(config.outputs), [dataclasses.replace(cell, group=group) for cell in cells], study, named)
+    cells = [dataclasses.replace(cell, group=group) for cell in cells]
+    if only is None:
+        return Plan(group, Path(config.outputs), cells, study, named)
+    left = {NOT_RUN: [name for name in every if name not in only]}
+    return Plan(group, Path(config.outputs), cells, part_of(study, only), named, left)
 
 
 def with_base_cells(plan: Plan, session: Session) -> Plan:

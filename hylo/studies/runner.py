@@ -18,6 +18,7 @@ from hylo.runs.config import UNTIL_DECIDED, Config
 from hylo.runs.shared import Session
 from hylo.runs.store import StudyRecord, study_of
 from hylo.studies.manifest import manifest, report_plan
+from hylo.studies.part import part_names
 from hylo.studies.plan import Compose, Plan, check_plan, freeze, plan_study, run_checked, run_or_stop, with_base_cells
 from hylo.studies.tuning import tune
 
@@ -35,19 +36,22 @@ def run_study(config: Config, overrides: Sequence[str], compose: Compose, sessio
         ConfigError: as `plan_study` and `check_plan`; nothing has run by then.
     """
     plan = plan_study(config, overrides, compose, seeds=_first_seeds(config))
+    only = [*part_names(plan.cells, config.cells, session), *(config.add or [])] if config.cells else None
+    if only:
+        plan = plan_study(config, overrides, compose, seeds=_first_seeds(config), only=only)
     check_plan(plan, session)
     if config.seeds == UNTIL_DECIDED and plan.study and not (plan.study.contrasts or plan.study.claims):
         allowed = "explicit seeds: this study has no contrast or claim to decide"
         raise ConfigError(problem("seeds", UNTIL_DECIDED, allowed, "'seeds=[0,1,2]', or contrasts in its study.yaml"))
     chosen, notes, trials = tune(plan, config, overrides, compose, session)
     if config.seeds != UNTIL_DECIDED:
-        plan = plan_study(config, overrides, compose, chosen=chosen) if chosen else plan
-        return run_checked(dataclasses.replace(plan, notes=notes, trials=trials), session)
+        plan = plan_study(config, overrides, compose, chosen=chosen, only=only) if chosen else plan
+        return run_checked(dataclasses.replace(plan, notes=plan.notes | notes, trials=trials), session)
     looks = stats.looks(config.most_seeds)
     for look, level in stats.levels(looks).items():
-        plan = plan_study(config, overrides, compose, seeds=range(look), chosen=chosen)
+        plan = plan_study(config, overrides, compose, seeds=range(look), chosen=chosen, only=only)
         rule = {"rule": UNTIL_DECIDED, "looks": list(looks), "level": level}
-        plan = dataclasses.replace(plan, notes=notes | rule, trials=trials)
+        plan = dataclasses.replace(plan, notes=plan.notes | notes | rule, trials=trials)
         plan = freeze(with_base_cells(plan, session), session)
         run_or_stop(plan, session)
         open_ = list(undecided(recorded(plan, session)))
