@@ -1,6 +1,7 @@
 """The fused functions against plain formulas: values, gradients, and supported models."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -203,17 +204,21 @@ def test_norms_and_ffns_are_recognised(architecture: str, dtype: torch.dtype):
     assert sum("MLP" in name for name in given) == 2
 
 
-BF16, FP16 = torch.bfloat16, torch.float16
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"), [("gemma", BF16), ("gemma", FP16), ("llama", BF16), ("llama", FP16), ("flex_olmo", BF16)]
+    ("family", "held", "dtype"),
+    [
+        *itertools.product(("gemma", "llama", "flex_olmo"), (FP32, BF16), (BF16,)),
+        *itertools.product(("gemma", "llama"), (FP32, FP16), (FP16,)),
+    ],
 )
-def test_a_norm_rounds_when_the_model_does(family: str, dtype: torch.dtype):
+def test_a_norm_rounds_when_the_model_does(family: str, held: torch.dtype, dtype: torch.dtype):
     """Gemma (which scales by 1 + w) and FlexOlmo scale before they round, Llama afterwards; in a narrow type these are
-    different functions."""
+    different functions. So are they under autocast, which hands a norm held in float32 narrow input."""
     base: Any = tiny_model(family)
-    base.to(dtype).requires_grad_(False)
+    base.to(held).requires_grad_(False)
     norm = base.model.norm
     width = len(norm.weight)
     norm.weight.copy_(norm.weight + 0.3 * random(width, seed=0))
