@@ -9,16 +9,19 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from launch import train
 
 import hylo.runs.run
 import hylo.studies.spec
 import hylo.studies.tuning
+from hylo.core.devices import Device, Precision, has_bfloat16
 from hylo.core.errors import TrainingDiverged
 from hylo.publish import publish
 from hylo.runs.cell import Cell
 from hylo.runs.store import read_run, read_study
 from hylo.studies.part import part_of
+from hylo.studies.plan import Plan
 from hylo.studies.spec import EXPERIMENTS, read_study_file
 
 HEAD = "question: Does it help?\nprotocol: The same for all.\n"
@@ -385,3 +388,39 @@ def test_any_part_of_a_shipped_study_is_a_study(name: str, monkeypatch: pytest.M
         assert [*part.all_cells()] == names[place : place + 2]
         assert not [*hylo.studies.spec._problems(part)]
         assert {each.cell for each in part.contrasts} <= {*names[place : place + 2]}
+
+
+@pytest.mark.parametrize(
+    ("faster", "given", "expected"),
+    [
+        (True, [], Precision.bfloat16),
+        (False, [], Precision.float32),
+        (True, ["trainer.precision=float32"], Precision.float32),
+    ],
+)
+def test_trials_are_narrow_where_that_is_faster(
+    tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, faster: bool, given: list[str], expected: Precision
+) -> None:
+    """Unless the command line says otherwise."""
+    write_study(CELLS + TUNING + "  bfloat16: true\n")
+    monkeypatch.setattr(hylo.studies.tuning, "has_bfloat16", lambda device: faster)
+    ran: list[Plan] = []
+
+    def run_pending(plan: Plan, session: object) -> None:
+        ran.append(plan)
+        raise RuntimeError("these trials")
+
+    monkeypatch.setattr(hylo.studies.tuning, "run_pending", run_pending)
+    with pytest.raises(RuntimeError, match="these trials"):
+        train("study=mine", *tiny, *given)
+    assert {cell.config.trainer.precision for cell in ran[0].cells} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("instructions", "faster"), [({"avx2": True, "avx512_bf16": False}, False), ({"amx_bf16": True}, True)]
+)
+def test_a_cpu_is_faster_in_bfloat16_with_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch, instructions: dict[str, bool], faster: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions | {"cpu_name": "bf16"})
+    assert has_bfloat16(Device.cpu) is faster

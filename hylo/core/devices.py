@@ -73,6 +73,13 @@ def bfloat16_problems(key: str, device: Device) -> list[str]:
     return [problem(key, "bfloat16", allowed, f"{key}=float32, or trainer.device=cpu")]
 
 
+def has_bfloat16(device: Device) -> bool:
+    """Whether the device has instructions for bfloat16; a CPU without them computes in it, slower than in float32."""
+    if device_kind(device) == "cpu":
+        return any(has is True for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
+    return not bfloat16_problems("", device)
+
+
 def accelerator_for(device: Device, precision: Precision) -> Accelerator:
     """The process's accelerator. Cells of one sweep may differ in precision, so an earlier cell's state is reset.
 

@@ -97,7 +97,9 @@ class TuningConfig:
     seeds: list[int] = field(default_factory=lambda: [100, 101])
     """Seeds of the trials; none of the study's, so that no reported run was selected for its own luck."""
     overrides: list[str] = field(default_factory=list)
-    """Overrides of the trials alone: faster arithmetic, for example."""
+    """Overrides of the trials alone: no probe, for example."""
+    bfloat16: bool = False
+    """Whether the trials compute in bfloat16 where the device is faster in it (`has_bfloat16`)."""
 
     def grids(self, cell: str) -> dict[str, list[float]]:
         """The initial grid of each key of a cell."""

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 import hylo.studies.spec
-from hylo.core.devices import is_main_process, say
+from hylo.core.devices import has_bfloat16, is_main_process, say
 from hylo.core.errors import ConfigError, HyloError, problem
 from hylo.core.files import write_json, write_table
 from hylo.core.names import file_name
@@ -29,9 +29,10 @@ from hylo.runs.store import CHOICES, COMPLETE, FAILED, RESULT, TRIALS, RunRecord
 from hylo.studies.choices import Choice, condition, no_sums, published_choices, score
 from hylo.studies.grid_search import Setting, next_setting, start_settings
 from hylo.studies.plan import Compose, Plan, check_plan, plan_study, run_pending
-from hylo.studies.spec import TuningConfig, tuned_cells
+from hylo.studies.spec import TuningConfig, key_of, tuned_cells
 
 VALIDATION = "data.eval_split=validation"
+PRECISION = "trainer.precision"
 
 Chosen = dict[str, list[str]]
 """Overrides by cell."""
@@ -104,7 +105,8 @@ def tune(
         allowed = "seeds that no reported run has, because the choice would favour that run"
         fix = "other seeds, or tuning.seeds in study.yaml"
         raise ConfigError(problem("tuning.seeds", sorted(shared), allowed, fix))
-    texts = [*overrides, VALIDATION, *tuning.overrides]
+    narrow = tuning.bfloat16 and PRECISION not in map(key_of, overrides) and has_bfloat16(config.trainer.device)
+    texts = [*overrides, VALIDATION, *tuning.overrides, *[f"{PRECISION}=bfloat16"] * narrow]
     group = file_name(f"tuning-of-{plan.group}")
 
     def make_trials(chosen: Mapping[str, Sequence[str]]) -> list[Cell]:
