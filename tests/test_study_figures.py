@@ -1,6 +1,7 @@
 """Properties of every study figure, discovered as in reports: new figures are tested here automatically."""
 
 import json
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -22,7 +23,7 @@ from hylo.report.figures.style import WIDTH
 from hylo.report.render.files import save
 from hylo.report.render.hover import svg
 from hylo.report.tables.caption import caption
-from hylo.runs.store import StudyRecord, read_study
+from hylo.runs.store import STUDY, StudyRecord, read_study
 from hylo.training.logs import TRAJECTORY
 
 SHIPPED = [
@@ -119,6 +120,22 @@ def test_a_table_that_fails_costs_no_other(whole: StudyRecord, tmp_path: Path, c
     assert said in (tmp_path / "summary.md").read_text().replace("\\", "")
     assert {path.name for path in tmp_path.glob("*.csv")} >= {"summary.csv", "contrasts.csv", "claims.csv"}
     assert not (tmp_path / "attribution.csv").exists()
+
+
+def test_a_table_that_a_study_no_longer_has_is_deleted(whole: StudyRecord, tmp_path: Path) -> None:
+    """Only from the folder of a report: elsewhere, a file of that name is somebody else's."""
+    folder = shutil.copytree(whole.folder, tmp_path / "study")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "claims.csv").write_text("mine")
+    write_report(folder)
+    assert (folder / "claims.csv").exists()
+    manifest = json.loads((folder / STUDY).read_text())
+    (folder / STUDY).write_text(json.dumps(manifest | {"claims": []}))
+    write_report(folder)
+    assert not (folder / "claims.csv").exists()
+    assert (folder / "contrasts.csv").exists()
+    write_report(folder, tmp_path / "own")
+    assert (tmp_path / "own" / "claims.csv").read_text() == "mine"
 
 
 def test_a_figure_that_fails_costs_no_other(whole: StudyRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

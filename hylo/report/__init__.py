@@ -27,7 +27,7 @@ from hylo.report.render.console import markdown_section, print_tables
 from hylo.report.render.files import csv, remove, save, write
 from hylo.report.render.html import FigureBlock, page
 from hylo.report.render.sections import figure_block, main_figure, sections, summary_markdown, summary_tex, top
-from hylo.report.tables.decisions import Decision, decisions, for_readers
+from hylo.report.tables.decisions import MAKERS, Decision, decisions, for_readers
 from hylo.report.tables.sentences import claim_sentences, claims_overview, component_sentences
 from hylo.report.tables.summary_tables import summary_tables
 from hylo.report.tables.table import Table
@@ -92,6 +92,9 @@ def write_report(folder: Path, to: Path | None = None) -> Report:
     write(to / SUMMARY, csv(summary))
     for decision in decided:
         write(to / f"{decision.name}.csv", csv(decision.frame))
+    if (to / PAGE).exists():  # an earlier report, which may have had other tables
+        for name in MAKERS.keys() - {decision.name for decision in decided}:
+            (to / f"{name}.csv").unlink(missing_ok=True)
     tables = [
         table for table in (*for_readers(decided, summary), *summary_tables(study, summary)) if _shown(table, missing)
     ]

@@ -1,6 +1,6 @@
 """Tables of what a study decides: claims, contrasts, retrieval, tasks, attribution, criteria, tuned settings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,8 +27,8 @@ from hylo.runs.store import StudyRecord
 class Decision(Table):
     """A table of what a study decides."""
 
-    name: str
-    """File name without .csv."""
+    name: str = ""
+    """File name without .csv: its key in `MAKERS`."""
     printed: bool = False
     """Whether it is also shown on the console."""
 
@@ -41,26 +41,15 @@ def decisions(study: StudyRecord, failed: list[str] | None = None) -> list[Decis
         failed: takes a line for each table that cannot be made; None: its error is raised.
     """
     found = []
-    for make in (
-        _claims,
-        _contrasts,
-        _retrieval_contrasts,
-        _retrieval,
-        _task_contrasts,
-        _tasks,
-        _texts,
-        _attribution,
-        _criteria,
-        _tuning,
-    ):
+    for name, make in MAKERS.items():
         try:
-            decision = make(study)
+            decision = replace(make(study), name=name)
         except RecordError:  # the records themselves are at fault, and with them every table
             raise
         except Exception as error:
             if failed is None:
                 raise
-            failed.append(f"table {make.__name__[1:]} cannot be made: {type(error).__name__}: {error}")
+            failed.append(f"table {name} cannot be made: {type(error).__name__}: {error}")
             continue
         if len(decision.frame):
             found.append(decision)
@@ -90,7 +79,6 @@ def wide_contrasts(study: StudyRecord) -> pd.DataFrame:
 
 def _contrasts(study: StudyRecord) -> Decision:
     return Decision(
-        name="contrasts",
         title="Contrasts",
         about=f"Improvement in perplexity of the cell over its reference, paired by seed and window, with "
         f"{100 * level(study):.4g} % intervals. p: two-sided test for no effect, Holm-corrected over all contrasts. "
@@ -107,7 +95,6 @@ def _contrasts(study: StudyRecord) -> Decision:
 def _claims(study: StudyRecord) -> Decision:
     meaning = "; ".join(f"{spaced(each.name)}: {each.value}" for each in ClaimVerdict)
     return Decision(
-        name="claims",
         title="Published claims",
         about=f"{meaning[:1].upper()}{meaning[1:]}. Decided by the interval and Holm's correction over the study's "
         f"claims, never by one seed. Claims without a measurement name another model or text.",
@@ -120,7 +107,6 @@ def _claims(study: StudyRecord) -> Decision:
 
 def _retrieval_contrasts(study: StudyRecord) -> Decision:
     return Decision(
-        name="retrieval_contrasts",
         title="Retrieval: contrasts",
         about="Flattening: how much less the cell's accuracy depends on the depth of the fact than its reference's "
         "(ends minus middle), in points. A cell that forgets everything is flat too, so the difference in accuracy is "
@@ -134,7 +120,6 @@ def _retrieval_contrasts(study: StudyRecord) -> Decision:
 
 def _retrieval(study: StudyRecord) -> Decision:
     return Decision(
-        name="retrieval",
         title="Retrieval: cells",
         about="Exact answers to questions about facts in lists or haystacks, by their length.",
         frame=retrieval_cells(study),
@@ -144,7 +129,6 @@ def _retrieval(study: StudyRecord) -> Decision:
 
 def _task_contrasts(study: StudyRecord) -> Decision:
     return Decision(
-        name="task_contrasts",
         title="Tasks: contrasts",
         about=f"Score of the cell minus that of its reference, in the metric's own unit, paired by seed and item, with "
         f"{100 * level(study):.4g} % intervals. p: two-sided test for no difference, Holm-corrected over the rows of a "
@@ -158,7 +142,6 @@ def _task_contrasts(study: StudyRecord) -> Decision:
 
 def _tasks(study: StudyRecord) -> Decision:
     return Decision(
-        name="tasks",
         title="Tasks: cells",
         about="Scores of tasks (probe=tasks), as lm-eval computes them, with intervals over seeds and items.",
         frame=task_scores(study),
@@ -168,7 +151,6 @@ def _tasks(study: StudyRecord) -> Decision:
 
 def _texts(study: StudyRecord) -> Decision:
     return Decision(
-        name="texts",
         title="Texts",
         about="What each cell's first seed writes after the same beginning (probe=texts), to be read: nothing is "
         "scored. The base model's own continuation stands first.",
@@ -181,7 +163,6 @@ def _attribution(study: StudyRecord) -> Decision:
     frame = attribution_table(study).assign(comparison=lambda table: table["comparison"].str.replace("_", " "))
     shapley = " Shapley: mean over all orders of adding the components one by one."
     return Decision(
-        name="attribution",
         title="Attribution",
         about="What each component contributes, under every comparison the study makes."
         + shapley * (SHAPLEY in set(frame["comparison"])),
@@ -196,7 +177,6 @@ def _criteria(study: StudyRecord) -> Decision:
     told = "Whether the criterion holds; effects must meet it with the whole interval."
     columns = [verdict(name, name, told, tone=show.yes_or_no) for name in frame.columns if name not in named]
     return Decision(
-        name="criteria",
         title="Success criteria and red flags",
         about="For each contrast that adds or removes a component.",
         frame=frame,
@@ -206,7 +186,6 @@ def _criteria(study: StudyRecord) -> Decision:
 
 def _tuning(study: StudyRecord) -> Decision:
     return Decision(
-        name="tuning",
         title="Chosen on the validation split",
         about="The setting with the lowest mean perplexity on validation documents, over trial seeds that no reported "
         "run uses. Every cell had the same number of trials.",
@@ -214,3 +193,18 @@ def _tuning(study: StudyRecord) -> Decision:
         columns=show.TUNING,
         printed=True,
     )
+
+
+MAKERS: dict[str, Callable[[StudyRecord], Decision]] = {
+    "claims": _claims,
+    "contrasts": _contrasts,
+    "retrieval_contrasts": _retrieval_contrasts,
+    "retrieval": _retrieval,
+    "task_contrasts": _task_contrasts,
+    "tasks": _tasks,
+    "texts": _texts,
+    "attribution": _attribution,
+    "criteria": _criteria,
+    "tuning": _tuning,
+}
+"""What makes each table, by name and in the order of a report."""
