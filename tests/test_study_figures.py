@@ -122,8 +122,11 @@ def test_a_table_that_fails_costs_no_other(whole: StudyRecord, tmp_path: Path, c
     assert not (tmp_path / "attribution.csv").exists()
 
 
-def test_a_table_that_a_study_no_longer_has_is_deleted(whole: StudyRecord, tmp_path: Path) -> None:
+def test_a_table_that_a_study_no_longer_has_is_deleted(
+    whole: StudyRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only from the folder of a report: elsewhere, a file of that name is somebody else's."""
+    monkeypatch.setattr(hylo.report, "all_figures", dict)
     folder = shutil.copytree(whole.folder, tmp_path / "study")
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "claims.csv").write_text("mine")
