@@ -387,7 +387,16 @@ def test_any_part_of_a_shipped_study_is_a_study(name: str, monkeypatch: pytest.M
         part = part_of(study, names[place : place + 2])
         assert [*part.all_cells()] == names[place : place + 2]
         assert not [*hylo.studies.spec._problems(part)]
-        assert {each.cell for each in part.contrasts} <= {*names[place : place + 2]}
+
+
+def test_a_part_keeps_what_its_cells_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hylo.studies.spec, "EXPERIMENTS", EXPERIMENTS)
+    part = part_of(read_study_file("tuned_ablation"), ["base", "lora", "rslora", "rslora_dora", "rslora_pb"])
+    pairs = [(each.cell, each.reference) for each in part.contrasts]
+    assert pairs == [("rslora", "lora"), ("rslora_dora", "rslora"), ("rslora_pb", "rslora")]
+    assert part.claims == ["A1", "A2", "A3", "W1"]
+    assert part.tuning
+    assert [*part.tuning.own] == ["rslora_pb"]
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ def part_names(cells: Sequence[Cell], wanted: Collection[str], session: Session)
     if unknown := [name for name in wanted if name not in names]:
         raise ConfigError(problem("cells", unknown, f"cells of the study: {', '.join(names)}", "correct the names"))
     compared = {fingerprint(cell.base_cell().config, session) for cell in cells if cell.name in wanted}
-    base = [cell for cell in cells if not cell.config.components and fingerprint(cell.config, session) in compared]
-    return [name for name in names if name in wanted or any(cell.name == name for cell in base)]
+    base = {cell.name for cell in cells if not cell.config.components and fingerprint(cell.config, session) in compared}
+    return [name for name in names if name in base.union(wanted)]
 
 
 def part_of(study: StudyConfig, names: Collection[str]) -> StudyConfig:

@@ -106,11 +106,16 @@ def plan_study(
         for seed in every_seed if own_config.components else every_seed[:1]:  # without training, all seeds are the same
             cells.append(Cell("", name, dataclasses.replace(own_config, seed=seed), (*texts, f"seed={seed}")))
     group = file_name(",".join([config.study, *named, *(f"+{method}" for method in config.add or [])]))
-    cells = [dataclasses.replace(cell, group=group) for cell in cells]
-    if only is None:
-        return Plan(group, Path(config.outputs), cells, study, named)
-    left = {NOT_RUN: [name for name in every if name not in only]}
-    return Plan(group, Path(config.outputs), cells, part_of(study, only), named, left)
+    plan = Plan(group, Path(config.outputs), [dataclasses.replace(cell, group=group) for cell in cells], study, named)
+    return plan if only is None else part_of_plan(plan, only)
+
+
+def part_of_plan(plan: Plan, names: Collection[str]) -> Plan:
+    """The plan of these cells of a study alone; the manifest names the others as not run."""
+    assert plan.study is not None
+    left = [name for name in plan.study.all_cells() if name not in names]
+    cells = [cell for cell in plan.cells if cell.name in names]
+    return dataclasses.replace(plan, cells=cells, study=part_of(plan.study, names), notes={NOT_RUN: left})
 
 
 def with_base_cells(plan: Plan, session: Session) -> Plan:

@@ -19,7 +19,17 @@ from hylo.runs.shared import Session
 from hylo.runs.store import StudyRecord, study_of
 from hylo.studies.manifest import manifest, report_plan
 from hylo.studies.part import part_names
-from hylo.studies.plan import Compose, Plan, check_plan, freeze, plan_study, run_checked, run_or_stop, with_base_cells
+from hylo.studies.plan import (
+    Compose,
+    Plan,
+    check_plan,
+    freeze,
+    part_of_plan,
+    plan_study,
+    run_checked,
+    run_or_stop,
+    with_base_cells,
+)
 from hylo.studies.tuning import tune
 
 SMALL = -math.log1p(-DROP / 100)
@@ -37,8 +47,7 @@ def run_study(config: Config, overrides: Sequence[str], compose: Compose, sessio
     """
     plan = plan_study(config, overrides, compose, seeds=_first_seeds(config))
     only = [*part_names(plan.cells, config.cells, session), *(config.add or [])] if config.cells else None
-    if only:
-        plan = plan_study(config, overrides, compose, seeds=_first_seeds(config), only=only)
+    plan = part_of_plan(plan, only) if only else plan
     check_plan(plan, session)
     if config.seeds == UNTIL_DECIDED and plan.study and not (plan.study.contrasts or plan.study.claims):
         allowed = "explicit seeds: this study has no contrast or claim to decide"
