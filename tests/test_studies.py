@@ -121,15 +121,15 @@ def test_published_trials_are_not_run_again_where_they_hold(
     assert untuned == [["tune=off"]]
 
     notes = json.loads((Path(kept) / "tuning.json").read_text())
-    notes["tuning"][0]["tried"] = notes["tuning"][0]["tried"][:3]  # as if a search had been interrupted and committed
+    notes["tuning"][0]["tried"] = notes["tuning"][0]["tried"][:2]  # as if a search had been interrupted and committed
     shutil.rmtree("experiments/other")
     Path("experiments/mine/trials").mkdir()
     Path("experiments/mine/trials/tuning.json").write_text(json.dumps(notes))
     shutil.copy("trials/trials.parquet", "experiments/mine/trials/trials.parquet")
     shutil.rmtree("outputs")
     assert train("study=mine", *tiny, "seeds=[0]") == 0
-    assert "8 trials, 6 of them published with a study" in capsys.readouterr().out
-    assert manifest()["tuning"] == [first | {"recorded": 3}]
+    assert "8 trials, 4 of them published with a study" in capsys.readouterr().out
+    assert manifest()["tuning"] == [first | {"recorded": 2}]
 
 
 @pytest.mark.slow
@@ -157,6 +157,37 @@ def test_every_arm_gets_the_same_number_of_trials_and_its_own_keys(tiny: tuple[s
         assert choices["pa"]["keys"] == ["trainer.learning_rate", "method.landmark.learning_rate_multiplier"]
         with mock.patch.object(hylo.runs.run, "execute", side_effect=AssertionError("ran again")):
             assert train("study=mine", *tiny, "seeds=[0,1]", "workers=1") == 0
+
+
+@pytest.mark.slow
+def test_a_component_is_searched_from_what_was_chosen_for_its_reference(
+    tiny: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So the reference's rate is one of its settings; a key that only one of the two has keeps its grid."""
+    write_study(
+        "cells:\n  base: [method=none]\n  both: [method=landmark_pa]\n  plain: [method=rslora]\n"
+        "  own: [method=landmark_pa, method.low_rank=null]\n"
+        "contrasts:\n  - {cell: both, reference: plain, component: landmarks}\n"
+        "  - {cell: both, reference: own, component: matrices}\n"
+        "tuning:\n  start: compared\n  trials: 5\n  keys: {trainer.learning_rate: [1.0e-3, 2.0e-3, 4.0e-3]}\n"
+        "  own:\n    both: {method.landmark.learning_rate_multiplier: [1, 8]}\n"
+        "    own: {trainer.learning_rate: [1.0e-2, 1.0e-1]}\n"
+    )
+    assert train("study=mine", *tiny, "seeds=[0]", "workers=1") == 0
+    choices = {choice["cell"]: choice for choice in manifest()["tuning"]}
+    values = {name: [each["values"] for each in choice["tried"]] for name, choice in choices.items()}
+    assert {name: choice["start"] for name, choice in choices.items()} == {"both": "", "plain": "both", "own": "both"}
+    assert values["both"][:3] == [[0.001, 1.0], [0.002, 1.0], [0.004, 1.0]]
+    chosen = choices["both"]["chosen"][0]
+    assert values["plain"][1] == [chosen]
+    assert values["plain"][0] == [pytest.approx(chosen / 2, rel=0.01)]
+    assert values["own"][:2] == [[0.01], [0.1]], "its own grid is its own"
+    assert {len(tried) for tried in values.values()} == {5}
+    said = capsys.readouterr().out
+    assert "plain: trainer.learning_rate=" in said
+    assert "10 trials, starting at the values of both" in said
+    (summary,) = Path("outputs").glob("mine*/summary.md")
+    assert "2 searches started at the values of a cell that the cell is compared with" in summary.read_text()
 
 
 @pytest.mark.slow
@@ -207,6 +238,7 @@ def test_a_trial_that_is_lost_is_not_one_that_diverged(
             "  own: {small: {method.landmark.learning_rate_multiplier: [1, 8]}}",
             "tuning of small: method.landmark.learning_rate_multiplier",
         ),
+        ("keys: {trainer.learning_rate: [1.0e-3, 1.0e-2]}\n  start: reference", "grid, compared"),
         ("key: trainer.learning_rate\n  values: [1.0e-3, 1.0e-2]", "tuning.keys"),
     ],
 )

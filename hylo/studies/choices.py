@@ -43,6 +43,8 @@ class Choice:
     """Hash of everything the choice depends on, see `condition`."""
     recorded: int = 0
     """Number of settings tried that were reused from a published study instead of being run again."""
+    start: str = ""
+    """The cell at whose chosen values the search started; empty: at the initial grid."""
 
     @property
     def scores(self) -> dict[Setting, float]:
@@ -71,10 +73,11 @@ class Choice:
     def __str__(self) -> str:
         said = " ".join(f"{key}={value:g}" for key, value in zip(self.keys, self.best, strict=True))
         published = f", {self.recorded * len(self.seeds)} of them published with a study" * bool(self.recorded)
+        start = f", starting at the values of {self.start}" * bool(self.start)
         end = f"; {', '.join(self.at_an_end)} at an end of the grid: a better value may lie beyond it"
         return (
             f"{self.cell}: {said} has the lowest validation perplexity of {self.trials} trials"
-            f"{published}{end * bool(self.at_an_end)}"
+            f"{published}{start}{end * bool(self.at_an_end)}"
         )
 
     def note(self) -> dict[str, Any]:
@@ -90,6 +93,7 @@ class Choice:
             "tried": [{"values": list(values), "ppl": found} for values, found in self.tried.items()],
             "condition": self.condition,
             "recorded": self.recorded,
+            "start": self.start,
         }
 
 

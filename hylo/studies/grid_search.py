@@ -70,6 +70,11 @@ def step(grid: Sequence[float]) -> float:
     return (high / low) ** (1 / (len(grid) - 1))
 
 
+def moved(grid: Sequence[float], anchor: float, to: float) -> list[float]:
+    """A grid of the same steps in which one value, the anchor, has become another."""
+    return [to if value == anchor else _rounded(to * value / anchor) for value in grid]
+
+
 def _line(tried: Mapping[Setting, float], place: int) -> list[float]:
     """The values of a key tried so far, whatever the other keys were: a bracket once found need not be found again."""
     return sorted({setting[place] for setting in tried})

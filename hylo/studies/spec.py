@@ -79,6 +79,13 @@ class FactorialConfig:
         return "+".join(factor for factor in self.without if factor in on) or self.nothing
 
 
+class Start(Enum):
+    """Where the search of a cell starts."""
+
+    grid = "at the initial grid"
+    compared = "at the values chosen for the cell it is compared with"
+
+
 @dataclass(kw_only=True, slots=True)
 class TuningConfig:
     """Settings chosen for each cell on the validation split, which no reported number uses."""
@@ -94,6 +101,9 @@ class TuningConfig:
     """Further keys of single cells, by cell: the learning-rate multiplier of a component, for example."""
     trials: int = bounded(6, ge=2)
     """Number of settings tried for each cell, each with every seed; the same for all."""
+    start: Start = Start.grid
+    """Where the search of a cell starts. `compared`: a cell that differs from an earlier one by a component, in a
+    contrast, is searched after it, and the grids that both have begin at the values chosen for that one."""
     seeds: list[int] = field(default_factory=lambda: [100, 101])
     """Seeds of the trials; none of the study's, so that no reported run was selected for its own luck."""
     overrides: list[str] = field(default_factory=list)
