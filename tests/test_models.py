@@ -451,9 +451,8 @@ def test_a_gguf_file_that_is_not_there(change: dict[str, str], kind: type[Except
 
 
 @pytest.mark.slow
-def test_gguf_is_converted_once_and_exactly(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+def test_gguf_is_converted_once_and_exactly(monkeypatch: pytest.MonkeyPatch):
     """Against transformers' own reading of the file, to the last bit."""
-    monkeypatch.setenv("HYLO_CACHE", str(tmp_path_factory.mktemp("gguf-cache")))
     config = gguf_config()
     model, tokenizer = config.load(), config.tokenizer()
     gguf = config.gguf()

@@ -140,6 +140,10 @@ def test_every_shipped_choice_composes(path: Path) -> None:
             assert text[number - 1].lstrip().startswith("#"), f"{path.name}: {keys[number]} does not say why"
 
 
+SMALL = {"trainer.steps": 2, "trainer.batch_size": 1}
+"""Settings of a run of hardly any training."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", study_names())
 def test_every_study_runs(name: str, tiny: tuple[str, ...]) -> None:
@@ -151,8 +155,8 @@ def test_every_study_runs(name: str, tiny: tuple[str, ...]) -> None:
         shared += ["probe=kv", "probe.facts=[5]", "probe.lists=2"]
     if "probe=needle_long" in shipped.overrides:
         shared += ["probe=needle_long", "probe.tokens=[400]", "probe.depths=3", "probe.haystacks=2"]
-    steps = [] if "trainer.steps" in own else ["trainer.steps=2"]
-    assert train(f"study={name}", *shared, "model.context=4096", *steps, "seeds=[0]", "tune=off") == 0
+    small = [f"{key}={value}" for key, value in SMALL.items() if key not in own]
+    assert train(f"study={name}", *shared, "model.context=4096", *small, "seeds=[0]", "tune=off") == 0
     (folder,) = (path.parent for path in Path("outputs").glob("*/summary.md"))
     study = read_study(folder)
     assert [cell for cell in study.cells if cell in shipped.all_cells()] == list(shipped.all_cells())

@@ -24,8 +24,9 @@ from hylo.adapters.model import AdaptedModel
 from hylo.audit.finding import Finding, Status
 from hylo.data.windows import IGNORED, Windows, model_inputs, next_tokens
 
-WINDOWS = 2
-"""Training windows that are read: a few hundred predicted tokens tell whether anything moved."""
+WINDOWS, TOKENS = 2, 512
+"""Training windows that are read at most; one is enough if it has this many tokens. A few hundred predicted tokens tell
+whether anything moved, and every component is read twice more after training."""
 LEAST_CHANGE = 0.01
 """Relative change of the hidden state below which a component's change counts as small."""
 
@@ -137,7 +138,9 @@ class Contributions:
 
 def chosen_windows(windows: Windows) -> Windows:
     """The windows that are read: the first of the longest ones."""
-    return windows.take(np.sort(np.argsort(-windows.lengths, kind="stable")[:WINDOWS]))
+    longest = np.argsort(-windows.lengths, kind="stable")[:WINDOWS]
+    count = 1 if windows.lengths[longest[0]] >= TOKENS else WINDOWS
+    return windows.take(np.sort(longest[:count]))
 
 
 @torch.no_grad()
