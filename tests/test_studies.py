@@ -187,7 +187,7 @@ def test_a_component_is_searched_from_what_was_chosen_for_its_reference(
     assert "plain: trainer.learning_rate=" in said
     assert "10 trials, starting at the values of both" in said
     (summary,) = Path("outputs").glob("mine*/summary.md")
-    assert "2 searches started at the values of a cell that the cell is compared with" in summary.read_text()
+    assert "10 trials each, 2 searches starting where that of a compared cell ended; trained on" in summary.read_text()
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def rates_in_words(study: StudyRecord) -> str:
     own = "every cell" if {run.cell for run in trained} <= chosen.keys() else ", ".join(chosen)
     counts = " to ".join(str(count) for count in dict.fromkeys([trials[0], trials[-1]]))
     moved = [cell for cell, choice in chosen.items() if choice.get("start")]
-    started = f" ({len(moved)} searches started at the values of a cell that the cell is compared with)" * bool(moved)
+    started = f", {len(moved)} searches starting where that of a compared cell ended" * bool(moved)
     return (
         f"learning rates: chosen on validation documents for {own}, {counts} trials each{started}; "
         f"trained on {budget} useful tokens"

@@ -137,9 +137,9 @@ class Contributions:
 
 
 def chosen_windows(windows: Windows) -> Windows:
-    """The windows that are read: the first of the longest ones."""
+    """The windows that are read: the first of the longest ones, or of long ones the first alone."""
     longest = np.argsort(-windows.lengths, kind="stable")[:WINDOWS]
-    count = 1 if windows.lengths[longest[0]] >= TOKENS else WINDOWS
+    count = 1 if windows.lengths.max(initial=0) >= TOKENS else WINDOWS
     return windows.take(np.sort(longest[:count]))
 
 

@@ -24,7 +24,7 @@ class Arm:
 
     cell: str
     grids: dict[str, list[float]]
-    """The initial grid of each key."""
+    """The grid of each key that its search begins with."""
     ranges: list[tuple[float, float]]
     """The lowest and highest allowed value of each key."""
     defaults: list[float]
@@ -51,6 +51,10 @@ class Arm:
             for setting, cells in self.trials.items()
         }
 
+    def scores(self, session: Session) -> dict[Setting, float]:
+        """The score of each setting, lower is better."""
+        return {setting: score(found) for setting, found in self.tried(session).items()}
+
     def start_at(self, other: "Arm") -> None:
         """Start the search at the values chosen for another arm, for the keys whose initial grid both have."""
         self.start = other
@@ -59,8 +63,7 @@ class Arm:
     def begin(self, session: Session) -> None:
         """Move the grids to the values chosen for the arm that the search starts at."""
         if self.start is not None:
-            scores = {setting: score(found) for setting, found in self.start.tried(session).items()}
-            chosen = dict(zip(self.start.grids, best_setting(scores), strict=True))
+            chosen = dict(zip(self.start.grids, best_setting(self.start.scores(session)), strict=True))
             self.grids = moved_grids(self.grids, {key: chosen[key] for key in self.shared}, self.ranges)
 
     def wanted(self, trials: int, session: Session) -> list[Setting]:
@@ -76,8 +79,7 @@ class Arm:
     def _next(self, trials: int, session: Session) -> list[Setting]:
         if len(self.trials) >= trials:
             return []
-        scores = {setting: score(found) for setting, found in self.tried(session).items()}
-        following = next_setting(scores, [*self.grids.values()], self.ranges)
+        following = next_setting(self.scores(session), [*self.grids.values()], self.ranges)
         return [] if following is None else [following]
 
     def trial(self, cell: Cell, setting: Setting) -> Cell:
