@@ -92,11 +92,19 @@ ON_EVERY_ARCHITECTURE = ["dora", "landmark_attention", "hylorada", "peft_prefix"
 masks, positions and hidden states (on top of LoRA), the cache; the last one is from the peft library."""
 
 
+def _redundancy(architecture: str, name: str) -> list[pytest.MarkDecorator]:
+    if architecture in EVERY_METHOD_ON or name in ON_EVERY_ARCHITECTURE:
+        return []
+    others = [each for each in ARCHITECTURES if each not in EVERY_METHOD_ON]
+    its_turn = METHODS.index(name) % len(others) == others.index(architecture)
+    return [pytest.mark.slow if its_turn else pytest.mark.exhaustive]
+
+
 def matrix(*names: str) -> Any:
-    """Parametrizes a test by (architecture, name), by default over all methods. Redundant combinations are marked slow.
+    """Parametrizes a test by (architecture, name), by default over all methods, and marks redundant combinations.
 
     A method's code rarely depends on the architecture: what differs is in hylo.models.architecture, which the four
-    methods exercise on every one. `make test` skips the slow ones, CI runs them.
+    methods exercise on every one. Of the rest, CI runs each method on one more architecture; all run in test-all.
     """
     return pytest.mark.parametrize(
         ("architecture", "name"),
@@ -104,7 +112,7 @@ def matrix(*names: str) -> Any:
             pytest.param(
                 architecture,
                 name,
-                marks=[] if architecture in EVERY_METHOD_ON or name in ON_EVERY_ARCHITECTURE else [pytest.mark.slow],
+                marks=_redundancy(architecture, name),
                 id=f"{architecture}-{name}",
             )
             for architecture in ARCHITECTURES

@@ -1,8 +1,9 @@
 """Test session: no network, no display, no reporting to external services.
 
-The marker `slow` is for tests that take many seconds (the real model, a separate process, a whole study) and for the
-redundant part of methods x architectures: see `matrix` in adapters.py. `make test` skips it; `make test-all` and CI run
-everything.
+The marker `slow` is for tests that take many seconds (the real model, a separate process, a whole study); `make test`
+skips it, CI does not. The marker `exhaustive` is for more of what other tests show: further combinations of methods and
+architectures (`matrix` in adapters.py), families of models, pages and benchmarks. It is run by `make test-all`, and by
+CI where the locked libraries changed.
 """
 
 import atexit

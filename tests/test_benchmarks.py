@@ -44,7 +44,7 @@ def benchmarked(folder: Path, *options: str) -> tuple[dict[tuple[str, str, str],
     return rows, kept["machine"]
 
 
-@pytest.mark.slow  # steps and memory are measured in separate processes
+@pytest.mark.exhaustive  # steps and memory are measured in ten processes
 def test_benchmarks_of_a_tiny_model(tmp_path: Path) -> None:
     rows, machine = benchmarked(tmp_path, "--model", "tiny_llama", "--only", "step,evaluation,memory")
     assert rows.keys() >= PARTS | {("step", f"{method} 1x16", "ratio_to_own_lora") for method in ("dora", "hylorada")}

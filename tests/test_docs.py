@@ -93,7 +93,7 @@ def test_adding_a_method_as_documented(tiny: tuple[str, ...], tmp_path: Path):
     assert re.search(r"^final_scale .*1 ", run("train.py", *tiny, "study=ablation", "add=[final_scale]"), re.MULTILINE)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_adding_a_tracker_as_documented(tiny: tuple[str, ...], tmp_path: Path):
     copy, (single, contract) = _followed("add-a-tracker.md", tmp_path)
     assert single == ["python train.py model=tiny_llama trainer=smoke tracking=jsonl tracking.every=2"]
@@ -112,7 +112,7 @@ def test_adding_a_tracker_as_documented(tiny: tuple[str, ...], tmp_path: Path):
     assert int(re.findall(r"(\d+) passed", passed)[0]) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_adding_a_figure_as_documented(tmp_path: Path):
     """Word for word in a copy of the project: the file shown on the page, then its commands."""
     page, copy = (DOCS / "add-a-figure.md").read_text(), tmp_path / "copy"
@@ -131,7 +131,7 @@ def test_adding_a_figure_as_documented(tmp_path: Path):
     assert "3 passed" in _run(copy, "-m", "pytest", "-q", "-n", "0", "-k", chosen, "tests/test_study_figures.py")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_adding_an_optimizer_as_documented(tiny: tuple[str, ...], tmp_path: Path):
     copy, (single, contract, sweeps) = _followed("add-an-optimizer.md", tmp_path)
     run = partial(_run, copy)

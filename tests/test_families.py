@@ -49,7 +49,7 @@ def test_no_family_ends_in_a_traceback_or_a_wrong_number():
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(family, marks=[] if family in FEW else [pytest.mark.slow]) for family in ROWS]
+    "family", [pytest.param(family, marks=[] if family in FEW else [pytest.mark.exhaustive]) for family in ROWS]
 )
 @pytest.mark.filterwarnings("ignore")  # of models that transformers itself deprecates
 def test_a_family_is_as_the_page_says(family: str):

@@ -66,7 +66,7 @@ LONG = ("trainer.steps=150", "trainer.checkpoint_seconds=1000", "method=lora")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.exhaustive)])
 def test_a_signal_ends_a_step_and_the_run_continues_bit_for_bit(name: str, tiny: tuple[str, ...], tmp_path: Path):
     process = started(*tiny, *LONG, cwd=tmp_path)
     wait_for(lambda: any(count > 20 for count in lines(tmp_path, "outputs/runs/lora*/curve.jsonl")))

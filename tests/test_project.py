@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -149,15 +150,40 @@ def test_setup_refuses_an_old_python(tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
-def test_ci_runs_the_documented_command_and_what_it_leaves_out():
+def test_ci_runs_the_documented_command_with_the_slow_tests():
     path = ROOT / ".ci" / "run"
     script = path.read_text(encoding="utf-8")
     assert os.access(path, os.X_OK)
     assert re.search(r"^set -euo pipefail$", script, re.M)
-    assert re.findall(r"^make (.+?) <", script, re.M) == ["test", "test ARGS='-m slow'", "lint types"]
-    for arguments, marked in ((["test"], "not slow"), (["test", "ARGS=-m slow"], "slow"), (["test-all"], "pytest")):
+    assert re.findall(r"^make (.+?) <", script, re.M) == ["test ARGS=\"-m '$tests'\"", "lint types"]
+    assert re.findall(r"^ *tests='(.+)'$", script, re.M) == ["not exhaustive", "slow or not slow"]
+    for arguments, marked in (
+        (["test"], "not slow and not exhaustive"),
+        (["test", "ARGS=-m 'not exhaustive'"], "not exhaustive"),
+        (["test-all"], "pytest"),
+    ):
         *_, command = _make("-n", *arguments).splitlines()
         assert [text for flag, text in itertools.pairwise(shlex.split(command)) if flag == "-m"][-1] == marked
+
+
+def test_ci_runs_everything_where_the_locked_libraries_changed(tmp_path):
+    """A copy of the script with commands that only print: the locks as they are, then with one line more."""
+    (tmp_path / ".ci").mkdir()
+    for name in (".ci/run", ".ci/passed", "requirements.lock", "requirements-data.lock"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "make").write_text('#!/bin/sh\necho "$@" "$HYLO_FRESH_INSTALLS"\n', encoding="utf-8")
+    shutil.copy(tmp_path / "make", tmp_path / "chromium")
+    for name in ("make", "chromium"):
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def asked() -> str:
+        return subprocess.run([tmp_path / ".ci" / "run"], env=env, check=True, capture_output=True, text=True).stdout
+
+    assert asked() == "test ARGS=-m 'not exhaustive' \nlint types \n"
+    with (tmp_path / "requirements.lock").open("a", encoding="utf-8") as lock:
+        lock.write("another==1.0\n")
+    assert asked() == "test ARGS=-m 'slow or not slow' 3.13\nlint types 3.13\n"
 
 
 def test_changelog_and_license():

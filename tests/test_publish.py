@@ -14,6 +14,7 @@ from launch import TINY, train, write_text
 from omegaconf import OmegaConf
 from recorded import SIZE, write_recorded_study
 
+import hylo.report
 import hylo.runs.run
 from hylo.publish import main, overview
 from hylo.report import write_report
@@ -120,7 +121,8 @@ def test_the_table_of_claims_is_that_of_the_results() -> None:
 def test_shipped_results_are_those_of_the_records(name: str, tmp_path: Path) -> None:
     """Compares all tables; figures and pages follow from them."""
     records = Path(shutil.copytree(EXPERIMENTS / name / "records", tmp_path / name))
-    write_report(records)
+    with mock.patch.object(hylo.report, "all_figures", return_value={}):
+        write_report(records)
     assert differences(EXPERIMENTS / name / "results", records) == []
 
 

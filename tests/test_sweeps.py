@@ -144,9 +144,15 @@ SMALL = {"trainer.steps": 2, "trainer.batch_size": 1}
 """Settings of a run of hardly any training."""
 
 
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which studies find the finished runs of one another."""
+    return tmp_path_factory.mktemp("outputs")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", study_names())
-def test_every_study_runs(name: str, tiny: tuple[str, ...]) -> None:
+def test_every_study_runs(name: str, tiny: tuple[str, ...], outputs: Path) -> None:
     """On a tiny model with a context long enough for all of them; settings of cells are kept."""
     shipped = read_study_file(name)
     own = {key_of(text) for texts in shipped.all_cells().values() for text in texts}
@@ -156,8 +162,9 @@ def test_every_study_runs(name: str, tiny: tuple[str, ...]) -> None:
     if "probe=needle_long" in shipped.overrides:
         shared += ["probe=needle_long", "probe.tokens=[400]", "probe.depths=3", "probe.haystacks=2"]
     small = [f"{key}={value}" for key, value in SMALL.items() if key not in own]
-    assert train(f"study={name}", *shared, "model.context=4096", *small, "seeds=[0]", "tune=off") == 0
-    (folder,) = (path.parent for path in Path("outputs").glob("*/summary.md"))
+    small += ["model.context=4096", "seeds=[0]", "tune=off", f"outputs={outputs}"]
+    assert train(f"study={name}", *shared, *small) == 0
+    (folder,) = (path.parent for path in outputs.glob(f"{name}*/summary.md"))
     study = read_study(folder)
     assert [cell for cell in study.cells if cell in shipped.all_cells()] == list(shipped.all_cells())
     assert all(run.complete for runs in study.cells.values() for run in runs)

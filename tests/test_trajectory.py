@@ -255,7 +255,7 @@ def test_two_processes_write_what_one_does(tiny: tuple[str, ...], tmp_path: Path
     cell = [*tiny, *LEARNABLE, *TERMS, *COURSE, "trainer.device=cpu", "cell=both"]
     done = train_process(*cell, "outputs=two", cwd=tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
-    assert train_process(*cell, "outputs=one", cwd=tmp_path).returncode == 0
+    assert train(*cell, f"outputs={tmp_path / 'one'}") == 0
     one, two = (read_study(tmp_path / name / "runs").cells["both"][0] for name in ("one", "two"))
     assert two.result["environment"]["processes"] == 2
     assert two.curve["regularization"].to_numpy() == pytest.approx(one.curve["regularization"].to_numpy(), rel=1e-4)
