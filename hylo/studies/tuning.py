@@ -182,9 +182,8 @@ def search(
                 cells += arm.trials[setting]
         open_ = [cell for cell in cells if not diverged(cell, session)]
         done = sum(len(arm.trials) for arm in arms) - sum(map(len, wave.values()))
-        say(
-            f"{plan.group}: {done} of {trials * len(arms)} settings tried; now {len(cells)} trials of {len(wave)} cells"
-        )
+        names = ", ".join(arm.cell for arm in wave)
+        say(f"{plan.group}: {done} of {trials * len(arms)} settings tried; now {len(cells)} trials of {names}")
         run_pending(dataclasses.replace(plan, cells=open_), session)
         if missing := [text for cell in open_ if (text := lost(cell, session))]:
             raise HyloError(
