@@ -45,8 +45,8 @@ def _lock(name: str) -> dict[str, str]:
 
 
 def _make(*args: str, cwd: Path = ROOT) -> str:
-    # Under `make test` the outer make's flags would be inherited.
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    # Under `make test` the outer make's flags and its ARGS would be inherited.
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "ARGS"))}
     return subprocess.run(["make", *args], cwd=cwd, env=env, check=True, capture_output=True, text=True).stdout
 
 
