@@ -77,8 +77,10 @@ HOW = {
     "floor": "the matrix products alone (2 N operations per token forward, 2 N backward to the inputs, and those of "
     "attention) at the rate at which this machine multiplies the model's own shapes in the same rounds: "
     "`benchmarks/floor.py`",
-    "ratios": "of seconds and bytes: below 1, hylo takes less; of tokens per second: above 1, hylo is faster",
-    "kernels": "hylo's are those that `trainer.kernels=auto` chooses on the machine",
+    "ratios": "of seconds and bytes: below 1, hylo takes less; of tokens per second: above 1, hylo is faster. Parts of "
+    "different dates may come from different machines of one name: compare their ratios, not their seconds",
+    "kernels": "hylo's are the default of a run: since 2026-11-27 those that `trainer.kernels=auto` chooses on the "
+    "machine, before that the fused functions",
     "not_measured": "other models and devices than the one named, gradient checkpointing, several processes; no GPU "
     "was available so far",
 }

@@ -4,6 +4,7 @@ Methods are found by glob and distinguished only by their configs (`trains_base`
 How adapted models read, pad and decode text is covered by test_contract_inference.py.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import torch.nn.functional as F
 from adapters import (
     ARCHITECTURES,
     CONTEXT,
+    EVERY_METHOD_ON,
+    METHODS,
+    ON_EVERY_ARCHITECTURE,
     TRAINED,
     adapt,
     assert_same_state,
@@ -63,6 +67,13 @@ def _kl(reference: Tensor, other: Tensor) -> float:
     """Largest KL divergence over positions, in nats."""
     p, q = reference.double().log_softmax(-1), other.double().log_softmax(-1)
     return float(F.kl_div(q, p, log_target=True, reduction="none").sum(-1).max())
+
+
+def test_every_method_is_tried_on_three_architectures_by_ci():
+    kept = [each for each in matrix().args[1] if "exhaustive" not in {mark.name for mark in each.marks}]
+    counts = Counter(name for _, name in (each.values for each in kept))
+    assert counts == {name: len(ARCHITECTURES) if name in ON_EVERY_ARCHITECTURE else 3 for name in METHODS}
+    assert {each.values[0] for each in kept if each.marks} == {*ARCHITECTURES} - {*EVERY_METHOD_ON}
 
 
 @matrix()
