@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra import initialize_config_dir
+from launch import one_loader
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -72,7 +73,7 @@ def tiny(architecture: str, *, seed: int = 0) -> PreTrainedModel:
 
 @cache
 def _composed(name: str, overrides: tuple[str, ...]) -> dict[str, ComponentConfig]:
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+    with one_loader, initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config, _ = compose([f"method={name}", "model=tiny_llama", "tracking=none", *overrides])
     return config.components
 

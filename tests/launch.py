@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import hydra._internal.hydra
 import numpy as np
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
+from hydra.core.config_search_path import ConfigSearchPath
 
 import hylo.report
 from hylo.cli.main import compose
@@ -22,6 +25,18 @@ ROOT = Path(__file__).parent.parent
 TINY = ("model=tiny_llama", "trainer=smoke", "tracking=none", "data.context_length=32", "data.eval_windows=6")
 """A cell that takes a fraction of a second."""
 
+_LOADERS: dict[tuple[str, ...], ConfigLoaderImpl] = {}
+
+
+def _loader(config_search_path: ConfigSearchPath) -> ConfigLoaderImpl:
+    """Hydra's loader of the same folders: what the same files give is composed once per process (cli/composition.py)."""
+    folders = tuple(each.path or "" for each in config_search_path.get_path())
+    return _LOADERS.setdefault(folders, ConfigLoaderImpl(config_search_path))
+
+
+one_loader = mock.patch.object(hydra._internal.hydra, "ConfigLoaderImpl", _loader)
+"""Hydra makes a loader each time it is started, so nothing would be known from one test to the next."""
+
 
 def train(*arguments: str, figures: bool = False) -> int:
     """Runs train.py in this process and returns its exit code; sweeps and cells share `hylo.cli.main.SESSION`.
@@ -31,7 +46,7 @@ def train(*arguments: str, figures: bool = False) -> int:
     """
     mode = mock.patch.object(Hydra, "get_mode", return_value=None)
     drawn = nullcontext() if figures else mock.patch.object(hylo.report, "all_figures", return_value={})
-    with mock.patch.object(sys, "argv", ["train.py", *arguments]), drawn, mode:
+    with mock.patch.object(sys, "argv", ["train.py", *arguments]), drawn, mode, one_loader:
         try:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         except SystemExit as stopped:
@@ -41,7 +56,7 @@ def train(*arguments: str, figures: bool = False) -> int:
 
 def composed(*overrides: str) -> Config:
     """The typed configuration that train.py makes of overrides."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with one_loader, initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose(overrides)[0]
 
 

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from hydra import initialize_config_dir
 from launch import ROOT, composed, train
+from omegaconf import OmegaConf
 
 import hylo.runs.run
+import hylo.studies.spec
 from hylo.cli.main import SESSION, compose
 from hylo.runs.store import read_study
 from hylo.studies.choices import condition
@@ -142,6 +144,8 @@ def test_every_shipped_choice_composes(path: Path) -> None:
 
 SMALL = {"trainer.steps": 2, "trainer.batch_size": 1}
 """Settings of a run of hardly any training."""
+SMALLER = {"data.context_length": 6, "data.eval_windows": 4, "trainer.steps": 12, "trainer.warmup_steps": 12}
+"""Settings of a shipped study's cells, and what they are divided by."""
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +154,31 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("outputs")
 
 
+def smaller(name: str, to: Path) -> None:
+    """Writes a shipped study to another folder of studies: the same cells, with shorter texts and fewer steps."""
+    study = OmegaConf.load(EXPERIMENTS / name / "study.yaml")
+    for texts in study.get("cells", {}).values():
+        for place, text in enumerate(texts):
+            if (divisor := SMALLER.get(key_of(text))) is not None:
+                texts[place] = f"{key_of(text)}={max(1, int(text.partition('=')[2]) // divisor)}"
+        if "data=kv_retrieval" in texts:
+            texts.append("data.train_documents=40")
+    (to / name).mkdir()
+    OmegaConf.save(study, to / name / "study.yaml")
+    (to / "claims.csv").write_text((EXPERIMENTS / "claims.csv").read_text())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", study_names())
-def test_every_study_runs(name: str, tiny: tuple[str, ...], outputs: Path) -> None:
-    """On a tiny model with a context long enough for all of them; settings of cells are kept."""
+def test_every_study_runs(
+    name: str, tiny: tuple[str, ...], outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a tiny model, with shorter texts and fewer steps; all other settings of cells are kept."""
+    smaller(name, tmp_path)
+    monkeypatch.setattr(hylo.studies.spec, "EXPERIMENTS", tmp_path)
     shipped = read_study_file(name)
     own = {key_of(text) for texts in shipped.all_cells().values() for text in texts}
-    shared = [text for text in tiny if key_of(text) not in own and ("data" not in own or not text.startswith("data"))]
+    shared = [text for text in tiny if key_of(text) not in own and ("data" not in own or "_files" not in text)]
     if "probe=kv" in shipped.overrides:
         shared += ["probe=kv", "probe.facts=[5]", "probe.lists=2"]
     if "probe=needle_long" in shipped.overrides:
