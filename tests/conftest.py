@@ -39,6 +39,11 @@ from hylo.report import summarize
 from hylo.runs.store import read_study
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: of many processes, none is left with a long one when the others have nothing to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_network() -> Iterator[None]:
     """Refuses connections that leave this machine: a test that needs one would fail elsewhere."""

@@ -29,7 +29,7 @@ _LOADERS: dict[tuple[str, ...], ConfigLoaderImpl] = {}
 
 
 def _loader(config_search_path: ConfigSearchPath) -> ConfigLoaderImpl:
-    """Hydra's loader of the same folders: what the same files give is composed once per process (cli/composition.py)."""
+    """Hydra's loader of the same folders: what the same files give is composed once (hylo/cli/composition.py)."""
     folders = tuple(each.path or "" for each in config_search_path.get_path())
     return _LOADERS.setdefault(folders, ConfigLoaderImpl(config_search_path))
 
