@@ -83,11 +83,11 @@ longbench: setup ## LongBench before and after training (from the hub; needs two
 report: setup ## rebuild tables and figures from records alone
 	$(PY) -m hylo.report $(ARGS)
 
-test: setup ## run the fast tests, in two processes: a few minutes
-	$(PY) -m pytest -n 2 --dist worksteal -m 'not slow and not exhaustive' $(ARGS)
+test: setup ## run the fast tests, in three processes: a few minutes
+	$(PY) -m pytest -n 3 --dist worksteal -m 'not slow and not exhaustive' $(ARGS)
 
 test-all: setup ## run all tests, including the slow and the exhaustive ones
-	$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+	$(PY) -m pytest -n 3 --dist worksteal $(ARGS)
 
 lint: setup ## check style, formatting and import layers
 	$(PY) -m ruff check .

@@ -39,9 +39,21 @@ from hylo.report import summarize
 from hylo.runs.store import read_study
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first: of many processes, none is left with a long one when the others have nothing to do."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each process starts with its share of the slow tests, which often wait, and none has a long one left at the end.
+
+    `--dist worksteal` gives each process an equal part of the list, then whole parts of what others have not begun.
+    """
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    fast = [item for item in items if not item.get_closest_marker("slow")]
+    bounds = [(number / processes, (number + 1) / processes) for number in range(processes)]
+    items[:] = [item for low, high in bounds for part in (slow, fast) for item in share(part, low, high)]
+
+
+def share(items: list[pytest.Item], low: float, high: float) -> list[pytest.Item]:
+    """The items from one fraction of the list to another."""
+    return items[round(low * len(items)) : round(high * len(items))]
 
 
 @pytest.fixture(scope="session", autouse=True)

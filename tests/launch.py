@@ -11,6 +11,7 @@ from unittest import mock
 
 import hydra._internal.hydra
 import numpy as np
+import program
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
@@ -61,12 +62,23 @@ def composed(*overrides: str) -> Config:
 
 
 def train_process(
-    *arguments: str, cwd: Path, processes: int = 1, **environment: str
+    *arguments: str, cwd: Path, processes: int = 1, forked: bool = True, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs train.py as a user does, with one thread; several processes are started by torchrun."""
-    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *several, str(ROOT / "train.py"), *arguments]
+    """Runs train.py in another process, with one thread; several processes are ranks of one run.
+
+    Args:
+        arguments: those of train.py.
+        cwd: the working folder.
+        processes: number of ranks.
+        forked: without imports (program.py); False: by python or torchrun, just as a user does.
+        environment: further variables.
+    """
+    command = [str(ROOT / "train.py"), *arguments]
     settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    if forked:
+        return program.run(*command, cwd=cwd, env=settings, processes=processes)
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, *several, *command]
     return subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, timeout=600, check=False)
 
 

@@ -145,6 +145,7 @@ def test_spread() -> None:
 
 
 @pytest.mark.slow  # four processes that import torch or matplotlib
+@pytest.mark.exhaustive
 def test_the_costs_of_many_cells(tmp_path: Path) -> None:
     """Small, but the whole way: a plan, records in the real format, both reports, rows and page."""
     command = [sys.executable, "-m", "benchmarks.scale", "--cells", "10", "--out", str(tmp_path)]

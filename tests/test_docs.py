@@ -10,6 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import program
 import pytest
 from adapters import METHODS, context, method
 from launch import ROOT, composed
@@ -191,8 +192,10 @@ def _followed(page: str, folder: Path) -> tuple[Path, list[list[str]]]:
 
 def _run(folder: Path, *arguments: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    if arguments[1] == "pytest":  # which has to be there before the modules that it rewrites
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    else:
+        done = program.run(*arguments, cwd=folder, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

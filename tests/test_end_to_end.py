@@ -52,7 +52,7 @@ def test_the_first_try_on_the_real_model(tmp_path: Path) -> None:
     """The README's first command: what it prints, what it records and tracks, and that asking again runs nothing."""
     (settings,) = re.findall(r"^QUICK := ((?:.*\\\n)*.*)$", MAKEFILE, re.M)
     command = ["-m", "method=lora,rslora", *shlex.split(settings.replace("\\\n", "").replace("tracking=none", ""))]
-    done = train_process(*command, cwd=tmp_path)
+    done = train_process(*command, cwd=tmp_path, forked=False)
     assert done.returncode == 0, done.stderr
     assert not_printed(done.stdout) == []
     (folder,) = (tmp_path / "outputs").glob("sweep-*")
@@ -146,7 +146,7 @@ def test_a_killed_run_continues_and_ends_bit_equal(tiny: tuple[str, ...], tmp_pa
 def test_two_processes_train_what_one_does(tiny: tuple[str, ...], tmp_path: Path) -> None:
     """Gradients are averaged over processes; only the first one writes and reports the record."""
     cell = [*tiny, "method=hylorada_dora", "trainer.steps=6", "trainer.device=cpu", "cell=both"]
-    done = train_process(*cell, "outputs=two", cwd=tmp_path, processes=2)
+    done = train_process(*cell, "outputs=two", cwd=tmp_path, processes=2, forked=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Against the base model") == 1
     assert train(*cell, f"outputs={tmp_path / 'one'}") == 0

@@ -4,11 +4,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import program
 import pytest
 from launch import ROOT
 
@@ -61,7 +60,7 @@ from hylo.core import sources
 from hylo.runs.fingerprint import fingerprint
 from hylo.runs.shared import Session
 
-folder, edits, overrides = json.loads(sys.stdin.read())
+folder, edits, overrides = json.loads(sys.argv[1])
 
 with initialize_config_dir(f"{folder}/conf", version_base="1.3"):
     configs = {name: compose([*overrides, f"method={name}"])[0] for name in ("none", "lora", "landmark_pa", "bitfit")}
@@ -92,15 +91,9 @@ def project(tmp_path: Path) -> Path:
 def _fingerprints(
     project: Path, edits: dict[str, tuple[str, str]], overrides: tuple[str, ...]
 ) -> dict[str, dict[str, str]]:
-    done = subprocess.run(
-        [sys.executable, "-c", FINGERPRINTS],
-        cwd=project,
-        env=os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"},
-        input=json.dumps([str(project), edits, overrides]),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    given = json.dumps([str(project), edits, overrides])
+    env = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
+    done = program.run("-c", FINGERPRINTS, given, cwd=project, env=env)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -5,13 +5,12 @@ import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import program
 import pytest
 from launch import ROOT
 
@@ -101,14 +100,7 @@ def test_adding_a_metric_as_documented(tmp_path: Path):
     (tmp_path / name).write_text(content)
     (command,) = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, *command.split()[1:]],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = program.run(*command.split()[1:], cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     summary = pd.read_csv(tmp_path / "outputs" / "ablation" / "summary.csv")
     contrasts = pd.read_csv(tmp_path / "outputs" / "ablation" / "contrasts.csv")

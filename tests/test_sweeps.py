@@ -3,6 +3,7 @@
 import json
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pandas as pd
@@ -156,7 +157,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def smaller(name: str, to: Path) -> None:
     """Writes a shipped study to another folder of studies: the same cells, with shorter texts and fewer steps."""
-    study = OmegaConf.load(EXPERIMENTS / name / "study.yaml")
+    study: Any = OmegaConf.load(EXPERIMENTS / name / "study.yaml")
     for texts in study.get("cells", {}).values():
         for place, text in enumerate(texts):
             if (divisor := SMALLER.get(key_of(text))) is not None:
