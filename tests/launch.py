@@ -62,24 +62,12 @@ def composed(*overrides: str) -> Config:
 
 
 def train_process(
-    *arguments: str, cwd: Path, processes: int = 1, forked: bool = True, **environment: str
+    *arguments: str, cwd: Path, processes: int = 1, forked: bool = program.LINUX, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs train.py in another process, with one thread; several processes are ranks of one run.
-
-    Args:
-        arguments: those of train.py.
-        cwd: the working folder.
-        processes: number of ranks.
-        forked: without imports (program.py); False: by python or torchrun, just as a user does.
-        environment: further variables.
-    """
-    command = [str(ROOT / "train.py"), *arguments]
+    """Runs train.py in another process, or several as ranks of one run, with one thread each (see program.py)."""
     settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    if forked:
-        return program.run(*command, cwd=cwd, env=settings, processes=processes)
-    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *several, *command]
-    return subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, timeout=600, check=False)
+    train_py = str(ROOT / "train.py")
+    return program.run(train_py, *arguments, cwd=cwd, env=settings, processes=processes, forked=forked)
 
 
 def write_text(folder: Path) -> tuple[str, ...]:

@@ -15,7 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from multiprocessing import process
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 LIBRARIES = [
@@ -29,12 +31,19 @@ LIBRARIES = [
     "scipy.stats",
     "matplotlib.pyplot",
 ]
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(LIBRARIES)
+LINUX = sys.platform == "linux"
+"""Elsewhere a copy of a process that has loaded the system's libraries may crash, or cannot be made."""
+
+
+@cache
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
+    return context
 
 
 def run(
-    *arguments: str, cwd: Path, env: Mapping[str, str], processes: int = 1, timeout: float = 600
+    *arguments: str, cwd: Path, env: Mapping[str, str], processes: int = 1, forked: bool = LINUX, timeout: float = 600
 ) -> "subprocess.CompletedProcess[str]":
     """What `python <arguments>` does and prints; several processes are ranks of one run, as torchrun starts them.
 
@@ -43,15 +52,20 @@ def run(
         cwd: the working folder.
         env: all environment variables.
         processes: number of ranks; the exit code is the highest.
+        forked: False: a new Python or torchrun, just as a user starts it.
         timeout: seconds.
 
     Raises:
         subprocess.TimeoutExpired: a process has not ended by then, and was killed.
     """
+    if not forked:
+        several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command = [sys.executable, *(several if processes > 1 else []), *arguments]
+        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False)
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder, name) for name in ("out", "err")]
         ranks = [{**env, **rank} for rank in _ranks(processes)]
-        started = [_CONTEXT.Process(target=_program, args=(arguments, str(cwd), rank, streams)) for rank in ranks]
+        started = [_context().Process(target=_program, args=(arguments, str(cwd), rank, streams)) for rank in ranks]
         for each in started:
             each.start()
         until = time.monotonic() + timeout
@@ -87,7 +101,7 @@ def _program(arguments: Sequence[str], cwd: str, env: Mapping[str, str], streams
     os.environ.clear()
     os.environ.update(env)
     kind = arguments[0] if arguments[0] in ("-m", "-c") else ""
-    first = cwd if kind else str(Path(arguments[0]).parent.absolute())
+    first = {"-m": cwd, "-c": ""}.get(kind, str(Path(arguments[0]).parent.absolute()))
     sys.argv[:] = arguments if not kind else [kind, *arguments[2:]]  # runpy replaces the first of a module
     installed = [path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix))]
     sys.path[:] = [first, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), *installed]

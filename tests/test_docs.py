@@ -5,8 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -192,10 +190,7 @@ def _followed(page: str, folder: Path) -> tuple[Path, list[list[str]]]:
 
 def _run(folder: Path, *arguments: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    if arguments[1] == "pytest":  # which has to be there before the modules that it rewrites
-        command = [sys.executable, *arguments]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    else:
-        done = program.run(*arguments, cwd=folder, env=environment)
+    forked = program.LINUX and arguments[1] != "pytest"  # which has to be there before the modules that it rewrites
+    done = program.run(*arguments, cwd=folder, env=environment, forked=forked)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -66,6 +66,15 @@ class Arm:
             chosen = dict(zip(self.start.grids, best_setting(self.start.scores(session)), strict=True))
             self.grids = moved_grids(self.grids, {key: chosen[key] for key in self.shared}, self.ranges)
 
+    def begun_elsewhere(self) -> str:
+        """That published trials serve nothing, since they began at other values; empty if they serve or are none."""
+        if self.start is None or not self.published or {*start_settings([*self.grids.values()])} & {*self.published}:
+            return ""
+        return (
+            f"{self.cell} is searched again: the {len(self.published)} settings published for it are around other "
+            f"values than those chosen for {self.start.cell}"
+        )
+
     def wanted(self, trials: int, session: Session) -> list[Setting]:
         """The settings to run next, once all published ones are reused; none if the arm has used up its trials."""
         settings = start_settings([*self.grids.values()]) if not self.trials else self._next(trials, session)

@@ -172,6 +172,8 @@ def search(
     """
     for arm in arms:
         arm.begin(session)
+        if said := arm.begun_elsewhere():
+            say(f"{plan.group}: {said}")
     while wave := {arm: settings for arm in arms if (settings := arm.wanted(trials, session))}:
         cells: list[Cell] = []
         for place in range(max(map(len, wave.values()))):
