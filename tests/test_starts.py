@@ -1,16 +1,21 @@
 """Where the search of a tuned cell starts, and in which order cells are searched."""
 
 import math
+from pathlib import Path
 from random import Random
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hylo.runs.shared import Session
 from hylo.studies.arm import Arm
 from hylo.studies.grid_search import best_setting, next_setting, start_settings, step
+from hylo.studies.plan import Plan
 from hylo.studies.spec import EXPERIMENTS, ContrastConfig, Start, read_study_file, study_names, tuned_cells
 from hylo.studies.starts import moved_grids, starts_of, waves
+from hylo.studies.tuning import search
 
 RATE, TIMES = "trainer.learning_rate", "method.landmark.learning_rate_multiplier"
 BOUNDS = [(0.0, 1.0), (0.0, math.inf)]
@@ -76,14 +81,18 @@ def test_the_best_of_the_reference_is_among_the_settings_of_the_component(rate: 
     ("published", "chosen", "again"),
     [([], 2e-3, False), ([1e-3, 2e-3, 4e-3], 2e-3, False), ([2e-3], 2e-3, False), ([1e-3, 2e-3, 4e-3], 2.83e-3, True)],
 )
-def test_a_search_that_cannot_use_what_is_published_says_so(published: list[float], chosen: float, again: bool) -> None:
+def test_a_search_that_cannot_use_what_is_published_says_so(
+    published: list[float], chosen: float, again: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Hours of trials may depend on it."""
-    arms = [Arm(name, {RATE: [1e-3, 2e-3, 4e-3]}, BOUNDS[:1], [5e-4]) for name in ("plain", "with")]
-    arms[1].start_at(arms[0])
-    arms[1].published = {(rate,): [20.0] for rate in published}
-    arms[1].grids = moved_grids(arms[1].grids, {RATE: chosen}, BOUNDS[:1])
+    plain, arm = (Arm(name, {RATE: [1e-3, 2e-3, 4e-3]}, BOUNDS[:1], [5e-4]) for name in ("plain", "with"))
+    plain.published, plain.trials = {(chosen,): [20.0]}, {(chosen,): []}
+    arm.start_at(plain)
+    arm.published = {(rate,): [20.0] for rate in published}
+    with mock.patch.object(Arm, "wanted", return_value=[]):
+        search([arm], 6, Plan("group", Path(), []), lambda chosen: [], Session())
     said = "with is searched again: the 3 settings published for it are around other values than those chosen for plain"
-    assert arms[1].begun_elsewhere() == said * again
+    assert capsys.readouterr().out == f"group: {said}\n" * again
 
 
 @pytest.mark.parametrize("name", [name for name in study_names() if read_study_file(name).tuning])
