@@ -15,11 +15,13 @@ from omegaconf import OmegaConf
 import hylo.runs.run
 import hylo.studies.spec
 from hylo.cli.main import SESSION, compose
+from hylo.data.base import data_problems
 from hylo.runs.store import read_study
 from hylo.studies.choices import condition
 from hylo.studies.plan import plan_study
 from hylo.studies.spec import ALL, EXPERIMENTS, key_of, read_study_file, study_names
 from hylo.studies.tuning import VALIDATION, arms_of
+from hylo.training.config import trainer_problems
 
 CONF = ROOT / "conf"
 
@@ -196,14 +198,19 @@ def test_every_study_runs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in study_names() if read_study_file(name).tuning])
-def test_shipped_tuning_names_keys_of_its_cells(name: str) -> None:
-    """Every cell that trains is tuned or named as fixed, and its grid starts inside the range of its key."""
+@pytest.mark.parametrize("name", study_names())
+def test_shipped_studies_at_their_full_size(name: str) -> None:
+    """No setting of a cell conflicts with another; every cell that trains is tuned or named as fixed, and its grid starts
+    inside the range of its key.
+    """
     study = read_study_file(name)
-    assert study.tuning
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config, _ = compose([f"study={name}"])
         plan = plan_study(config, [], compose)
+    for cell in plan.cells:
+        assert not [*data_problems(cell.config.data), *trainer_problems(cell.config.trainer)]
+    if study.tuning is None:
+        return
     arms = [arm.cell for arm in arms_of(plan, study.tuning)]
     trained = {cell.name for cell in plan.cells if cell.config.components}
     assert set(arms) == (trained if study.tuning.cells == ALL else set(study.tuning.cells)) - {*study.tuning.fixed}
