@@ -200,7 +200,7 @@ def test_every_study_runs(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", study_names())
 def test_shipped_studies_at_their_full_size(name: str) -> None:
-    """No setting of a cell conflicts with another; every cell that trains is tuned or named as fixed, and its grid starts
+    """No setting of a cell conflicts with another; every cell that trains is tuned or named as fixed; a grid starts
     inside the range of its key.
     """
     study = read_study_file(name)
