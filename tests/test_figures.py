@@ -205,6 +205,18 @@ def test_forest_of_alike_effects_has_one_panel_and_a_row_a_contrast():
     assert any("LIM-PPL" in text for text in _titles(figure))
 
 
+@pytest.mark.parametrize(
+    ("largest", "said"), [(25.0, "; dashed: 2 % and 5 %"), (-3.0, "; dashed: 2 %"), (0.5, ""), (0.0, ""), (np.nan, "")]
+)
+def test_captions_name_the_dashed_lines_that_are_drawn(largest: float, said: str):
+    ends = {"effect": largest, "low": largest, "high": largest, "published": np.nan}
+    for figure, table in ((forest_figure, contrasts(1)), (attribution_figure, attribution())):
+        drawn = figure("Title", LINES, table.assign(**ends))
+        assert f"whiskers: intervals{said};" in _caption(drawn)
+        dashed = {abs(line.get_xdata()[0]) for line in drawn.get_axes()[0].lines if line.get_linestyle() == "--"}
+        assert {f"{size:g} %" for size in dashed} == set(re.findall(r"\d %", said))
+
+
 def test_pareto_front():
     params, ppl = [0, 10, 10, 20, 30, 40, 5], [30.0, 25.0, 25.0, 26.0, 20.0, np.nan, 31.0]
     assert pareto_front(params, ppl).tolist() == [True, True, True, False, True, False, False]

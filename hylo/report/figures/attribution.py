@@ -11,14 +11,15 @@ from matplotlib.lines import Line2D
 from hylo.analysis.contrasts import attribution_table
 from hylo.report.figures.base import study_figure
 from hylo.report.figures.marks import (
-    GUIDES,
     beside,
     checked,
     effect_axis,
+    effect_limits,
     estimate,
     precise,
     row_axis,
     rows,
+    visible_guides,
     with_seeds,
 )
 from hylo.report.figures.style import COLOURS, GRID, MARKERS, fold, framed, legend, legend_columns
@@ -57,6 +58,7 @@ def attribution_figure(title: str, lines: Sequence[str], table: pd.DataFrame) ->
     places = rows(labels, [[0.15] * len(part) for part in parts.values()])
     height = sum(place.height for place in places)
     legend_height = legend_columns(comparisons)[1]
+    limits = effect_limits(table[COLUMNS[2:5]].to_numpy(dtype=float, na_value=np.nan))
 
     def style(comparison: str) -> dict[str, Any]:
         return {
@@ -74,10 +76,7 @@ def attribution_figure(title: str, lines: Sequence[str], table: pd.DataFrame) ->
                 estimate(axes, effect, y, (low, high), said, **style(row["comparison"]))
                 beside(axes, y, [text if np.isfinite(effect) else f"{MISSING} unknown"], [0], color="0.25")
         row_axis(axes, places, labels)
-        axes.margins(x=0.05)
-        axes.autoscale_view(scaley=False)
-        low, high = axes.get_xlim()
-        effect_axis(axes, (min(low, -0.05 * (high - low)), high))
+        effect_axis(axes, limits)
         axes.grid(axis="x", color=GRID, linewidth=0.5)
         axes.set_axisbelow(True)
         axes.set_xlabel("effect of the component on perplexity (%), positive is better")
@@ -88,6 +87,5 @@ def attribution_figure(title: str, lines: Sequence[str], table: pd.DataFrame) ->
             comparisons,
         )
 
-    guides = " and ".join(f"{size} %" for size in GUIDES)
-    said = [f"Points: effect, whiskers: intervals; dashed: {guides}"]
+    said = [f"Points: effect, whiskers: intervals{visible_guides(limits)}"]
     return framed(title, [*said, *with_seeds(lines, table)], 1.2 + max(height, 0.5) + legend_height, draw)

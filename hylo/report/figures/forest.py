@@ -11,14 +11,15 @@ from matplotlib.patches import Patch
 
 from hylo.evaluation.metrics import all_metrics
 from hylo.report.figures.marks import (
-    GUIDES,
     beside,
     checked,
     effect_axis,
+    effect_limits,
     estimate,
     precise,
     row_axis,
     rows,
+    visible_guides,
     with_seeds,
 )
 from hylo.report.figures.style import COLOURS, MARKERS, SMALL, fold, framed, legend, legend_columns, text_size
@@ -84,9 +85,8 @@ def forest_figure(title: str, lines: Sequence[str], contrasts: pd.DataFrame) -> 
         _write_texts(panels[-1], groups, [place.slots for place in places])
         legend(figure.add_subplot(space[1, :]), list(handles.values()), list(handles))
 
-    guides = " and ".join(f"{size} %" for size in GUIDES)
     against = f" against {table['reference'].iloc[0]}" if table["reference"].nunique() == 1 else ""
-    said = [f"Points: effect on the measure{against}; whiskers: intervals; dashed: {guides}"]
+    said = [f"Points: effect on the measure{against}; whiskers: intervals{visible_guides(scales[0])}"]
     return framed(title, [*said, *with_seeds(lines, contrasts)], 1.3 + height + legend_height, draw)
 
 
@@ -111,14 +111,9 @@ def _texts(contrast: Contrast) -> list[str]:
 def _scales(contrasts: Any) -> list[tuple[float, float]]:
     """Limits of each panel's axis in percent: of all effects, and of the small ones if they would be invisible."""
     values = contrasts[["effect", "low", "high", "published"]].to_numpy(dtype=float, na_value=np.nan)
-    finite = values[np.isfinite(values)]
-    if not finite.size or not finite.any():
-        return [(-1.0, 1.0)]
-    low, high = min(finite.min(), 0.0), max(finite.max(), 0.0)
-    margin = 0.06 * (high - low)
-    scales = [(low - margin, high + margin)]
+    scales = [effect_limits(values)]
     sizes = np.array([np.abs(row[np.isfinite(row)]).max(initial=0.0) for row in values[:, :3]])
-    small = sizes[(sizes > 0) & (sizes < max(-low, high) / _MAGNIFIED)]
+    small = sizes[(sizes > 0) & (sizes < np.abs(values[np.isfinite(values)]).max(initial=0.0) / _MAGNIFIED)]
     if small.size:
         scales.append((-1.15 * small.max(), 1.15 * small.max()))
     return scales

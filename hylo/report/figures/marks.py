@@ -81,6 +81,26 @@ def row_axis(axes: Any, places: Sequence[Row], labels: Sequence[str]) -> None:
         axes.axhline(place.centre + place.height / 2, color=GRID, linewidth=0.5, zorder=0)
 
 
+def effect_limits(values: Any) -> tuple[float, float]:
+    """Limits of an x axis for these effects and 0, with a margin; missing values are left out.
+
+    Args:
+        values: effects and the ends of their intervals in percent, an array of any shape.
+    """
+    finite = values[np.isfinite(values)]
+    if not finite.size or not finite.any():
+        return -1.0, 1.0
+    low, high = min(finite.min(), 0.0), max(finite.max(), 0.0)
+    margin = 0.06 * (high - low)
+    return low - margin, high + margin
+
+
+def visible_guides(limits: tuple[float, float]) -> str:
+    """The part of a caption that names the thresholds which `effect_axis` draws; empty if it draws none."""
+    seen = [f"{size} %" for size in GUIDES if limits[0] < -size or size < limits[1]]
+    return f"; dashed: {' and '.join(seen)}" * bool(seen)
+
+
 def effect_axis(axes: Any, limits: tuple[float, float]) -> None:
     """Set up an x axis of effects in percent, with lines at 0 and at the visible verdict thresholds."""
     axes.set_xlim(*limits)
