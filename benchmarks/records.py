@@ -16,7 +16,7 @@ import pandas as pd
 
 from hylo.core.files import write_json, write_table
 from hylo.core.sums import write_sums
-from hylo.runs.store import CONFIG, EVAL, HALF, RESULT, SCHEMA_VERSION, STUDY, THIRDS
+from hylo.runs.layout import CONFIG, EVAL, HALF, RESULT, SCHEMA_VERSION, STUDY, THIRDS
 
 PUBLISHED = Path(__file__).parent.parent / "experiments" / "tuned_landmarks" / "records"
 BASE, TRAINED = "base-63bbc51b8358", "rslora-seed0-99a6d9aeb982"

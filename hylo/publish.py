@@ -23,23 +23,9 @@ from hylo.analysis.claims import read_claims
 from hylo.analysis.summary import incomplete
 from hylo.core.errors import HyloError
 from hylo.core.files import replacing_folder, write_json
-from hylo.runs.store import (
-    AUDIT,
-    CONFIG,
-    EVAL,
-    HALF,
-    NOT_RUN,
-    PROBE,
-    RECORDS,
-    RESULT,
-    STUDY,
-    THIRDS,
-    TRIALS,
-    WINDOWS,
-    RunRecord,
-    StudyRecord,
-    read_study,
-)
+from hylo.runs.layout import AUDIT, CONFIG, EVAL, HALF, NOT_RUN, PROBE, RECORDS, RESULT, STUDY, THIRDS, TRIALS, WINDOWS
+from hylo.runs.record import RunRecord, StudyRecord
+from hylo.runs.store import read_study
 from hylo.training.logs import CURVE, TRAJECTORY
 
 KEPT = (EVAL, HALF, THIRDS, WINDOWS, CURVE, TRAJECTORY, AUDIT, PROBE)

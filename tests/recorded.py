@@ -13,19 +13,8 @@ from hylo.analysis.summary import incomplete
 from hylo.core.files import write_json
 from hylo.report import Report, print_report, summarize
 from hylo.report.tables.decisions import decisions
-from hylo.runs.store import (
-    COMPLETE,
-    EVAL,
-    FAILED,
-    HALF,
-    RESULT,
-    SCHEMA_VERSION,
-    STUDY,
-    THIRDS,
-    TRACEBACK,
-    WINDOWS,
-    read_study,
-)
+from hylo.runs.layout import COMPLETE, EVAL, FAILED, HALF, RESULT, SCHEMA_VERSION, STUDY, THIRDS, TRACEBACK, WINDOWS
+from hylo.runs.store import read_study
 from hylo.training.logs import CURVE
 
 CELLS = {"low": 20.0, "high": 28.0, "same": 28.0}

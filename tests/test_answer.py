@@ -8,7 +8,7 @@ import pytest
 
 from hylo.report.tables.answer import NOTHING, ONE_SEED, answer, has_verdicts
 from hylo.report.tables.table import Table
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 STUDY = StudyRecord(Path(), {"study": "demo", "base": "base", "cells": [{"cell": "base", "base": "base"}]}, {})
 FILES, OWN = "default rates, 24,576 tokens", "own rates, 61,440 tokens"

@@ -16,7 +16,9 @@ from hylo.analysis.choice_noise import choice_variance
 from hylo.analysis.contrasts import claim_table, contrast_table, effect_of
 from hylo.analysis.rates import choice_table, rates_in_words
 from hylo.core.files import write_json
-from hylo.runs.store import HALF, RESULT, TRIALS, StudyRecord, read_study
+from hylo.runs.layout import HALF, RESULT, TRIALS
+from hylo.runs.record import StudyRecord
+from hylo.runs.store import read_study
 
 CELLS = {"small": 20.0, "large": 20.4}
 MANIFEST: dict[str, Any] = {

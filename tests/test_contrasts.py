@@ -18,7 +18,9 @@ from hylo.core.files import write_json
 from hylo.evaluation.metrics import all_metrics
 from hylo.evaluation.probes.score import GRIDS
 from hylo.report import summarize, write_report
-from hylo.runs.store import PROBE, RESULT, STUDY, StudyRecord, read_study
+from hylo.runs.layout import PROBE, RESULT, STUDY
+from hylo.runs.record import StudyRecord
+from hylo.runs.store import read_study
 from hylo.studies.runner import undecided
 
 CELLS = {"small": 20.0, "large": 28.0, "same": 28.0}

@@ -16,7 +16,8 @@ import hylo.runs.run
 from hylo.audit import Contributions, Finding, Status
 from hylo.audit.contribution import chosen_windows, read
 from hylo.data.windows import Windows
-from hylo.runs.store import AUDIT, read_study
+from hylo.runs.layout import AUDIT
+from hylo.runs.store import read_study
 from hylo.training.config import TrainerConfig
 from hylo.training.optimizers.adamw import AdamWConfig
 from hylo.training.step import make_optimizer

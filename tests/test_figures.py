@@ -27,7 +27,8 @@ from hylo.report.figures.retrieval import retrieval_figure
 from hylo.report.figures.style import WIDTH, fold, text_size
 from hylo.report.render.files import save
 from hylo.report.render.hover import svg
-from hylo.runs.store import EVAL, read_study
+from hylo.runs.layout import EVAL
+from hylo.runs.store import read_study
 
 TABLE_FIGURES: dict[str, Callable[..., Figure]] = {
     "forest": forest_figure,
@@ -213,7 +214,9 @@ def test_captions_name_the_dashed_lines_that_are_drawn(largest: float, said: str
     for figure, table in ((forest_figure, contrasts(1)), (attribution_figure, attribution())):
         drawn = figure("Title", LINES, table.assign(**ends))
         assert f"whiskers: intervals{said};" in _caption(drawn)
-        dashed = {abs(line.get_xdata()[0]) for line in drawn.get_axes()[0].lines if line.get_linestyle() == "--"}
+        dashed = {
+            abs(np.asarray(line.get_xdata())[0]) for line in drawn.get_axes()[0].lines if line.get_linestyle() == "--"
+        }
         assert {f"{size:g} %" for size in dashed} == set(re.findall(r"\d %", said))
 
 

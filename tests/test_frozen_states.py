@@ -15,9 +15,10 @@ import hylo.core.cache
 from hylo.kernels.frozen_states import STATES, FrozenStates
 from hylo.models.tiny import TinyArchitecture, TinyModelConfig
 from hylo.runs.cell import Cell
+from hylo.runs.layout import ADAPTER, EVAL
+from hylo.runs.record import RunRecord
 from hylo.runs.run import run_cell
 from hylo.runs.shared import Session
-from hylo.runs.store import ADAPTER, EVAL, RunRecord
 
 ALONE = ("method=landmark_pa", "method.low_rank=null")
 GIB = 2.0**30

@@ -18,7 +18,9 @@ from hylo.data.threads import threads
 from hylo.data.tokens import documents_identity
 from hylo.runs.cell import check
 from hylo.runs.fingerprint import fingerprint
-from hylo.runs.store import AUDIT, RunRecord, read_study
+from hylo.runs.layout import AUDIT
+from hylo.runs.record import RunRecord
+from hylo.runs.store import read_study
 from hylo.studies.choices import condition
 
 

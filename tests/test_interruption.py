@@ -12,7 +12,8 @@ import pytest
 from launch import ROOT, train
 
 from hylo.core.interruption import Interrupted, asked_to_stop, stop_if_asked, stopping_on_signals
-from hylo.runs.store import COMPLETE, INTERRUPTED, RESULT, read_run
+from hylo.runs.layout import COMPLETE, INTERRUPTED, RESULT
+from hylo.runs.store import read_run
 
 
 def test_the_first_signal_asks_and_a_twin_is_no_second_one():

@@ -18,7 +18,8 @@ from hylo.kernels import measured
 from hylo.kernels.fastest import COMPILED, LAYER_WAYS, LIGER
 from hylo.kernels.measured import Choices, chosen, machine, measuring
 from hylo.kernels.product import product, product_added
-from hylo.runs.store import RunRecord, read_study
+from hylo.runs.record import RunRecord
+from hylo.runs.store import read_study
 
 CPU = torch.device("cpu")
 

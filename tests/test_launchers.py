@@ -26,9 +26,10 @@ from hylo.launch.local import LocalConfig, _begin
 from hylo.launch.slurm_commands import in_queue
 from hylo.launch.watch import Watch
 from hylo.runs.cell import Cell, check
+from hylo.runs.layout import RESULT
 from hylo.runs.shared import Session
 from hylo.runs.status import Status, status_of
-from hylo.runs.store import RESULT, read_study
+from hylo.runs.store import read_study
 from hylo.studies.states import states
 
 CELLS = ("-m", "method=lora,rslora", "model=tiny_llama", "trainer=smoke", "tracking=none", "data.context_length=32")

@@ -32,8 +32,8 @@ from hylo.adapters.landmarks.position_adaptive import PositionAdaptiveConfig
 from hylo.adapters.saved import read_settings
 from hylo.core.errors import ConfigError
 from hylo.runs.cell import Cell, check
+from hylo.runs.record import RunRecord
 from hylo.runs.shared import Session
-from hylo.runs.store import RunRecord
 from hylo.training.config import TrainerConfig
 from hylo.training.optimizers.adamw import AdamWConfig
 from hylo.training.step import make_optimizer

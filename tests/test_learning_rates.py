@@ -12,7 +12,8 @@ from hylo.analysis.summary import summarize
 from hylo.core.files import write_json
 from hylo.report.figures.learning_rates import learning_rate_figure
 from hylo.report.render.hover import svg
-from hylo.runs.store import StudyRecord, read_run, read_study
+from hylo.runs.record import StudyRecord
+from hylo.runs.store import read_run, read_study
 
 OLD = {
     "cell": "low", "key": "trainer.learning_rate", "chosen": 0.004, "at_an_end_of_the_grid": False,

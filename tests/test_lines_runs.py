@@ -14,7 +14,8 @@ from hylo.data.base import Split
 from hylo.data.windows import Windows, batches
 from hylo.runs.config import Config
 from hylo.runs.fingerprint import fingerprint
-from hylo.runs.store import RunRecord, read_study
+from hylo.runs.record import RunRecord
+from hylo.runs.store import read_study
 
 
 @pytest.fixture(scope="module")

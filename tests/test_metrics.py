@@ -19,7 +19,9 @@ from hylo.analysis.pairs import complete_runs
 from hylo.analysis.summary import summarize
 from hylo.core.files import write_json
 from hylo.evaluation.metrics import all_metrics, main_metric, metric_named
-from hylo.runs.store import STUDY, StudyRecord, read_study
+from hylo.runs.layout import STUDY
+from hylo.runs.record import StudyRecord
+from hylo.runs.store import read_study
 
 RECORDS = ROOT / "experiments" / "ablation" / "records"
 

@@ -20,7 +20,8 @@ from hylo.models.folder import FolderModelConfig
 from hylo.models.gguf_wheel import GgufWheelConfig
 from hylo.models.hub import HubModelConfig
 from hylo.models.tiny import END_OF_TEXT, TinyArchitecture, TinyModelConfig
-from hylo.runs.store import RunRecord, read_run
+from hylo.runs.record import RunRecord
+from hylo.runs.store import read_run
 
 TEXT = "To be, or\nnot  to be: 1599 café 🙂\t"
 ARCHITECTURES = list(TinyArchitecture)

@@ -1,5 +1,6 @@
 """Notebooks run on the shipped records, agree with them, and are stored without outputs."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,15 @@ def test_kept_without_outputs(path: Path):
 @EACH
 def test_executes_on_shipped_records(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Conclusions match the records, figures are drawn, nothing is written, and there are no warnings."""
-    records = ROOT / "experiments" / path.stem / "records"
+    notebook: Any = nbformat.read(path, as_version=4)
+    (default,) = re.findall(r'"HYLO_STUDY", "([^"]+)"', "".join(cell.source for cell in _code(notebook)))
+    records = (path.parent / default).resolve()
     before = sorted(records.rglob("*"))
     monkeypatch.delenv("HYLO_STUDY", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
 
-    notebook: Any = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
 
     cells, study = _code(notebook), read_study(records)

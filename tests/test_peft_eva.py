@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from hylo.adapters.model import AdaptedModel
 from hylo.adapters.peft.format import export_peft, import_peft
 from hylo.models.targets import default_targets, target_layers
-from hylo.runs.store import ADAPTER, read_study
+from hylo.runs.layout import ADAPTER
+from hylo.runs.store import read_study
 
 IDS = tokens(4, 24)
 ARCHITECTURES = ["gpt2", "llama"]

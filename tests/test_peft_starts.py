@@ -41,7 +41,8 @@ from hylo.adapters.start import START, load_start, save_start
 from hylo.core.errors import ConfigError, RecordError
 from hylo.models.architecture import weight_OI
 from hylo.models.targets import default_targets, target_layers
-from hylo.runs.store import ADAPTER, read_study
+from hylo.runs.layout import ADAPTER
+from hylo.runs.store import read_study
 
 IDS = tokens(2, 12)
 METHODS = ["peft_pissa", "peft_olora"]

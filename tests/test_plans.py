@@ -14,9 +14,10 @@ import hylo.studies.spec
 import hylo.training.loop
 from hylo.core.errors import ConfigError
 from hylo.runs.cell import Cell
+from hylo.runs.layout import RESULT
 from hylo.runs.run import run_cell
 from hylo.runs.shared import Session
-from hylo.runs.store import RESULT, read_run
+from hylo.runs.store import read_run
 
 SESSION = Session()
 

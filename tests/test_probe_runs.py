@@ -18,9 +18,11 @@ from hylo.evaluation.probes.score import GRIDS
 from hylo.launch.local import operations
 from hylo.runs.cell import Cell
 from hylo.runs.fingerprint import fingerprint, probe_fingerprint
+from hylo.runs.layout import PROBE, RESULT
+from hylo.runs.record import RunRecord
 from hylo.runs.reuse import reuse_finished
 from hylo.runs.run import run_cell
-from hylo.runs.store import PROBE, RESULT, RunRecord, add_probe, read_run
+from hylo.runs.store import add_probe, read_run
 from hylo.studies.plan import plan_study
 
 PROBED = ("probe=kv", "probe.facts=[5,6]", "probe.lists=3")

@@ -19,7 +19,8 @@ import hylo.runs.run
 from hylo.publish import main, overview
 from hylo.report import write_report
 from hylo.report.tables.numbers import written
-from hylo.runs.store import ADAPTER, CONFIG, RESULT, read_study
+from hylo.runs.layout import ADAPTER, CONFIG, RESULT
+from hylo.runs.store import read_study
 from hylo.studies.spec import EXPERIMENTS
 
 

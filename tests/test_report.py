@@ -18,7 +18,9 @@ from hylo.core.files import write_json
 from hylo.report import COLUMNS, loss_figure, summarize, summary_tables, write_report
 from hylo.report.__main__ import main
 from hylo.report.tables.numbers import DIGITS, written
-from hylo.runs.store import EVAL, RESULT, STUDY, THIRDS, WINDOWS, StudyRecord, read_study
+from hylo.runs.layout import EVAL, RESULT, STUDY, THIRDS, WINDOWS
+from hylo.runs.record import StudyRecord
+from hylo.runs.store import read_study
 
 
 def _log_ppl(folder: Path, cell: str, seed: int, *, table: str = EVAL, third: int | None = None) -> float:

@@ -16,7 +16,9 @@ from hylo.evaluation.probes.score import GRIDS, ends_minus_middle
 from hylo.report.figures.heatmap import retrieval_heatmap
 from hylo.report.figures.retrieval import retrieval_figure
 from hylo.report.render.hover import svg
-from hylo.runs.store import PROBE, RunRecord, add_probe, read_run, read_study
+from hylo.runs.layout import PROBE
+from hylo.runs.record import RunRecord
+from hylo.runs.store import add_probe, read_run, read_study
 
 
 def write_answers(run: RunRecord, rng: np.random.Generator, ends: float, middle: float, fingerprint: str = "m") -> None:

@@ -14,7 +14,8 @@ from hylo.core.errors import RecordError
 from hylo.evaluation.tasks.scores import item_scores
 from hylo.report import summarize, summary_tables, write_report
 from hylo.report.tables.decisions import decisions
-from hylo.runs.store import RunRecord, add_probe, read_study
+from hylo.runs.record import RunRecord
+from hylo.runs.store import add_probe, read_study
 
 ITEMS = 200
 

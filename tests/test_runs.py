@@ -20,8 +20,10 @@ from hylo.core.devices import accelerator_for
 from hylo.data.base import Split
 from hylo.evaluation.perplexity import evaluate
 from hylo.models.tiny import TinyModelConfig
+from hylo.runs.layout import AUDIT, COMPLETE, FAILED, SCHEMA_VERSION
+from hylo.runs.record import RunRecord
 from hylo.runs.shared import weights_checksum
-from hylo.runs.store import AUDIT, COMPLETE, FAILED, SCHEMA_VERSION, RunRecord, read_study
+from hylo.runs.store import read_study
 
 
 @pytest.fixture(autouse=True)

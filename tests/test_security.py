@@ -23,7 +23,8 @@ from hylo.models.base import check_places
 from hylo.models.folder import FolderModelConfig
 from hylo.models.tiny import TinyModelConfig
 from hylo.report.render.files import csv
-from hylo.runs.store import RESULT, read_run
+from hylo.runs.layout import RESULT
+from hylo.runs.store import read_run
 from hylo.studies.spec import read_study_file
 
 NAMES = {

@@ -19,8 +19,9 @@ import hylo.launch.jobs
 import hylo.launch.local
 from hylo.launch.local import LocalConfig, odd_ones, operations
 from hylo.runs.cell import Cell
+from hylo.runs.record import RunRecord
 from hylo.runs.shared import Session
-from hylo.runs.store import RunRecord, read_study
+from hylo.runs.store import read_study
 from hylo.training.config import TrainerConfig
 
 SESSION = Session()

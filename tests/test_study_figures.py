@@ -23,7 +23,9 @@ from hylo.report.figures.style import WIDTH
 from hylo.report.render.files import save
 from hylo.report.render.hover import svg
 from hylo.report.tables.caption import caption
-from hylo.runs.store import STUDY, StudyRecord, read_study
+from hylo.runs.layout import STUDY
+from hylo.runs.record import StudyRecord
+from hylo.runs.store import read_study
 from hylo.training.logs import TRAJECTORY
 
 SHIPPED = [

@@ -19,7 +19,8 @@ from hylo.adapters.landmarks.learnable import spread
 from hylo.core.errors import RecordError
 from hylo.report import summarize, write_report
 from hylo.report.figures.trajectories import trajectory_figure
-from hylo.runs.store import RunRecord, read_study
+from hylo.runs.record import RunRecord
+from hylo.runs.store import read_study
 from hylo.tracking.base import Tracker, log_step
 from hylo.training.logs import TRAJECTORY, Trajectory
 

@@ -12,7 +12,7 @@ from hylo.analysis.pairs import Pair, complete_runs, paired_runs, paired_sums, v
 from hylo.analysis.rates import LEARNING_RATE, MULTIPLIER, choices
 from hylo.analysis.verdicts import Basis
 from hylo.evaluation.metrics import Metric, main_metric
-from hylo.runs.store import RunRecord, StudyRecord
+from hylo.runs.record import RunRecord, StudyRecord
 
 
 def basis_of(study: StudyRecord, cell: str, reference: str, *, direction: float, metric: Metric | None = None) -> Basis:

@@ -6,7 +6,7 @@ import numpy as np
 
 from hylo import stats
 from hylo.analysis.rates import choices
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 
 def choice_variance(study: StudyRecord, *cells: str) -> float:

@@ -26,7 +26,7 @@ from hylo.analysis.pairs import (
 )
 from hylo.analysis.verdicts import RedFlags, claim_threshold, claim_verdict, component_verdict, success
 from hylo.evaluation.metrics import Metric, all_metrics, main_metric
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 CONTRASTS = [
     "cell", "reference", "component", "comparison", "measure", "seeds", "effect_pct", "low", "high", "p_holm",

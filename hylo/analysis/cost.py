@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hylo.analysis.pairs import complete_runs, value_of
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import numpy as np
 from hylo import stats
 from hylo.core.errors import RecordError
 from hylo.evaluation.metrics import Metric, main_metric
-from hylo.runs.store import EVAL, RESULT, THIRDS, WINDOWS, RunRecord, StudyRecord
+from hylo.runs.layout import EVAL, RESULT, THIRDS, WINDOWS
+from hylo.runs.record import RunRecord, StudyRecord
 
 Pair = tuple[RunRecord, RunRecord]
 

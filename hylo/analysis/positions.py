@@ -8,7 +8,8 @@ import pandas as pd
 from hylo import stats
 from hylo.analysis.pairs import complete_runs, generator, paired_runs, same_windows, sums
 from hylo.core.errors import RecordError
-from hylo.runs.store import EVAL, RunRecord, StudyRecord
+from hylo.runs.layout import EVAL
+from hylo.runs.record import RunRecord, StudyRecord
 
 COLUMNS = [
     "cell", "bin", "seeds", "ppl", "ppl_low", "ppl_high", "improvement_pct", "improvement_low", "improvement_high",

@@ -15,7 +15,8 @@ import numpy as np
 from hylo import stats
 from hylo.analysis.pairs import Pair, complete_runs, generator
 from hylo.core.errors import RecordError
-from hylo.runs.store import RESULT, RunRecord, StudyRecord
+from hylo.runs.layout import RESULT
+from hylo.runs.record import RunRecord, StudyRecord
 
 
 def probed_runs(study: StudyRecord, probe: str) -> dict[str, list[RunRecord]]:

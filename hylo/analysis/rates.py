@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from hylo.runs.store import RunRecord, StudyRecord
+from hylo.runs.record import RunRecord, StudyRecord
 
 LEARNING_RATE = "trainer.learning_rate"
 MULTIPLIER = "learning_rate_multiplier"

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from hylo.analysis.probed import probed_runs
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 READINGS, TEXTS = "readings", "texts"
 """The probes whose answers these are."""

@@ -17,7 +17,8 @@ from hylo.analysis.probed import interval, probed_pairs, probed_runs
 from hylo.core.errors import RecordError
 from hylo.evaluation.probes.score import GRIDS, Grid
 from hylo.evaluation.probes.score import ends_minus_middle as difference
-from hylo.runs.store import PROBE, RunRecord, StudyRecord
+from hylo.runs.layout import PROBE
+from hylo.runs.record import RunRecord, StudyRecord
 
 TABLE = [
     "cell", "length", "unit", "depth", "place", "accuracy", "accuracy_low", "accuracy_high", "logprob", "logprob_low",

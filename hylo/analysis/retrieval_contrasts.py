@@ -17,7 +17,7 @@ from hylo.analysis.contrasts import contrasts_of, effect_of, level, p_value, per
 from hylo.analysis.pairs import paired_runs
 from hylo.analysis.retrieval import ends_minus_middle, retrieval_contrast, retrieval_table
 from hylo.evaluation.metrics import metric_named
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 CONTRASTS = [
     "cell", "reference", "component", "length", "unit", "seeds", "flattening", "low", "high", "p_holm", "accuracy",

@@ -24,7 +24,8 @@ from hylo.analysis.pairs import (
 from hylo.analysis.rates import rate_in_words
 from hylo.core.errors import RecordError
 from hylo.evaluation.metrics import all_metrics
-from hylo.runs.store import FAILED, INTERRUPTED, STUDY, TRACEBACK, RunRecord, StudyRecord
+from hylo.runs.layout import FAILED, INTERRUPTED, STUDY, TRACEBACK
+from hylo.runs.record import RunRecord, StudyRecord
 
 MAIN, *OTHERS = all_metrics()
 COLUMNS = [

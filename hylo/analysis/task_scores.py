@@ -19,7 +19,8 @@ from hylo.analysis.probed import interval, probed_pairs, probed_runs
 from hylo.analysis.summary import compared
 from hylo.core.errors import RecordError
 from hylo.evaluation.tasks.columns import COLUMNS
-from hylo.runs.store import PROBE, RunRecord, StudyRecord
+from hylo.runs.layout import PROBE
+from hylo.runs.record import RunRecord, StudyRecord
 
 TASKS = "tasks"
 """The probe whose answers these are."""

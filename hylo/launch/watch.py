@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hylo.core.interruption import stop_if_asked
+from hylo.runs.layout import COMPLETE, FAILED, RUNNING
 from hylo.runs.status import status_of
-from hylo.runs.store import COMPLETE, FAILED, RUNNING
 
 SAY_SECONDS = 60.0
 """Seconds after which a line is printed although nothing changed: somebody may be watching."""

@@ -31,7 +31,8 @@ from hylo.report.tables.decisions import MAKERS, Decision, decisions, for_reader
 from hylo.report.tables.sentences import claim_sentences, claims_overview, component_sentences
 from hylo.report.tables.summary_tables import summary_tables
 from hylo.report.tables.table import Table
-from hylo.runs.store import StudyRecord, read_study
+from hylo.runs.record import StudyRecord
+from hylo.runs.store import read_study
 
 __all__ = [
     "COLUMNS",

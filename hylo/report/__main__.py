@@ -7,7 +7,8 @@ from pathlib import Path
 from hylo.core.errors import HyloError, problem
 from hylo.core.names import file_name
 from hylo.report import print_report, write_report
-from hylo.runs.store import RECORDS, STUDY, read_study
+from hylo.runs.layout import RECORDS, STUDY
+from hylo.runs.store import read_study
 
 OUTPUTS = Path("outputs")
 

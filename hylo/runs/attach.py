@@ -25,8 +25,8 @@ from hylo.models.sharding import shard, sharded_names, shared_copy
 from hylo.runs.cell import Cell
 from hylo.runs.config import Config
 from hylo.runs.fingerprint import fingerprint
+from hylo.runs.layout import ADAPTER
 from hylo.runs.shared import Session
-from hylo.runs.store import ADAPTER
 from hylo.training.config import Kernels
 from hylo.training.loop import training_batches
 from hylo.training.memory import gib

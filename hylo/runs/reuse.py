@@ -14,8 +14,10 @@ from hylo.core.files import exclusive, replacing_folder, write_json
 from hylo.core.sums import remove_sums, write_sums
 from hylo.runs.cell import Cell
 from hylo.runs.fingerprint import fingerprint, probe_fingerprint
+from hylo.runs.layout import RESULT
+from hylo.runs.record import RunRecord
 from hylo.runs.shared import Session
-from hylo.runs.store import RESULT, RunRecord, checked, read_run
+from hylo.runs.store import checked, read_run
 
 
 def finished_run(cell: Cell, run_fingerprint: str, results: Sequence[Path] | None = None) -> RunRecord | None:

@@ -35,22 +35,12 @@ from hylo.runs.attach import begin, first_batches, frozen_states, prepared
 from hylo.runs.cell import Cell
 from hylo.runs.config import Config
 from hylo.runs.fingerprint import fingerprint, probe_fingerprint
+from hylo.runs.layout import ADAPTER, AUDIT, COMPLETE, EVAL, HALF, THIRDS, WINDOWS
 from hylo.runs.out_of_memory import explained, release_memory
+from hylo.runs.record import RunRecord
 from hylo.runs.reuse import copy_record, finished_run, probed
 from hylo.runs.shared import Session, weights_checksum
-from hylo.runs.store import (
-    ADAPTER,
-    AUDIT,
-    COMPLETE,
-    EVAL,
-    HALF,
-    THIRDS,
-    WINDOWS,
-    RunRecord,
-    add_probe,
-    checked,
-    read_run,
-)
+from hylo.runs.store import add_probe, checked, read_run
 from hylo.runs.writer import new_result, recording
 from hylo.tracking.base import TrackedRun, Tracker, log_run, log_step
 from hylo.tracking.guard import open_tracker

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from hylo.core.errors import RecordError, first_line
 from hylo.core.files import LEASE, heartbeat_age, owner_of
-from hylo.runs.store import COMPLETE, FAILED, INTERRUPTED, RESULT, RUNNING, RunRecord, read_run
+from hylo.runs.layout import COMPLETE, FAILED, INTERRUPTED, RESULT, RUNNING
+from hylo.runs.record import RunRecord
+from hylo.runs.store import read_run
 from hylo.training.logs import CURVE
 
 MISSING, DEAD, DAMAGED = "not begun", "dead", "damaged"

@@ -15,8 +15,8 @@ from hylo.core.sums import remove_sums, write_sums
 from hylo.data.base import Protocol, Split
 from hylo.data.tokens import bos_token
 from hylo.runs.cell import Cell
+from hylo.runs.layout import COMPLETE, CONFIG, FAILED, INTERRUPTED, RESULT, RUNNING, SCHEMA_VERSION, TRACEBACK
 from hylo.runs.shared import Session
-from hylo.runs.store import COMPLETE, CONFIG, FAILED, INTERRUPTED, RESULT, RUNNING, SCHEMA_VERSION, TRACEBACK
 from hylo.training.checkpoint import CHECKPOINTS
 
 MAKES_THE_RUN = ("model", "data", "method", "trainer", "seed")

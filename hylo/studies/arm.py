@@ -10,9 +10,11 @@ import pandas as pd
 from hylo.core.names import file_name
 from hylo.runs.cell import Cell
 from hylo.runs.fingerprint import fingerprint
+from hylo.runs.layout import COMPLETE, FAILED, RESULT
+from hylo.runs.record import RunRecord
 from hylo.runs.shared import Session
 from hylo.runs.status import status_of
-from hylo.runs.store import COMPLETE, FAILED, RESULT, RunRecord, read_run
+from hylo.runs.store import read_run
 from hylo.studies.choices import Choice, no_sums, score
 from hylo.studies.grid_search import Setting, best_setting, next_setting, start_settings
 from hylo.studies.starts import moved_grids

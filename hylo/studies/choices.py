@@ -15,8 +15,8 @@ from hylo.core.schema import to_container
 from hylo.data.base import Split
 from hylo.data.tokens import bos_token
 from hylo.runs.cell import Cell
+from hylo.runs.layout import CHOICES, STUDY, TRIALS
 from hylo.runs.shared import Session
-from hylo.runs.store import CHOICES, STUDY, TRIALS
 from hylo.studies.grid_search import Setting, best_setting, ends
 from hylo.training.config import TrainerConfig
 

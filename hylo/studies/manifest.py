@@ -9,9 +9,10 @@ from hylo.core.files import write_json, write_table
 from hylo.core.schema import to_container
 from hylo.runs.cell import Cell
 from hylo.runs.fingerprint import fingerprint
+from hylo.runs.layout import SCHEMA_VERSION, STUDY, TRIALS
 from hylo.runs.reuse import probed
 from hylo.runs.shared import Session
-from hylo.runs.store import SCHEMA_VERSION, STUDY, TRIALS, read_run
+from hylo.runs.store import read_run
 from hylo.tracking.base import TrackedRun, log_report
 from hylo.tracking.guard import open_tracker
 

@@ -23,9 +23,9 @@ from hylo.runs.cell import Cell, check
 from hylo.runs.config import Config, Tune
 from hylo.runs.fingerprint import fingerprint
 from hylo.runs.launcher import LeftRunning
+from hylo.runs.layout import NOT_RUN
 from hylo.runs.reuse import Listing, reuse_finished
 from hylo.runs.shared import Session
-from hylo.runs.store import NOT_RUN
 from hylo.runs.writer import MAKES_THE_RUN
 from hylo.studies.manifest import report_plan, write_manifest
 from hylo.studies.part import part_of

@@ -15,8 +15,9 @@ from hylo.analysis.verdicts import DROP
 from hylo.core.devices import is_main_process
 from hylo.core.errors import ConfigError, problem
 from hylo.runs.config import UNTIL_DECIDED, Config
+from hylo.runs.record import StudyRecord
 from hylo.runs.shared import Session
-from hylo.runs.store import StudyRecord, study_of
+from hylo.runs.store import study_of
 from hylo.studies.manifest import manifest, report_plan
 from hylo.studies.part import part_names
 from hylo.studies.plan import (

@@ -14,8 +14,8 @@ from rich.text import Text
 from hylo.core.errors import HyloError, RecordError
 from hylo.launch.ledger import Ledger
 from hylo.launch.slurm_commands import in_queue
+from hylo.runs.layout import COMPLETE, RESULT
 from hylo.runs.status import MISSING, Status, status_of
-from hylo.runs.store import COMPLETE, RESULT
 
 PLAN = "plan.json"
 """What a study or sweep was to run when it began."""

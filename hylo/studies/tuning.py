@@ -21,8 +21,8 @@ from hylo.core.names import file_name
 from hylo.core.schema import number_at, number_range
 from hylo.runs.cell import Cell
 from hylo.runs.config import Config, Tune
+from hylo.runs.layout import CHOICES, TRIALS
 from hylo.runs.shared import Session
-from hylo.runs.store import CHOICES, TRIALS
 from hylo.studies.arm import Arm, diverged, lost
 from hylo.studies.choices import Choice, condition, published_choices
 from hylo.studies.grid_search import start_settings

@@ -25,7 +25,7 @@ from hylo.report.figures.marks import (
 from hylo.report.figures.style import COLOURS, GRID, MARKERS, fold, framed, legend, legend_columns
 from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import MISSING
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 COLUMNS = ["component", "comparison", "effect", "low", "high", "seeds"]
 

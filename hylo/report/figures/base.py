@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hylo.core.registry import register, registered
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 Draw = Callable[[StudyRecord, pd.DataFrame], Figure | None]
 F = TypeVar("F", bound=Draw)

@@ -10,7 +10,7 @@ from hylo.analysis.contrasts import claim_table
 from hylo.report.figures.base import study_figure
 from hylo.report.figures.forest import forest_figure
 from hylo.report.tables.caption import caption
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 
 @study_figure("claims", order=10)

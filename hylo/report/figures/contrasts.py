@@ -11,7 +11,7 @@ from hylo.evaluation.metrics import metric_named
 from hylo.report.figures.base import study_figure
 from hylo.report.figures.forest import forest_figure
 from hylo.report.tables.caption import caption
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 
 @study_figure("contrasts", order=20)

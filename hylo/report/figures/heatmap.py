@@ -20,7 +20,7 @@ from hylo.report.figures.style import framed
 from hylo.report.render.hover import hover
 from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import interval, number
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 _COLOURS = colormaps["cividis"]  # sequential and safe for colour-blind readers
 _SCALE = Normalize(0, 100)

@@ -13,7 +13,7 @@ from hylo.report.render.hover import hover
 from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import MISSING, interval
 from hylo.report.tables.summary_tables import split_by_reference
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 
 @study_figure("improvement", order=30)

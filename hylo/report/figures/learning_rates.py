@@ -16,7 +16,7 @@ from hylo.report.figures.multiples import grid, label_outer, panels
 from hylo.report.figures.style import COLOURS, FAINT, SMALL, framed
 from hylo.report.render.hover import hover
 from hylo.report.tables.numbers import number
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 ABOVE_BEST = 1.15
 """The y axis ends at most at this multiple of the best perplexity; anything worse is drawn at its upper edge."""

@@ -10,7 +10,7 @@ from hylo.analysis.pairs import complete_runs
 from hylo.report.figures.multiples import TOGETHER, grid, label_outer, panels, same_scale
 from hylo.report.figures.style import FAINT, GRID, cell_style, framed, legend, legend_columns
 from hylo.report.render.hover import hover
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 
 def loss_figure(study: StudyRecord, *, smoothing: int = 1) -> Figure:

@@ -17,7 +17,7 @@ from hylo.report.figures.style import COLOURS, GRID, fold, framed, legend, legen
 from hylo.report.render.hover import hover
 from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import interval
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 COLUMNS = ["cell", "trainable_params", "ppl", "ppl_low", "ppl_high", "seeds", "front"]
 _OTHER = "0.45"  # grey of cells that are not on the front

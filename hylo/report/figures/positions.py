@@ -16,7 +16,7 @@ from hylo.report.figures.multiples import TOGETHER, grid, label_outer, panels, s
 from hylo.report.figures.style import FAINT, GRID, SMALL, cell_style, framed, legend, legend_columns
 from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import interval
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 BINS = 10
 _IMPROVEMENT = "improvement_pct"

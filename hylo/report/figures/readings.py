@@ -16,7 +16,7 @@ from hylo.report.figures.style import GRID, LINES, SMALL, fold, framed
 from hylo.report.render.hover import hover
 from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import number
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 _COLOURS = colormaps["cividis"]  # as in the heat maps of retrieval
 _WIDE, _ROW = 3, 2.1  # panels in a row; inches of a row

@@ -17,7 +17,7 @@ from hylo.report.figures.multiples import TOGETHER, grid, label_outer, panels, s
 from hylo.report.figures.style import GRID, cell_style, framed, legend, legend_columns
 from hylo.report.tables.caption import caption
 from hylo.report.tables.numbers import interval
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 COLUMNS = [
     "cell", "length", "unit", "depth", "place", "accuracy", "accuracy_low", "accuracy_high", "logprob", "logprob_low",

@@ -12,7 +12,7 @@ from hylo.analysis.pairs import complete_runs
 from hylo.report.figures.base import study_figure
 from hylo.report.figures.style import GRID, LINES, fold, framed
 from hylo.report.render.hover import hover
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 _ROW_HEIGHT, _LOW_ROW, _MANY = 2.5, 2.0, 3  # inches per row; inches per row if there are more than _MANY rows
 _NAME_WIDTH = 90  # characters

@@ -13,7 +13,7 @@ from hylo.report.render.latex import booktabs
 from hylo.report.tables.answer import answer, has_verdicts
 from hylo.report.tables.caption import PROTOCOL, caption, warns
 from hylo.report.tables.table import Table
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 TEX_HEAD = r"""% Needs \usepackage{booktabs}. Rebuilt from the records: do not edit.
 % A wide table needs a landscape page, or \resizebox{\textwidth}{!}{...} of graphicx around its tabular.

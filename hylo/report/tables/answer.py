@@ -16,7 +16,7 @@ from hylo.report.tables.columns import Row
 from hylo.report.tables.numbers import interval, number
 from hylo.report.tables.sentences import spaced
 from hylo.report.tables.table import Table
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 FEW = 3
 """Components with one verdict that are listed by name; beyond that, only their number and span."""

@@ -6,7 +6,8 @@ from hylo.analysis.pairs import complete_runs, value_of
 from hylo.analysis.rates import rates_in_words
 from hylo.analysis.summary import PASSED
 from hylo.report.tables.numbers import MISSING, number
-from hylo.runs.store import NOT_RUN, RunRecord, StudyRecord
+from hylo.runs.layout import NOT_RUN
+from hylo.runs.record import RunRecord, StudyRecord
 
 RANDOM_WEIGHTS = "RANDOM WEIGHTS: these numbers say nothing about methods"
 ONE_SEED = "95 % intervals cover evaluation noise only (one seed: new windows, not new training runs)"

@@ -20,7 +20,7 @@ from hylo.report.tables.caption import marked
 from hylo.report.tables.columns import verdict
 from hylo.report.tables.sentences import spaced
 from hylo.report.tables.table import Table
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)

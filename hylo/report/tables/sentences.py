@@ -10,7 +10,7 @@ from hylo.analysis.contrasts import claim_table, contrast_table, improvement_of
 from hylo.analysis.verdicts import OWN_RATES
 from hylo.evaluation.metrics import main_metric, metric_named
 from hylo.report.tables.numbers import MISSING, interval, number
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 
 def claim_sentences(study: StudyRecord) -> list[str]:

@@ -11,7 +11,7 @@ from hylo.report.tables.caption import by_lines, caption, marked
 from hylo.report.tables.columns import Column
 from hylo.report.tables.table import Table
 from hylo.report.tables.task_columns import with_scores
-from hylo.runs.store import StudyRecord
+from hylo.runs.record import StudyRecord
 
 BASE, PREVIOUS, NAMED = "Against the base model", "Against the previous row", "Contrasts"
 
