@@ -14,7 +14,7 @@ from hylo import stats
 from hylo.analysis.basis import basis_of
 from hylo.analysis.choice_noise import choice_variance
 from hylo.analysis.contrasts import claim_table, contrast_table, effect_of
-from hylo.analysis.rates import choice_table, rates_in_words
+from hylo.analysis.rates import choice_table, lead, rates_in_words
 from hylo.core.files import write_json
 from hylo.runs.layout import HALF, RESULT, TRIALS
 from hylo.runs.record import StudyRecord
@@ -84,6 +84,20 @@ def test_a_best_rate_at_an_end_of_its_grid_is_undertrained(tmp_path: Path) -> No
     assert verdicts(found)[0] == "undertrained"
     assert "large: best trainer.learning_rate at the edge of its grid" in contrast_table(found)["rests_on"].iloc[0]
     assert choice_table(found)["end"].tolist() == ["no", "trainer.learning_rate"]
+
+
+def test_the_lead_of_a_value_at_an_end_is_that_over_the_next_one() -> None:
+    tried = [((0.002, 8), 20.0), ((0.002, 64), 19.9), ((0.002, 1), 25.0), ((0.004, 64), 21.0), ((0.008, 64), None)]
+    found: dict[str, Any] = {
+        "keys": ["rate", "multiplier"],
+        "chosen": [0.002, 64],
+        "tried": [{"values": [*values], "ppl": [ppl, ppl]} for values, ppl in tried],
+    }
+    assert lead(found, "multiplier") == pytest.approx(100 * (20.0 / 19.9 - 1))
+    assert lead(found, "rate") == pytest.approx(100 * (21.0 / 19.9 - 1))
+    found["tried"] = [each for each in found["tried"] if each["values"][0] != 0.004]
+    assert np.isnan(lead(found, "rate")), "the next value failed"
+    assert np.isnan(lead({**found, "tried": found["tried"][1:2]}, "rate")), "no other value was tried"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 them could go further. From the manifest and the records alone.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from hylo import stats
 from hylo.analysis.pairs import Pair, complete_runs, paired_runs, paired_sums, value_of
-from hylo.analysis.rates import LEARNING_RATE, MULTIPLIER, choices
+from hylo.analysis.rates import LEARNING_RATE, MULTIPLIER, choices, lead
 from hylo.analysis.verdicts import Basis
 from hylo.evaluation.metrics import Metric, main_metric
 from hylo.runs.record import RunRecord, StudyRecord
@@ -69,7 +70,9 @@ def _at_an_end(study: StudyRecord, arms: list[str]) -> Iterator[str]:
     chosen = choices(study)
     for arm in arms:
         for key in chosen.get(arm, {}).get("at_an_end", []):
-            yield f"{arm}: best {key} at the edge of its grid"
+            gained = lead(chosen[arm], key)
+            over = f", by {gained:.1g} % over the next value" if math.isfinite(gained) else ""
+            yield f"{arm}: best {key} at the edge of its grid{over}"
 
 
 def _hardly_moved(study: StudyRecord, cell: str, reference: str) -> Iterator[str]:
