@@ -1,5 +1,6 @@
 """The learning-rate figure and the table of choices: what was tried, what was chosen, what diverged."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,24 @@ def test_the_figure_shows_every_trial(tmp_path: Path) -> None:
     again = learning_rate_figure(found, summarize(found))
     assert again is not None
     assert svg(again) == shown
+
+
+def test_cells_far_from_the_best_have_another_range(tmp_path: Path) -> None:
+    """Their optimum would lie beyond the upper edge otherwise; cells that are near each other stay comparable."""
+    near, far = choice("near"), choice("far")
+    far["tried"] = [{"values": [30 * rate], "ppl": [30.0 + rate, 31.0]} for rate in (1e-3, 2e-3, 4e-3)]
+    far["chosen"] = [30 * 1e-3]
+    found = study(tmp_path, choice("low"), near, far, {**far, "cell": "also_far"})
+    figure = learning_rate_figure(found, summarize(found))
+    assert figure is not None
+    ranges = [axes.get_ylim() for axes in figure.get_axes()]
+    assert ranges[0] == ranges[1] != ranges[2] == ranges[3]
+    assert ranges[0][0] < 20.05 < ranges[0][1] < 30.5 < ranges[2][1]
+    assert "some panels have another range of perplexity" in figure.get_supxlabel().replace("\n", " ")
+    figure.draw_without_rendering()
+    for axes in figure.get_axes():
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+        assert not any(first.overlaps(second) for first, second in itertools.pairwise(boxes))
 
 
 def test_nothing_chosen_is_no_figure(tmp_path: Path) -> None:

@@ -86,7 +86,9 @@ def _draw_lines(
         colour = colormaps["viridis"](0.9 * rank / max(1, len(ranks) - 1))  # the brightest tenth is too light on white
         (line,) = axes.plot(shown.index, shown[column], color=colour, linestyle=style, linewidth=0.9, label=label)
         first, last = table[column].iloc[0], table[column].iloc[-1]
-        hover(line, f"{name}, entry {column}: {first:.4g} before training, {last:.4g} after ({last - first:+.2g})")
+        hover(
+            line, f"{name}, entry {column}: {first:.4g} before training, {last:.4g} after ({_short(last - first, '+')})"
+        )
         label = None  # only once in the legend
 
 
@@ -96,7 +98,12 @@ def _is_wide(tables: list[pd.DataFrame]) -> bool:
     return low > 0 and high > _WIDE * low
 
 
+def _short(value: float, sign: str = "") -> str:
+    """Two significant digits: `0.18`, `610`."""
+    return f"{float(f'{value:.2g}'):{sign}g}"
+
+
 def _moved(tables: list[pd.DataFrame]) -> str:
     changes: Any = pd.concat([(table - table.iloc[0]).abs().max() for table in tables])
     count = int((changes > 0).sum())
-    return f"{count} of {len(changes)} moved" + (f", the furthest by {changes.max():.2g}" if count else "")
+    return f"{count} of {len(changes)} moved" + (f", the furthest by {_short(changes.max())}" if count else "")
