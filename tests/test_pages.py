@@ -77,7 +77,7 @@ def test_intervals_of_the_findings_are_those_of_the_results(name: str) -> None:
 
 
 def test_intervals_of_the_readme_are_those_of_the_results() -> None:
-    known = set().union(*map(intervals, ("ablation", "tuned_ablation", "tuned_landmarks")))
+    known = set().union(*map(intervals, ("ablation", "tuned_ablation", "tuned_landmarks", "tuned_bucketing")))
     prose = [each for each in quoted(README.partition("## Quick start")[0]) if each not in known]
     assert prose == []
     assert len(quoted(README.partition("## Quick start")[0])) >= 3
