@@ -223,6 +223,21 @@ def test_a_tensor_that_is_not_in_the_optimizer_is_caught():
     assert audit.findings[-2].names == (name,)
 
 
+def test_boundaries_that_left_the_window_are_caught():
+    """They may in training: then all positions share a bucket, and the component no longer adapts to the position."""
+    audit, model = started(method("landmark_learnable"))
+    audit.before_training()
+    assert audit.failed == []
+    learn(model)
+    boundaries = next(tensor for name, tensor in trained(model).items() if name.endswith("beta"))
+    with torch.no_grad():
+        boundaries.add_(2.0)
+    audit.after_training()
+    assert audit.failed == ["bucket_occupancy"]
+    count = len(boundaries) + 1
+    assert audit.findings[-1].detail.startswith(f"after training, landmark: 1 of {count} buckets hold a position of")
+
+
 @pytest.mark.parametrize("name", ["hylorada_dora_learnable", "full"])
 def test_the_audit_leaves_no_trace(name: str):
     audit, model = started(method(name))

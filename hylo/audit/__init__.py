@@ -2,12 +2,13 @@
 
 Before the first step: identity at start, causality, cached decoding, padding, packing (if used), dead and frozen
 tensors, parameter count, adapted share, bucket occupancy. After training: unmoved tensors, deterministic evaluation,
-contributions. The checks read a few short windows and train nothing. A failed check does not stop a run: it is recorded
-(audit.json) and marks the run's row in every table.
+bucket occupancy once more, contributions. The checks read a few short windows and train nothing. A failed check does
+not stop a run: it is recorded (audit.json) and marks the run's row in every table.
 
 The properties are the specification of an adapter for causal language models; the checks are own design.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,10 @@ class Audit:
         """Check the trained model, and what its components contribute if that was also measured at the start."""
         with self._probe.evaluating():
             found = [unmoved_tensors(self._probe, self._start), deterministic_evaluation(self._probe)]
+            buckets = bucket_occupancy(self._probe)
+        # Learned boundaries can leave the window; fixed ones are where they were.
+        if buckets.status is Status.failed and buckets.check not in self.failed:
+            found.append(replace(buckets, detail=f"after training, {buckets.detail}"))
         if contributions is not None:
             found.append(contributions.after_training())
         self.findings += found
