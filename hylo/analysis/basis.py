@@ -71,7 +71,7 @@ def _at_an_end(study: StudyRecord, arms: list[str]) -> Iterator[str]:
     for arm in arms:
         for key in chosen.get(arm, {}).get("at_an_end", []):
             gained = lead(chosen[arm], key)
-            over = f", by {gained:.1g} % over the next value" if math.isfinite(gained) else ""
+            over = f", by {gained:.3f} % over the next value" if math.isfinite(gained) else ""
             yield f"{arm}: best {key} at the edge of its grid{over}"
 
 
